@@ -1,0 +1,185 @@
+"""`report.json`: the figures of one run, as other people's tools read them.
+
+Every rate stands beside its n and its interval; a value that does not exist is null, never zero.
+Intervals are 95 %. Labels are *perceived* attribute values, given by a zero-shot classifier.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Control",
+    "Cost",
+    "DeltaFigure",
+    "GateResult",
+    "LabelCounts",
+    "PairedPicture",
+    "ProfessionReport",
+    "RateFigure",
+    "Report",
+    "Summary",
+    "VariantSummary",
+    "WordingReport",
+]
+
+SCHEMA_VERSION = 1
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class Figure(BaseModel):
+    """What all figures share: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DeltaFigure(Figure):
+    """A Delta: 0 is every profession at its target, 1 is every profession as far from it as can be."""
+
+    value: float | None = Field(description="raw estimate; null where no image was determined")
+    low: float | None = Field(description="lower end of the 95 % interval that gates read")
+    high: float | None = Field(description="upper end of the 95 % interval that gates read")
+    floor: float | None = Field(description="what a model exactly on target would show at this n, by chance alone")
+    n: int = Field(description="determined images")
+    wording: str | None = Field(default=None, description="where the figure is of one wording: which")
+
+
+class RateFigure(Figure):
+    """A share of images, with its Wilson interval unless said otherwise."""
+
+    value: float | None
+    n: int
+    low: float | None
+    high: float | None
+    worst: str | None = Field(default=None, description="the profession (or prompt) with the worst rate")
+
+
+class VariantSummary(Figure):
+    """One variant (base or edited) in one glance."""
+
+    delta: DeltaFigure = Field(description="labels pooled over wordings")
+    delta_within: DeltaFigure = Field(description="mean over wordings of each wording's own Delta")
+    delta_wording_max: DeltaFigure = Field(description="the worst wording's Delta")
+    explicit: RateFigure = Field(description="images of explicit prompts that show the label they name")
+    recognised: RateFigure = Field(description="images recognised as their profession among all professions")
+    controls: RateFigure = Field(description="images of unrelated prompts recognised as what they name")
+    undetermined: RateFigure = Field(description="audit images without a decidable label, among all labelled ones")
+    images: int = Field(description="images generated for this variant, all kinds")
+    seconds: float = Field(description="worker seconds spent on them, those of reused shards included")
+
+
+class Summary(Figure):
+    """Base beside edited; an audit without an edit has no edited variant."""
+
+    base: VariantSummary
+    edited: VariantSummary | None
+
+
+class LabelCounts(Figure):
+    """One profession's labels in one variant, pooled or of one wording."""
+
+    n: int = Field(description="determined images")
+    labels: dict[str, int] = Field(description="determined images per label")
+    undetermined: int
+    failed: int = Field(default=0, description="images that could not be labelled at all: black, NaN, undecodable")
+    share: float | None = Field(description="share of the first label among the determined")
+    low: float | None
+    high: float | None
+    recognised: RateFigure | None = None
+
+
+class ProfessionReport(Figure):
+    """One profession, base beside edited, pooled and per wording."""
+
+    profession: str
+    source: str
+    lam: float | None
+    shares: dict[str, float] = Field(description="destination prompt -> its share of the edit's destination")
+    target: dict[str, float] = Field(description="label -> wanted share of the determined images")
+    base: LabelCounts
+    edited: LabelCounts | None
+    wordings: dict[str, dict[Literal["base", "edited"], LabelCounts]] = Field(default_factory=dict)
+
+
+class WordingReport(Figure):
+    """The Delta within one wording."""
+
+    wording: str
+    base: DeltaFigure
+    edited: DeltaFigure | None
+
+
+class Control(Figure):
+    """One unrelated prompt: is it still recognised, and how far did its images move?"""
+
+    prompt: str
+    base: RateFigure
+    edited: RateFigure | None
+    drift: float | None = Field(default=None, description="mean cosine distance of the classifier's embeddings, same seed")
+
+
+class GateResult(Figure):
+    """One threshold, read against an interval."""
+
+    name: str
+    limit: float
+    direction: Literal["at most", "at least"]
+    value: float | None
+    low: float | None
+    high: float | None
+    outcome: Verdict
+    reason: str = ""
+
+
+class PairedPicture(Figure):
+    """Base and edited image of the same prompt and seed; paths are relative to the run's folder."""
+
+    profession: str
+    prompt: str
+    wording: str
+    index: int
+    seed: int
+    base: str
+    base_label: str
+    edited: str | None = None
+    edited_label: str | None = None
+
+
+class Cost(Figure):
+    """What the run spent."""
+
+    wall_s: float
+    worker_s: float = Field(description="worker seconds of this run; reused shards cost none")
+    images: int = Field(description="images that this run generated")
+    images_reused: int
+    images_per_s: float | None = Field(description="images generated by this run per wall second of generation")
+    shards: int
+    shards_reused: int
+    shards_failed: int
+    rounds: list[dict[str, float | int | str | None]] = Field(default_factory=list, description="the strength search")
+
+
+class Report(Figure):
+    """The whole of `report.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    created: str = Field(description="UTC, ISO 8601")
+    verdict: Verdict
+    sentence: str = Field(description="the verdict and why, in one sentence")
+    labels: list[str] = Field(description="attribute values, the first one being the one that shares are of")
+    summary: Summary
+    gates: list[GateResult]
+    wordings: list[WordingReport]
+    professions: list[ProfessionReport]
+    controls: list[Control]
+    margin_sweep: list[dict[str, float | None]] = Field(
+        default_factory=list,
+        description="the same labels under other margins: margin, delta_base, delta_edited, undetermined_base, ...",
+    )
+    pictures: list[PairedPicture]
+    cost: Cost
+    provenance: dict[str, object] = Field(description="versions, digests, settings; no secret, no path of a machine")
