@@ -1,0 +1,160 @@
+"""Which text encoder made the embeddings: a digest that an operator carries, so that it is not used on another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from time_ops.errors import ModelError
+
+__all__ = ["EncoderDigest", "encoder_digest", "text_encoders"]
+
+# What of a text encoder's configuration decides its embeddings, beside the weights.
+_CONFIG_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "use_attention_mask",
+)
+
+
+@dataclass(frozen=True)
+class EncoderDigest:
+    """Identity of a pipeline's text encoders and tokenizers.
+
+    A model loaded in half precision has other weights than in float32, yet is the same model. So the digests of the
+    weights cast to each half precision are kept too, and two encoders also match if one of them *is* in such a
+    precision and the other gives the same weights when cast to it.
+
+    Attributes:
+        exact: sha256 in hex over the weights' values, the configuration and the tokenizers.
+        dtype: The weights' dtype, "float32".
+        float16: The same digest with weights cast to float16.
+        bfloat16: The same digest with weights cast to bfloat16.
+    """
+
+    exact: str
+    dtype: str
+    float16: str
+    bfloat16: str
+
+    def matches(self, other: EncoderDigest) -> bool:
+        """Whether both are of the same encoder, a cast to half precision aside."""
+        if self.exact == other.exact:
+            return True
+        dtypes = (self.dtype, other.dtype)
+        return ("float16" in dtypes and self.float16 == other.float16) or (
+            "bfloat16" in dtypes and self.bfloat16 == other.bfloat16
+        )
+
+
+def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
+    """The pipeline's (tokenizer, text encoder) pairs, in the order in which their embeddings are joined.
+
+    Raises:
+        ModelError: A tokenizer is missing, or there are more than two text encoders.
+    """
+    if getattr(pipe, "text_encoder_3", None) is not None:
+        raise ModelError(f"{type(pipe).__name__} has three text encoders; at most two are known")
+    found = []
+    for suffix in ("", "_2"):
+        encoder, tokenizer = getattr(pipe, "text_encoder" + suffix, None), getattr(pipe, "tokenizer" + suffix, None)
+        if encoder is None:
+            continue
+        if tokenizer is None:
+            raise ModelError(f"{type(pipe).__name__} has text_encoder{suffix} but no tokenizer{suffix}")
+        found.append((tokenizer, encoder))
+    if not found:
+        raise ModelError(f"{type(pipe).__name__} has no text encoder loaded")
+    return found
+
+
+def encoder_digest(pipe: Any) -> EncoderDigest:
+    """Digest of a pipeline's text encoders; cached until a weight changes.
+
+    Args:
+        pipe: A pipeline with `text_encoder` and `tokenizer`, and for SDXL `text_encoder_2` and `tokenizer_2`.
+
+    Raises:
+        ModelError: An encoder's weights are not in memory.
+    """
+    parts = [(_weights_digest(encoder), _tokenizer_digest(tokenizer)) for tokenizer, encoder in text_encoders(pipe)]
+    dtypes = {w["dtype"] for w, _ in parts}
+
+    def joined(kind: str) -> str:
+        return hashlib.sha256("\n".join(line for w, t in parts for line in (w[kind], t)).encode()).hexdigest()
+
+    dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
+    return EncoderDigest(joined("exact"), dtype, joined("float16"), joined("bfloat16"))
+
+
+_weights_cache: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], dict[str, str]]] = WeakKeyDictionary()
+
+
+def _weights_digest(encoder: nn.Module) -> dict[str, str]:
+    state = tuple((name, p.data_ptr(), p._version, p.dtype) for name, p in _weights(encoder))
+    cached = _weights_cache.get(encoder)
+    if cached is not None and cached[0] == state:
+        return cached[1]
+    config = {field: getattr(encoder.config, field, None) for field in _CONFIG_FIELDS}
+    head = json.dumps(config, sort_keys=True, default=str).encode()
+    hashes = {kind: hashlib.sha256(head) for kind in ("exact", "float16", "bfloat16")}
+    dtypes = set()
+    for name, weight in _weights(encoder):
+        if weight.is_meta:
+            raise ModelError(
+                f"text encoder weight {name} is on the meta device (offloaded): load it or remove the hooks"
+            )
+        dtypes.add(str(weight.dtype).removeprefix("torch."))
+        value = weight.detach().to("cpu")
+        for kind, cast in (("exact", torch.float64), ("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+            # The exact digest is of values: half precision weights and the same held in float32 are equal.
+            wide = cast if kind != "exact" or value.dtype == torch.float64 else torch.float32
+            hashes[kind].update(f"\n{name} {tuple(value.shape)}\n".encode())
+            hashes[kind].update(_little_endian(value.to(wide)))
+    result = {kind: h.hexdigest() for kind, h in hashes.items()}
+    result["dtype"] = dtypes.pop() if len(dtypes) == 1 else "mixed"
+    _weights_cache[encoder] = (state, result)
+    return result
+
+
+def _weights(encoder: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    # Parameters only: buffers here are position ids and attention masks that some versions keep and others don't.
+    return iter(sorted(encoder.named_parameters()))
+
+
+def _little_endian(value: torch.Tensor) -> bytes:
+    raw = value.contiguous().view(torch.uint8) if value.ndim else value.reshape(1).view(torch.uint8)
+    array = raw.numpy()
+    if sys.byteorder == "big":
+        array = array.reshape(-1, value.element_size())[:, ::-1]
+    return array.tobytes()
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    merges: list[str] = []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # Only the merges: the rest of this JSON holds padding and truncation state, which change from call to call.
+        stored = json.loads(backend.to_str())["model"].get("merges") or []
+        merges = [m if isinstance(m, str) else " ".join(m) for m in stored]
+    facts = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "merges": merges,
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+        "positions": int(tokenizer.model_max_length),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

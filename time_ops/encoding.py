@@ -1,0 +1,453 @@
+"""From prompts to token pairs: source and destination embeddings, made exactly as the pipeline makes them.
+
+    pairs = encode_edits(pipe, [PromptEdit("a CEO", {"a female CEO": 0.5, "a male CEO": 0.5})])
+    kept = encode_preserved(pipe, ["a female CEO", "a male CEO", ""])
+
+Prompts pass through the pipeline's own `encode_prompt`, so its layer, its padding and the join of two encoders are
+right by construction; the text encoder runs in float32 whatever its dtype, and is put back bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from time_ops.alignment import Alignment, Positions, align_prompts, token_ids
+from time_ops.encoders import EncoderDigest, encoder_digest, text_encoders
+from time_ops.errors import EditError, ModelError
+from time_ops.surfaces import check_pipeline
+
+__all__ = [
+    "DEFAULT_AUGMENTATIONS",
+    "PromptEdit",
+    "PromptFault",
+    "TokenPairs",
+    "augment",
+    "check_prompts",
+    "encode_edits",
+    "encode_preserved",
+    "encode_prompts",
+]
+
+# As published: the pair itself, and both prompts behind three prefixes.
+DEFAULT_AUGMENTATIONS = ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}")
+
+# Shares are written by people and by calibration: a sum is 1 if it is within this of 1.
+_SHARE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class PromptEdit:
+    """One edit: the source prompt is to be read as a blend of destination prompts.
+
+    Attributes:
+        source: Source prompt, "a CEO".
+        destinations: Share of each destination prompt, {"a female CEO": 1.0}; finite, none negative, sum 1.
+
+    Raises:
+        EditError: The destinations or their shares are not as above.
+    """
+
+    source: str
+    destinations: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise EditError(f"source must be a prompt, not {self.source!r}")
+        if not isinstance(self.destinations, Mapping) or not all(isinstance(p, str) for p in self.destinations):
+            raise EditError(f"edit of {self.source!r}: destinations must map prompts to shares")
+        shares = _checked_shares(self.source, list(self.destinations.values()))
+        object.__setattr__(self, "destinations", dict(zip(self.destinations, shares, strict=True)))
+
+    def __hash__(self) -> int:
+        return hash((self.source, frozenset(self.destinations.items())))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPairs:
+    """The token embeddings of one edit, all augmentations and positions below each other.
+
+    Attributes:
+        edit: What they were made from.
+        source: [n, d] float32 (or float64), token embeddings c_i; n = augmentations x positions.
+        destinations: [K, n, d], for each destination the embedding c*_i that corresponds to source token i.
+        augmentations: Templates that were used.
+        alignment: Rule that matched the tokens.
+        encoder: The text encoder's digest; None for embeddings that did not come from `encode_edits`.
+
+    Raises:
+        EditError: Shapes or dtypes don't fit, or a value is not finite.
+    """
+
+    edit: PromptEdit
+    source: torch.Tensor
+    destinations: torch.Tensor
+    augmentations: tuple[str, ...] = ("{source}",)
+    alignment: Alignment = "published"
+    encoder: EncoderDigest | None = None
+    _tokens_digest: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        name = f"token pairs of {self.edit.source!r}"
+        for tensor in (self.source, self.destinations):
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise EditError(f"{name}: embeddings are {tensor.dtype}; float32 or float64 is needed")
+        expected = (len(self.edit.destinations), *self.source.shape)
+        if self.source.ndim != 2 or tuple(self.destinations.shape) != expected:
+            raise EditError(
+                f"{name}: source has shape {list(self.source.shape)}, destinations {list(self.destinations.shape)}; "
+                "needed are [n, d] and [K, n, d] with one K for each destination prompt"
+            )
+        if not bool(torch.isfinite(self.source).all() and torch.isfinite(self.destinations).all()):
+            raise EditError(f"{name}: embeddings are not finite")
+
+    @property
+    def shares(self) -> torch.Tensor:
+        """Share of each destination, [K] float64."""
+        return torch.tensor(list(self.edit.destinations.values()), dtype=torch.float64)
+
+    @property
+    def destination(self) -> torch.Tensor:
+        """The blend of the destinations, sum_k a_k c*_k, [n, d] float64."""
+        return torch.einsum("k,knd->nd", self.shares, self.destinations.double().cpu()).to(self.source.device)
+
+    @property
+    def tokens_digest(self) -> str:
+        """sha256 in hex of the embeddings themselves: identity of pairs that no known encoder made."""
+        if not self._tokens_digest:
+            sha = hashlib.sha256(repr((tuple(self.destinations.shape), self.source.dtype)).encode())
+            for tensor in (self.source, self.destinations):
+                sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            self._tokens_digest.append(sha.hexdigest())
+        return self._tokens_digest[0]
+
+    def with_shares(self, shares: Mapping[str, float] | Sequence[float]) -> TokenPairs:
+        """The same tokens, blended by other shares.
+
+        Args:
+            shares: By destination prompt, or in the destinations' order.
+
+        Raises:
+            EditError: A destination is missing or unknown, or the shares are invalid.
+        """
+        prompts = list(self.edit.destinations)
+        if isinstance(shares, Mapping):
+            if set(shares) != set(prompts):
+                raise EditError(f"edit of {self.edit.source!r} has destinations {prompts}, shares name {list(shares)}")
+            values = [shares[p] for p in prompts]
+        else:
+            values = [float(s) for s in shares]
+            if len(values) != len(prompts):
+                raise EditError(f"edit of {self.edit.source!r} has {len(prompts)} destinations, not {len(values)}")
+        return replace(self, edit=PromptEdit(self.edit.source, dict(zip(prompts, values, strict=True))))
+
+
+@dataclass(frozen=True)
+class PromptFault:
+    """A prompt that can't be used.
+
+    Attributes:
+        kind: "length": longer than the encoder's positions; "alignment": can't be aligned.
+        reason: The whole sentence for a person.
+        prompt: The prompt at fault, as rendered (for "alignment" the destination).
+        edit: Index of the edit, None for a prompt that belongs to none.
+        destination: The edit's destination prompt at fault, None where it is the source.
+    """
+
+    kind: Literal["length", "alignment"]
+    reason: str
+    prompt: str
+    edit: int | None = None
+    destination: str | None = None
+
+
+def augment(template: str, prompt: str) -> str:
+    """A prompt in a template's place for it. Behind a prefix a leading "A" becomes "a", as published.
+
+    Args:
+        template: Text with "{source}" once.
+        prompt: What stands there.
+    """
+    behind_prefix = not template.startswith("{source}")
+    return template.replace("{source}", "a" + prompt[1:] if behind_prefix and prompt.startswith("A") else prompt)
+
+
+def check_prompts(
+    tokenizer: Any,
+    edits: Sequence[PromptEdit],
+    *,
+    prompts: Sequence[str] = (),
+    augmentations: Sequence[str] = DEFAULT_AUGMENTATIONS,
+    alignment: Alignment = "published",
+) -> list[PromptFault]:
+    """All that is wrong with edits and prompts, as far as a tokenizer can tell.
+
+    Args:
+        tokenizer: The text encoder's tokenizer.
+        edits: Edits; every augmentation of every prompt is checked.
+        prompts: Further prompts, preserved or audited, as they are encoded.
+        augmentations: Templates with "{source}".
+        alignment: Rule of the alignment.
+
+    Returns:
+        The faults, one for each prompt that is too long and for each destination that can't be aligned; empty if good.
+
+    Raises:
+        EditError: The augmentations are not usable.
+    """
+    templates = _checked_templates(augmentations)
+    faults: dict[tuple[object, ...], PromptFault] = {}
+    for index, edit in enumerate(edits):
+        for template in templates:
+            source = augment(template, edit.source)
+            long = _too_long(tokenizer, source, index, None)
+            if long:
+                faults.setdefault((index, None, "length"), long)
+            for name in edit.destinations:
+                destination = augment(template, name)
+                too_long = _too_long(tokenizer, destination, index, name)
+                if too_long:
+                    faults.setdefault((index, name, "length"), too_long)
+                elif not long:
+                    try:
+                        align_prompts(tokenizer, source, destination, alignment=alignment)
+                    except EditError as error:
+                        fault = PromptFault("alignment", str(error), destination, index, name)
+                        faults.setdefault((index, name, "alignment"), fault)
+    for prompt in dict.fromkeys(prompts):
+        long = _too_long(tokenizer, prompt, None, None)
+        if long:
+            faults.setdefault((None, prompt, "length"), long)
+    return list(faults.values())
+
+
+def encode_edits(
+    pipe: Any,
+    edits: Sequence[PromptEdit],
+    *,
+    augmentations: Sequence[str] = DEFAULT_AUGMENTATIONS,
+    alignment: Alignment = "published",
+    batch_size: int = 32,
+) -> list[TokenPairs]:
+    """Token pairs of edits, in order.
+
+    Args:
+        pipe: A Stable Diffusion 1.x, 2.x or XL pipeline (its UNet may be absent from memory, its text encoders not).
+        edits: The edits.
+        augmentations: Templates in which "{source}" stands for the edit's prompts, source and destinations alike.
+        alignment: "published", or "lcs" to align also destinations that lack or reorder the source's words.
+        batch_size: Prompts encoded at a time.
+
+    Returns:
+        One `TokenPairs` for each edit, float32 on the CPU, n = len(augmentations) x positions.
+
+    Raises:
+        EditError: A prompt is too long or can't be aligned; all of them are named.
+        ModelError: The pipeline can't be edited or its encoder can't be run in float32.
+    """
+    check_pipeline(pipe)
+    edits, templates = list(edits), _checked_templates(augmentations)
+    tokenizers = _agreeing_tokenizers(pipe)
+    converted = [_Converted(pipe, tokenizer) for tokenizer in tokenizers]
+    faults = [
+        fault.reason
+        for tokenizer in converted
+        for fault in check_prompts(tokenizer, edits, augmentations=templates, alignment=alignment)
+    ]
+    if faults:
+        raise EditError.listing("these edits must be mended:", list(dict.fromkeys(faults)))
+    prompts = [augment(t, p) for e in edits for t in templates for p in (e.source, *e.destinations)]
+    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    embeddings = _encode(pipe, list(rows), batch_size)
+    encoder = encoder_digest(pipe)
+    positions = embeddings.shape[1]
+
+    def aligned(source: str, destination: str) -> torch.Tensor:
+        index = _joint_alignment(converted, source, destination, positions, alignment)
+        return embeddings[rows[destination]][torch.from_numpy(index)]
+
+    pairs = []
+    for edit in edits:
+        sources = [augment(t, edit.source) for t in templates]
+        destinations = [
+            torch.cat([aligned(s, augment(t, name)) for s, t in zip(sources, templates, strict=True)])
+            for name in edit.destinations
+        ]
+        source = torch.cat([embeddings[rows[s]] for s in sources])
+        pairs.append(TokenPairs(edit, source, torch.stack(destinations), templates, alignment, encoder))
+    return pairs
+
+
+def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> list[TokenPairs]:
+    """Token pairs of prompts that must keep their embeddings: c* = c. No augmentation; [n, d] with n the positions.
+
+    Args:
+        pipe: As for `encode_edits`.
+        prompts: Prompts as they will be drawn; "" is the empty prompt. Repeated ones are taken once.
+        batch_size: Prompts encoded at a time.
+
+    Raises:
+        EditError: Prompts are too long; all are named.
+        ModelError: As for `encode_edits`.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    embeddings = encode_prompts(pipe, distinct, batch_size=batch_size)
+    encoder = encoder_digest(pipe)
+    return [
+        TokenPairs(PromptEdit(prompt, {prompt: 1.0}), tokens, tokens[None], encoder=encoder)
+        for prompt, tokens in zip(distinct, embeddings, strict=True)
+    ]
+
+
+def encode_prompts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> torch.Tensor:
+    """Prompt embeddings as the pipeline makes them, in float32.
+
+    Args:
+        pipe: As for `encode_edits`.
+        prompts: The prompts; each distinct one is encoded once.
+        batch_size: Prompts encoded at a time.
+
+    Returns:
+        [P, n, d] float32 on the CPU, in the prompts' order.
+
+    Raises:
+        EditError: Prompts are too long; all are named.
+        ModelError: As for `encode_edits`.
+    """
+    check_pipeline(pipe)
+    faults: list[str] = []
+    for tokenizer in _agreeing_tokenizers(pipe):
+        faults.extend(f.reason for f in check_prompts(_Converted(pipe, tokenizer), [], prompts=prompts))
+    if faults:
+        raise EditError.listing("these prompts must be mended:", list(dict.fromkeys(faults)))
+    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    if not rows:
+        raise EditError("no prompts to encode")
+    embeddings = _encode(pipe, list(rows), batch_size)
+    return embeddings if len(rows) == len(prompts) else embeddings[[rows[p] for p in prompts]]
+
+
+def _encode(pipe: Any, prompts: list[str], batch_size: int) -> torch.Tensor:
+    """Distinct, checked prompts through the pipeline's own encoding; [P, n, d] float32."""
+    if not prompts:
+        return torch.zeros(0, 0, 0)
+    found = []
+    with _float32_encoders(pipe), torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            made = pipe.encode_prompt(
+                prompt=prompts[start : start + batch_size],
+                device=pipe._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+            found.append(made[0].to(device="cpu", dtype=torch.float32))
+    embeddings = torch.cat(found)
+    if not bool(torch.isfinite(embeddings).all()):
+        raise ModelError("the text encoder gives embeddings that are not finite: are its weights whole?")
+    return embeddings
+
+
+@contextmanager
+def _float32_encoders(pipe: Any) -> Iterator[None]:
+    """Text encoders in float32 and in evaluation mode, and afterwards as they were, bit for bit."""
+    restore: list[tuple[torch.Tensor, torch.Tensor]] = []
+    modes: list[tuple[torch.nn.Module, bool]] = []
+    device = torch.device(pipe._execution_device)
+    try:
+        for _, encoder in text_encoders(pipe):
+            modes.extend((module, module.training) for module in encoder.modules())
+            encoder.eval()
+            for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]:
+                if tensor.is_meta:
+                    raise ModelError(f"text encoder weight {name} is on the meta device (offloaded): load it first")
+                if not tensor.dtype.is_floating_point or tensor.dtype == torch.float32:
+                    continue
+                restore.append((tensor, tensor.data))
+                tensor.data = tensor.data.float()
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for tensor, data in restore:
+            tensor.data = data
+        for module, training in modes:
+            module.training = training
+
+
+class _Converted:
+    """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out."""
+
+    def __init__(self, pipe: Any, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._convert = getattr(pipe, "maybe_convert_prompt", None)
+        self.model_max_length = int(tokenizer.model_max_length)
+
+    def __call__(self, prompt: str, **kwargs: Any) -> Any:
+        text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
+        return self._tokenizer(text, **kwargs)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
+
+def _agreeing_tokenizers(pipe: Any) -> list[Any]:
+    """The tokenizers, once it is known that their padded length is the encoder's and the same for all."""
+    lengths = {}
+    for tokenizer, encoder in text_encoders(pipe):
+        n = int(tokenizer.model_max_length)
+        limit = getattr(encoder.config, "max_position_embeddings", None)
+        if limit is not None and n > int(limit):
+            raise ModelError(f"the tokenizer pads to {n} tokens, but the text encoder has {limit} positions")
+        lengths[id(tokenizer)] = n
+    if len(set(lengths.values())) > 1:
+        raise ModelError(f"the pipeline's tokenizers pad to different lengths: {sorted(lengths.values())}")
+    return [tokenizer for tokenizer, _ in text_encoders(pipe)]
+
+
+def _joint_alignment(
+    tokenizers: Sequence[Any], source: str, destination: str, positions: int, alignment: Alignment
+) -> Positions:
+    """The one correspondence of all encoders: their embeddings are joined, so they must agree on it."""
+    found = [align_prompts(t, source, destination, positions=positions, alignment=alignment) for t in tokenizers]
+    if any((index != found[0]).any() for index in found[1:]):
+        raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
+    return found[0]
+
+
+def _quoted(prompts: Sequence[str]) -> list[str]:
+    return [repr(p) for p in prompts]
+
+
+def _too_long(tokenizer: Any, prompt: str, edit: int | None, destination: str | None) -> PromptFault | None:
+    n, limit = len(token_ids(tokenizer, prompt)), int(tokenizer.model_max_length)
+    if n <= limit:
+        return None
+    reason = f"prompt {prompt!r} has {n} tokens, the text encoder {limit} positions: shorten it"
+    return PromptFault("length", reason, prompt, edit, destination)
+
+
+def _checked_templates(augmentations: Sequence[str]) -> tuple[str, ...]:
+    templates = (augmentations,) if isinstance(augmentations, str) else tuple(augmentations)
+    bad = [t for t in templates if t.count("{source}") != 1]
+    if bad or not templates:
+        raise EditError.listing('every augmentation holds "{source}" once, and there is at least one:', _quoted(bad))
+    if len(set(templates)) < len(templates):
+        raise EditError(f"augmentations are repeated: {list(templates)}")
+    return templates
+
+
+def _checked_shares(source: str, shares: Sequence[Any]) -> list[float]:
+    if not shares:
+        raise EditError(f"edit of {source!r} has no destination")
+    try:
+        values = [float(s) for s in shares]
+    except (TypeError, ValueError) as error:
+        raise EditError(f"edit of {source!r}: shares must be numbers, not {list(shares)}") from error
+    if not all(math.isfinite(s) and s >= 0 for s in values) or abs(math.fsum(values) - 1) > _SHARE_TOLERANCE:
+        raise EditError(f"edit of {source!r}: shares must be finite, not negative and sum to 1, not {values}")
+    return values

@@ -1,0 +1,531 @@
+"""The closed form: one float64 solve from token pairs to operator.
+
+    A = I + (sum_p B_p / lam_p) (I + sum_p G_p / lam_p)^-1
+    G_p = sum_i c_pi c_pi^T,   B_p = sum_i (c*_pi - c_pi) c_pi^T            (TIME, eq. 5, many edits in one solve)
+
+Three ways in, one result. `solve` for once. `Problem` to solve again and again with other lams and shares. `Statistics`
+to stream more edits than fit in memory, at lams that are fixed: they merge with `+` and travel as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensors_bytes
+from scipy.linalg import lapack
+
+from time_ops.encoders import EncoderDigest
+from time_ops.encoding import PromptEdit, TokenPairs
+from time_ops.errors import EditError
+from time_ops.operator import EditOperator, EditRecord, Inputs
+
+__all__ = ["Problem", "Statistics", "solve", "solve_statistics"]
+
+Device = str | torch.device
+Lams = float | Sequence[float]
+
+# Up to here `Problem` keeps G_p and B_p of every edit (9.4 MB an edit and destination at d = 768); above, it sums the
+# token matrices anew for every solve.
+_STATISTICS_BYTES = 4 << 30
+
+
+def solve(
+    pairs: Sequence[TokenPairs],
+    lam: Lams,
+    preserve: Sequence[TokenPairs] | None = None,
+    preserve_lam: float | None = None,
+    *,
+    values_only: bool = False,
+    device: Device = "cpu",
+) -> EditOperator:
+    """All edits in one solve.
+
+    Args:
+        pairs: Token pairs of each edit, all of one width d.
+        lam: Strength, for all or for each edit; positive. Smaller is stronger; inf leaves an edit out exactly.
+        preserve: Pairs with c* = c, of prompts that must keep their meaning.
+        preserve_lam: Strength of every preserved prompt. Default: the smallest lam of the edits, so that no edit pulls
+            harder at a token than a preserved prompt that shares it holds.
+        values_only: Edit the value projections only.
+        device: Where to compute; needs float64.
+
+    Returns:
+        The operator, with the inputs and the estimated condition number as provenance.
+
+    Raises:
+        EditError: Bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
+            can't be factored in float64.
+    """
+    plan = _Plan.of(pairs, preserve or (), values_only)
+    strengths = plan.strengths(lam, preserve_lam)
+    blends = [_Rows.of(p) for p in plan.pairs]
+    used = [(rows, 1 / s) for rows, s in zip(blends, strengths, strict=True) if math.isfinite(s)]
+    if sum(len(rows.tokens) for rows, _ in used) < plan.d:
+        return plan.operator(*_token_form(used, plan.d, device), strengths)
+    total = torch.zeros(2, plan.d, plan.d, dtype=torch.float64, device=device)
+    for rows, weight in used:
+        rows.add_to(total[0], total[1], weight)
+    return plan.operator(*_factored(total[0], total[1], strengths), strengths)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Sums over token pairs, of one edit or of many.
+
+    Attributes:
+        G: sum c c^T, [d, d] float64; divided by lam once weighted.
+        B: sum (c* - c) c^T, [d, d] float64; likewise.
+        edits: Records of the edits in the sums.
+        preserved: Records of the preserved prompts in the sums.
+        encoder: The text encoder, where known.
+    """
+
+    G: torch.Tensor
+    B: torch.Tensor
+    edits: tuple[EditRecord, ...] = ()
+    preserved: tuple[EditRecord, ...] = ()
+    encoder: EncoderDigest | None = None
+
+    def __post_init__(self) -> None:
+        square = self.G.ndim == 2 and self.G.shape[0] == self.G.shape[1] and self.G.shape == self.B.shape
+        if not square or {self.G.dtype, self.B.dtype} != {torch.float64}:
+            raise EditError("statistics are two [d, d] float64 matrices of one d")
+
+    @classmethod
+    def of(cls, pairs: TokenPairs, *, preserved: bool = False) -> Statistics:
+        """Statistics of one edit, not yet weighted.
+
+        Args:
+            pairs: Its tokens.
+            preserved: It is a preserved prompt.
+
+        Raises:
+            EditError: It is said to be preserved, but c* differs from c.
+        """
+        d = pairs.source.shape[1]
+        sums = torch.zeros(2, d, d, dtype=torch.float64)
+        if preserved:
+            _check_preserved([pairs])
+        _Rows.of(pairs).add_to(sums[0], sums[1], 1.0)
+        record = (_record(pairs, None),)
+        return cls(sums[0], sums[1], () if preserved else record, record if preserved else (), pairs.encoder)
+
+    def weighted(self, lam: float) -> Statistics:
+        """The same divided by lam (inf gives zeros), which is then on record.
+
+        Raises:
+            EditError: lam is not positive, or they have a lam already.
+        """
+        _check_lams([lam], "lam")
+        if any(r.lam is not None for r in (*self.edits, *self.preserved)):
+            raise EditError("these statistics have their lam already")
+        weight = 1 / lam
+        zero = torch.zeros_like(self.G)
+        return replace(
+            self,
+            G=self.G * weight if weight else zero,
+            B=self.B * weight if weight else zero,
+            edits=tuple(replace(r, lam=float(lam)) for r in self.edits),
+            preserved=tuple(replace(r, lam=float(lam)) for r in self.preserved),
+        )
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Merge; associative and commutative up to rounding.
+
+        Raises:
+            EditError: Another width or another text encoder.
+        """
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        if self.G.shape != other.G.shape:
+            raise EditError(f"statistics of width {self.G.shape[0]} and {other.G.shape[0]} do not merge")
+        encoder = _one_encoder([self.encoder, other.encoder])
+        return Statistics(
+            self.G + other.G, self.B + other.B, self.edits + other.edits, self.preserved + other.preserved, encoder
+        )
+
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
+        records = {
+            "edits": [asdict(r) for r in self.edits],
+            "preserved": [asdict(r) for r in self.preserved],
+            "encoder": None if self.encoder is None else asdict(self.encoder),
+        }
+        stored = {"B": self.B.cpu().contiguous(), "G": self.G.cpu().contiguous()}
+        return tensors_bytes(stored, metadata={"statistics": json.dumps(records, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Statistics:
+        """The reverse of `to_bytes`.
+
+        Raises:
+            EditError: The bytes are no statistics.
+        """
+        try:
+            tensors = load_tensors(data)
+            size = int.from_bytes(data[:8], "little")
+            records = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["statistics"])
+            encoder = records["encoder"]
+            return cls(
+                tensors["G"],
+                tensors["B"],
+                tuple(_stored_record(r) for r in records["edits"]),
+                tuple(_stored_record(r) for r in records["preserved"]),
+                None if encoder is None else EncoderDigest(**encoder),
+            )
+        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise EditError(f"these bytes are no statistics: {error!r}") from error
+
+
+def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOperator:
+    """The operator of merged, weighted statistics.
+
+    Args:
+        total: The sum of `Statistics.of(...).weighted(lam)` over all edits and preserved prompts.
+        values_only: As for `solve`.
+
+    Raises:
+        EditError: Some statistics were merged without a lam, or the sums can't be factored in float64.
+    """
+    missing = [r.source for r in (*total.edits, *total.preserved) if r.lam is None]
+    if missing:
+        raise EditError.listing("statistics were merged without a lam:", [repr(s) for s in missing])
+    strengths = [r.lam for r in (*total.edits, *total.preserved) if r.lam is not None]
+    matrix, condition = _factored(total.G.clone(), total.B, strengths)
+    return EditOperator(matrix, (Inputs(total.edits, total.preserved, total.encoder, values_only),), condition)
+
+
+class Problem:
+    """Edits and preserved prompts, prepared to be solved again and again with other lams and shares.
+
+    It keeps the cheapest of three forms: where there are fewer distinct tokens than d, the tokens' Gram matrix; else
+    G_p, and B_p for each destination, summed once (a new lam vector is then one weighted sum and one factorisation);
+    else, where those are too large, the token matrices. No prompt is ever encoded again.
+
+    Args:
+        pairs: As for `solve`.
+        preserve: As for `solve`.
+        values_only: As for `solve`.
+        device: As for `solve`.
+        statistics_bytes: Most memory for G_p and B_p.
+
+    Raises:
+        EditError: As for `solve`.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TokenPairs],
+        preserve: Sequence[TokenPairs] = (),
+        *,
+        values_only: bool = False,
+        device: Device = "cpu",
+        statistics_bytes: int = _STATISTICS_BYTES,
+    ) -> None:
+        self._plan = _Plan.of(pairs, preserve, values_only)
+        self._device = device
+        d = self._plan.d
+        # The preserved prompts share one lam, so they are one edit to the sums.
+        self._rows = [_Rows.each(p) for p in self._plan.edits]
+        self._kept = _Rows.joined([_Rows.of(p) for p in self._plan.kept], d)
+        self._gram: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None
+        tokens = sum(len(rows.tokens) for rows in (*self._rows, self._kept))
+        matrices = len(self._rows) + 1 + sum(rows.shifts.shape[0] for rows in self._rows)
+        if tokens < d:
+            stacked = torch.cat([rows.tokens for rows in (*self._rows, self._kept)]).to(device, torch.float64)
+            self._gram = stacked @ stacked.T
+        elif matrices * d * d * 8 <= statistics_bytes:
+            self._sums = self._summed(matrices)
+
+    def solve(
+        self,
+        lam: Lams,
+        shares: Sequence[Mapping[str, float] | Sequence[float] | None] | None = None,
+        preserve_lam: float | None = None,
+    ) -> EditOperator:
+        """The operator for these lams and shares; the same as `solve` of the same inputs.
+
+        Args:
+            lam: As for `solve`.
+            shares: For each edit other shares of its destinations (see `TokenPairs.with_shares`), or None for its own.
+            preserve_lam: As for `solve`.
+
+        Raises:
+            EditError: As for `solve`.
+        """
+        plan = self._plan if shares is None else self._plan.with_shares(shares)
+        strengths = plan.strengths(lam, preserve_lam)
+        edits = list(zip(self._rows, plan.edits, strengths, strict=False))
+        kept_weight = 1 / strengths[-1] if plan.kept else 0.0
+        if self._gram is not None:
+            used = [(rows.blended(p.shares), 1 / s) for rows, p, s in edits] + [(self._kept, kept_weight)]
+            return plan.operator(*_token_form(used, plan.d, self._device, self._gram), strengths)
+        if self._sums is None:
+            total = torch.zeros(2, plan.d, plan.d, dtype=torch.float64, device=self._device)
+            for rows, pair, s in edits:
+                rows.blended(pair.shares).add_to(total[0], total[1], 1 / s)
+            self._kept.add_to(total[0], total[1], kept_weight)
+            return plan.operator(*_factored(total[0], total[1], strengths), strengths)
+        count = len(edits) + 1
+        for_G = torch.tensor([*(1 / s for _, _, s in edits), kept_weight], dtype=torch.float64, device=self._device)
+        for_B = torch.cat([pair.shares / s for _, pair, s in edits]).to(self._device)
+        flat = self._sums.view(len(self._sums), -1)
+        G, B = (for_G @ flat[:count]).view(plan.d, plan.d), (for_B @ flat[count:]).view(plan.d, plan.d)
+        return plan.operator(*_factored(G, B, strengths), strengths)
+
+    def _summed(self, matrices: int) -> torch.Tensor:
+        """G of every edit, G of the preserved, then B of every edit and destination: [M, d, d] float64."""
+        d, count = self._plan.d, len(self._rows) + 1
+        sums = torch.zeros(matrices, d, d, dtype=torch.float64, device=self._device)
+        at = count
+        for i, rows in enumerate(self._rows):
+            for k in range(rows.shifts.shape[0]):
+                # G is asked for once, with the first destination.
+                rows.only(k).add_to(sums[i] if k == 0 else None, sums[at], 1.0)
+                at += 1
+        self._kept.add_to(sums[count - 1], None, 1.0)
+        return sums
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Distinct token rows of one edit: tokens [u, d], how often each occurs [u], and summed shifts c* - c [K, u, d]."""
+
+    tokens: torch.Tensor
+    counts: torch.Tensor
+    shifts: torch.Tensor
+
+    @classmethod
+    def each(cls, pairs: TokenPairs) -> _Rows:
+        """With the shifts of every destination apart."""
+        first, index, counts = _distinct(pairs.source)
+        source = pairs.source.double().cpu()
+        shifts = torch.zeros(len(pairs.destinations), len(first), source.shape[1], dtype=torch.float64)
+        for k, destination in enumerate(pairs.destinations):
+            shifts[k].index_add_(0, index, destination.double().cpu() - source)
+        return cls(source[first], counts, shifts)
+
+    @classmethod
+    def of(cls, pairs: TokenPairs) -> _Rows:
+        """With the blend of the destinations."""
+        first, index, counts = _distinct(pairs.source)
+        source = pairs.source.double().cpu()
+        difference = pairs.destination.cpu() - source
+        shifts = torch.zeros(1, len(first), source.shape[1], dtype=torch.float64).index_add_(1, index, difference[None])
+        return cls(source[first], counts, shifts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Rows], d: int) -> _Rows:
+        """Rows of several preserved prompts, those that they share summed once."""
+        if not parts:
+            empty = torch.zeros(0, d, dtype=torch.float64)
+            return cls(empty, torch.zeros(0, dtype=torch.float64), empty[None])
+        tokens, counts = torch.cat([p.tokens for p in parts]), torch.cat([p.counts for p in parts])
+        first, index, _ = _distinct(tokens)
+        summed = torch.zeros(len(first), dtype=torch.float64).index_add_(0, index, counts)
+        return cls(tokens[first], summed, torch.zeros(1, len(first), d, dtype=torch.float64))
+
+    def only(self, k: int) -> _Rows:
+        return replace(self, shifts=self.shifts[k : k + 1])
+
+    def blended(self, shares: torch.Tensor) -> _Rows:
+        return replace(self, shifts=torch.einsum("k,kud->ud", shares, self.shifts)[None])
+
+    def add_to(self, G: torch.Tensor | None, B: torch.Tensor | None, weight: float) -> None:
+        """G += weight sum c c^T, B += weight sum (c* - c) c^T, for the one blend of these rows."""
+        if weight == 0 or len(self.tokens) == 0:
+            return
+        device = next(m.device for m in (G, B) if m is not None)
+        tokens = self.tokens.to(device)
+        if G is not None:
+            scaled = tokens * self.counts.sqrt().to(device)[:, None]
+            G.addmm_(scaled.T, scaled, alpha=weight)
+        if B is not None:
+            moved = self.shifts[0].ne(0).any(dim=1).to(device)
+            B.addmm_(self.shifts[0].to(device)[moved].T, tokens[moved], alpha=weight)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Checked inputs of a solve, and the way from a matrix to an operator that knows them."""
+
+    edits: tuple[TokenPairs, ...]
+    kept: tuple[TokenPairs, ...]
+    values_only: bool
+    d: int
+    encoder: EncoderDigest | None
+
+    @property
+    def pairs(self) -> tuple[TokenPairs, ...]:
+        return (*self.edits, *self.kept)
+
+    @classmethod
+    def of(cls, pairs: Sequence[TokenPairs], preserve: Sequence[TokenPairs], values_only: bool) -> _Plan:
+        every = [*pairs, *preserve]
+        if not every:
+            raise EditError("nothing to solve: there are no token pairs")
+        widths = {p.source.shape[1] for p in every}
+        if len(widths) > 1:
+            raise EditError(f"token pairs are of different widths d: {sorted(widths)}")
+        _check_preserved(preserve)
+        encoder = _one_encoder([p.encoder for p in every])
+        return cls(tuple(pairs), tuple(preserve), values_only, widths.pop(), encoder)
+
+    def with_shares(self, shares: Sequence[Mapping[str, float] | Sequence[float] | None]) -> _Plan:
+        if len(shares) != len(self.edits):
+            raise EditError(f"{len(self.edits)} edits, but shares for {len(shares)}")
+        faults: list[str] = []
+        edits: list[TokenPairs] = []
+        for pair, values in zip(self.edits, shares, strict=True):
+            try:
+                edits.append(pair if values is None else pair.with_shares(values))
+            except EditError as error:
+                faults.append(str(error))
+        if faults:
+            raise EditError.listing("these shares must be mended:", faults)
+        return replace(self, edits=tuple(edits))
+
+    def strengths(self, lam: Lams, preserve_lam: float | None) -> list[float]:
+        """One lam for each of `pairs`."""
+        if isinstance(lam, (int, float)) or np.ndim(lam) == 0:
+            lams = [float(lam)] * len(self.edits)  # type: ignore[arg-type]
+        else:
+            lams = [float(value) for value in lam]
+        if len(lams) != len(self.edits):
+            raise EditError(f"{len(self.edits)} edits, but {len(lams)} lams: give one for each, or one number for all")
+        _check_lams(lams, "lam", [p.edit for p in self.edits])
+        if preserve_lam is None:
+            preserve_lam = min(lams, default=1.0)
+        _check_lams([preserve_lam], "preserve_lam")
+        return lams + [float(preserve_lam)] * len(self.kept)
+
+    def operator(self, matrix: torch.Tensor, condition: float, strengths: Sequence[float]) -> EditOperator:
+        records = [_record(pair, lam) for pair, lam in zip(self.pairs, strengths, strict=True)]
+        count = len(self.edits)
+        step = Inputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
+        return EditOperator(matrix, (step,), condition)
+
+
+def _factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> tuple[torch.Tensor, float]:
+    """A = I + B (I + G)^-1 for sums already weighted (G is overwritten), and the condition number of I + G."""
+    G.diagonal().add_(1.0)
+    solve_with, condition = _cholesky(G, strengths)
+    matrix = solve_with(B.T).T
+    matrix.diagonal().add_(1.0)
+    return matrix, condition
+
+
+def _token_form(
+    used: Sequence[tuple[_Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
+) -> tuple[torch.Tensor, float]:
+    """The same A from a system as large as the number of tokens, where those are fewer than d.
+
+    With token rows C, their weights w on the diagonal of S^2, and shifts E already weighted,
+    E^T C (I + C^T S^2 C)^-1 = E^T S^-1 (I + S C C^T S)^-1 S C.
+    """
+    identity = torch.eye(d, dtype=torch.float64, device=device)
+    weights = torch.cat([rows.counts * w for rows, w in used] or [torch.zeros(0, dtype=torch.float64)])
+    present = weights > 0
+    if not bool(present.any()):
+        return identity, 1.0
+    tokens = torch.cat([rows.tokens for rows, _ in used])[present].to(device)
+    shifts = torch.cat([rows.shifts[0] * w for rows, w in used])[present].to(device)
+    scale = weights[present].sqrt().to(device)
+    if gram is None:
+        gram = tokens @ tokens.T
+    else:
+        at = present.nonzero()[:, 0].to(gram.device)
+        gram = gram[at][:, at]
+    system = scale[:, None] * gram * scale
+    system.diagonal().add_(1.0)
+    solve_with, condition = _cholesky(system, [1 / w for _, w in used if w > 0])
+    return identity + (shifts / scale[:, None]).T @ solve_with(scale[:, None] * tokens), condition
+
+
+def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
+    """Solver for a symmetric positive definite matrix, and its estimated condition number (1-norm).
+
+    Raises:
+        EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
+    """
+    norm = float(system.abs().sum(dim=0).max())
+    smallest = min(strengths, default=math.inf)
+    if not math.isfinite(norm):
+        raise EditError(f"lam {smallest:g} is too small: the weighted sums overflow float64")
+    lower, info = torch.linalg.cholesky_ex(system)
+    reciprocal = 0.0
+    if int(info) == 0:
+        # LAPACK is column-major: the row-major lower factor is its upper one.
+        found, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
+        reciprocal = float(found) if status == 0 else 0.0
+    if reciprocal < np.finfo(np.float64).eps:
+        enough = smallest * norm * np.finfo(np.float64).eps * 1e3
+        raise EditError(
+            f"lam {smallest:g} is too small: I + sum G / lam can't be factored in float64 (its norm is {norm:.1e}). "
+            f"Raise it (to {enough:.1e}, say), or weaken the strongest edits"
+        )
+    return (lambda right: torch.cholesky_solve(right, lower)), 1 / reciprocal
+
+
+def _distinct(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Places of the distinct rows, each row's number among them, and how often each occurs (float64)."""
+    array = np.ascontiguousarray(rows.detach().cpu().numpy())
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    index = np.empty(len(array), dtype=np.int64)
+    for i, row in enumerate(array):
+        number = seen.setdefault(row.tobytes(), len(seen))
+        if number == len(first):
+            first.append(i)
+        index[i] = number
+    counts = np.bincount(index, minlength=len(first)).astype(np.float64)
+    return torch.tensor(first, dtype=torch.int64), torch.from_numpy(index), torch.from_numpy(counts)
+
+
+def _check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | None = None) -> None:
+    faults = []
+    for i, value in enumerate(lams):
+        # 1 / lam must be a number too, which it is not for the least subnormal ones.
+        if not value > 0 or 1 / value == math.inf:
+            what = f"edit {i} ({edits[i].source!r}): " if edits is not None else ""
+            faults.append(f"{what}{name} {value!r}")
+    if faults:
+        raise EditError.listing(f"{name} must be positive (inf leaves an edit out):", faults)
+
+
+def _check_preserved(preserve: Sequence[TokenPairs]) -> None:
+    moved = [repr(p.edit.source) for p in preserve if not bool((p.destinations == p.source).all())]
+    if moved:
+        raise EditError.listing("preserved prompts must have themselves as destination (c* = c):", moved)
+
+
+def _one_encoder(encoders: Sequence[EncoderDigest | None]) -> EncoderDigest | None:
+    known = list(dict.fromkeys(e for e in encoders if e is not None))
+    if len(known) > 1:
+        raise EditError.listing("token pairs are of several text encoders:", [e.exact for e in known])
+    return known[0] if known else None
+
+
+def _record(pairs: TokenPairs, lam: float | None) -> EditRecord:
+    return EditRecord(
+        source=pairs.edit.source,
+        destinations=tuple(sorted(pairs.edit.destinations.items())),
+        lam=lam,
+        augmentations=tuple(sorted(pairs.augmentations)),
+        alignment=pairs.alignment,
+        tokens="" if pairs.encoder is not None else pairs.tokens_digest,
+    )
+
+
+def _stored_record(stored: Mapping[str, Any]) -> EditRecord:
+    destinations = tuple((prompt, float(share)) for prompt, share in stored["destinations"])
+    return EditRecord(**{**stored, "destinations": destinations, "augmentations": tuple(stored["augmentations"])})
