@@ -1,0 +1,246 @@
+"""Read a manifest from Parquet or CSV and check it, reporting every fault at once.
+
+    manifest = read_manifest(Path("professions.parquet"), name="professions.parquet", labels=["female", "male"])
+
+`iter_rows` streams: Parquet by row groups in batches, CSV by lines, so only what the checks between rows need is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import string
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.check import RowChecker
+from manifests.errors import Fault, ManifestError
+from manifests.schema import COLUMNS, SCHEMA, TEXT_COLUMNS, Manifest
+
+__all__ = ["PromptChecker", "RawRow", "check_with", "iter_rows", "read_manifest"]
+
+PromptChecker = Callable[[Sequence[tuple[int, str, str]]], Iterable[Fault]]
+"""Checks (row, source, destination) of all rows against something that this package does not know, a tokenizer say."""
+
+_BATCH_ROWS = 8192
+_PARQUET_MAGIC = b"PAR1"
+_FORMATS = {b"PARE": "an encrypted Parquet file", b"\x1f\x8b": "compressed with gzip", b"PK": "a zip archive or a spreadsheet",
+            b"ARROW1": "an Arrow file", b"ORC": "an ORC file", b"\x28\xb5\x2f\xfd": "compressed with zstd"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as the file holds it, unchecked."""
+
+    number: int
+    """From 1, the header not counted."""
+    line: int | None
+    """The file's line on which it starts; None for Parquet."""
+    cells: dict[str, object]
+    """By column; only the columns that can be used."""
+
+
+def read_manifest(
+    source: Path | str | bytes,
+    *,
+    name: str | None = None,
+    labels: Collection[str] | None = None,
+    checker: PromptChecker | None = None,
+) -> Manifest:
+    """Read and check a whole manifest.
+
+    Args:
+        source: a local file, or a file's content.
+        name: what messages call it; default: the file's path.
+        labels: the run's attribute labels; None: any label will do.
+        checker: a further check of the prompts; its faults are reported together with the others.
+
+    Raises:
+        ManifestError: with every fault found, for any content whatever.
+        OSError: the file itself can't be read.
+    """
+    if name is None:
+        name = "manifest" if isinstance(source, bytes) else str(source)
+    faults: list[Fault] = []
+    rows = RowChecker(labels)
+    for raw in iter_rows(source, faults=faults):
+        rows.add(raw.number, raw.line, raw.cells)
+    faults += rows.finish()
+    if rows.count == 0 and not faults:
+        faults.append(Fault(None, None, "has no rows; give at least one profession with one destination"))
+    if checker is not None:
+        lines = {row: line for (row, _, _), line in zip(rows.prompts, rows.lines, strict=True)}
+        faults += [replace(fault, line=lines.get(fault.row or 0)) for fault in checker(rows.prompts)]
+    if faults:
+        raise ManifestError(name, faults)
+    lines_known = tuple(line for line in rows.lines if line is not None)
+    return Manifest(tuple(rows.rows), name, lines_known or None)
+
+
+def check_with(manifest: Manifest, checker: PromptChecker) -> None:
+    """Check a manifest that was read already against something more, such as a model's tokenizer.
+
+    Raises:
+        ManifestError: with every fault that the checker yields.
+    """
+    faults = [replace(fault, line=manifest.line_of(fault.row or 0)) for fault in checker(list(manifest.prompts()))]
+    if faults:
+        raise ManifestError(manifest.name, faults)
+
+
+def iter_rows(source: Path | str | bytes, *, faults: list[Fault]) -> Iterator[RawRow]:
+    """Stream the rows of a Parquet or CSV file, told apart by content.
+
+    What is wrong with the file or with a whole column is appended to `faults`; a column that can't be used is left out
+    of the rows, so that the others are still checked. A row that can't be taken apart is left out, with a fault.
+    """
+    suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
+    stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+    with stream:
+        head = stream.read(8)
+        stream.seek(0)
+        found = next((what for magic, what in _FORMATS.items() if head.startswith(magic)), None)
+        if not head:
+            faults.append(Fault(None, None, "is empty; give Parquet, or CSV with a header"))
+        elif found:
+            faults.append(Fault(None, None, f"is {found}; give plain Parquet or CSV"))
+        elif head.startswith(_PARQUET_MAGIC):
+            yield from _parquet_rows(stream, faults)
+        elif suffix in {".parquet", ".pq"}:
+            faults.append(Fault(None, None, f"is called {suffix} but is not Parquet; write it again, or call it .csv"))
+        else:
+            yield from _csv_rows(stream, faults)
+
+
+def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None) -> list[str]:
+    """The usable ones of the columns found; each missing, unknown or repeated one is a fault."""
+    known = set(COLUMNS)
+    unknown = [column for column in dict.fromkeys(found) if column not in known]
+    missing = [column for column in COLUMNS if column not in found]
+    for column in unknown:
+        near = difflib.get_close_matches(column.strip().lower(), missing or COLUMNS, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"remove it; the columns are {', '.join(COLUMNS)}"
+        faults.append(Fault(None, column, f"is not a column of a manifest; {hint}", line))
+    for column in missing:
+        todo = "add it" if column in TEXT_COLUMNS else "add it; its cells may be empty"
+        faults.append(Fault(None, column, f"is missing; {todo}", line))
+    for column in dict.fromkeys(found):
+        if found.count(column) > 1:
+            faults.append(Fault(None, column, f"is there {found.count(column)} times; keep one", line))
+    return [column for column in COLUMNS if found.count(column) == 1]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
+
+
+def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> Iterator[RawRow]:
+    try:
+        file = pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        faults.append(
+            Fault(
+                None,
+                None,
+                f"starts as Parquet but can't be read, it may be cut short ({_brief(error)}); write it again",
+            )
+        )
+        return
+    schema = file.schema_arrow
+    usable = []
+    for column in _columns(schema.names, faults):
+        kind = schema.field(column).type
+        wanted = SCHEMA.field(column).type
+        if not (_is_text(kind) if column in TEXT_COLUMNS else _is_number(kind)):
+            faults.append(Fault(None, column, f"holds {kind}; write it as {wanted}"))
+        else:
+            usable.append(column)
+    if not usable:
+        return
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
+            columns = {}
+            for column in usable:
+                columns[column] = _cells(batch.column(column), column, number, faults)
+            for cells in zip(*columns.values(), strict=True):
+                number += 1
+                yield RawRow(number, None, {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN})
+    except (pa.ArrowException, OSError) as error:
+        faults.append(Fault(None, None, f"can't be read past row {number} ({_brief(error)}); write it again"))
+
+
+_BROKEN = object()
+"""Stands for a cell that can't be decoded; its fault is reported where it is found."""
+
+
+def _cells(array: pa.Array, column: str, before: int, faults: list[Fault]) -> list[object]:
+    if column not in TEXT_COLUMNS:
+        return list(array.cast(pa.float64(), safe=False).to_pylist())
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    values: list[object] = []
+    for number, value in enumerate(array.cast(pa.large_binary()).to_pylist(), start=before + 1):
+        try:
+            values.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            faults.append(Fault(number, column, "is not UTF-8 text; write it again"))
+            values.append(_BROKEN)
+    return values
+
+
+def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> Iterator[RawRow]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, strict=True)
+    usable: list[str] | None = None
+    number, line = 0, 1
+    try:
+        for fields in reader:
+            started, line = line, reader.line_num + 1
+            if not any(fields):
+                continue  # a blank line, or a spreadsheet's row of separators
+            if usable is None:
+                if not _looks_like_text("".join(fields)):
+                    faults.append(Fault(None, None, "is neither Parquet nor CSV; give one of them"))
+                    return
+                header = fields
+                usable = _columns(header, faults, started)
+                if not set(header) & set(COLUMNS):
+                    faults.append(
+                        Fault(None, None, "has no header, or is no manifest; the first line names the columns", started)
+                    )
+                    return
+                continue
+            number += 1
+            if len(fields) != len(header):
+                message = f"has {len(fields)} cells where the header has {len(header)}; quote cells that hold a comma"
+                faults.append(Fault(number, None, message, started))
+                continue
+            cells = dict(zip(header, fields, strict=True))
+            yield RawRow(number, started, {column: cells[column] for column in usable})
+    except UnicodeDecodeError as error:
+        message = f"is not UTF-8 text past row {number} (byte 0x{error.object[error.start]:02X}); save it as UTF-8"
+        faults.append(Fault(None, None, message, None))
+    except csv.Error as error:
+        faults.append(Fault(number + 1, None, f"can't be taken apart as CSV ({error}); mend its quotes", line))
+    finally:
+        text.detach()
+
+
+def _looks_like_text(header: str) -> bool:
+    return all(character in string.whitespace or character.isprintable() for character in header)
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(". ")[:160] if str(error) else type(error).__name__
