@@ -522,6 +522,11 @@ def _write_beside(path: Path, fill: Callable[[Path], object], *, if_absent: bool
         os.close(folder)
 
 
+def _is_loopback(endpoint_url: str | None) -> bool:
+    host = urlsplit(endpoint_url or "").hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 class _Client:
     """A boto3 client made at first use, once per process, and never pickled."""
 
@@ -548,6 +553,7 @@ class _Client:
                     connect_timeout=settings.connect_timeout_s,
                     read_timeout=settings.read_timeout_s,
                     max_pool_connections=32,
+                    proxies={} if _is_loopback(settings.endpoint_url) else None,
                     ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # missing from the stubs
                 )
                 client = session.client(

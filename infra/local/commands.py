@@ -1,0 +1,130 @@
+"""The `evenhand local` commands. Exit codes: 0 done (status: up), 1 a fault, 2 wrong usage, 4 status: not up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from infra.local import cluster as local
+from infra.local.errors import LocalError
+
+__all__ = ["app"]
+
+NOT_UP = 4
+
+app = typer.Typer(name="local", help="An S3 server and a one-node Ray on this machine.", no_args_is_help=True)
+_console = Console()
+_errors = Console(stderr=True)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _mended() -> Iterator[None]:
+    """Turn what the user can mend into a message, and SIGTERM into an exit that stops what was started."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    except LocalError as error:
+        _errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        _errors.print("Interrupted; nothing was left running by this command.")
+        raise typer.Exit(130) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@app.command()
+def up(
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs that Ray hands out. Default: all.")] = None,
+    bucket: Annotated[str, typer.Option(help="The bucket to have; made if missing.")] = "evenhand",
+) -> None:
+    """Start the embedded cluster, or repair it. Its home is EVENHAND_HOME, or ./.evenhand.
+
+    Example: evenhand local up --cpus 4
+    """
+    with _mended(), _errors.status("Starting the S3 server and Ray ..."):
+        cluster = local.up(num_cpus=cpus, bucket=bucket)
+    _console.print("[green]The cluster is up.[/green]")
+    _show(cluster)
+    _console.print(
+        '\nNext, in this shell:\n  eval "$(evenhand local env)"\n  evenhand doctor', markup=False, highlight=False
+    )
+
+
+def _show(cluster: local.LocalCluster) -> None:
+    for name, value in (
+        ("home", cluster.home),
+        ("bucket", cluster.url),
+        ("S3", cluster.s3_endpoint),
+        ("Ray", cluster.dashboard_url),
+    ):
+        _console.print(f"  {name:7} {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def down() -> None:
+    """Stop the embedded cluster and all its jobs; the store's data stays."""
+    with _mended():
+        ran = local.down()
+    _console.print("Stopped; the data is kept." if ran else "Nothing was running.")
+    _console.print("Start again: evenhand local up. Delete the data: evenhand local wipe --yes")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Ask both servers. Exits 0 when the cluster is up and 4 when it is not."""
+    with _mended():
+        found = local.status()
+    if as_json:
+        fields = dataclasses.asdict(found) | {"up": found.is_up}
+        _console.print_json(json.dumps(fields, default=str))
+    else:
+        colour = "green" if found.is_up else "yellow"
+        _console.print(f"[{colour}]{'up' if found.is_up else 'not up'}[/{colour}]")
+        _console.print(f"  store   {escape(found.store)}\n  ray     {escape(found.ray)}", highlight=False)
+        if found.cluster:
+            _show(found.cluster)
+        else:
+            _console.print("Start or repair it: evenhand local up")
+    raise typer.Exit(0 if found.is_up else NOT_UP)
+
+
+@app.command()
+def env() -> None:
+    """Print the shell commands that point AWS and Ray clients at the cluster.
+
+    Example: eval "$(evenhand local env)"
+    """
+    with _mended():
+        found = local.status()
+    if found.cluster is None:
+        _errors.print(f"The cluster at {found.home} is not up. Start it: evenhand local up", soft_wrap=True)
+        raise typer.Exit(NOT_UP)
+    typer.echo(f"unset {' '.join(local.CONFLICTING)}")
+    for name, value in found.cluster.environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def wipe(yes: Annotated[bool, typer.Option("--yes", help="Really.")] = False) -> None:
+    """Delete the store's data; the cluster must be down."""
+    if not yes:
+        _errors.print("This deletes all objects in the embedded store. To do it: evenhand local wipe --yes")
+        raise typer.Exit(2)
+    with _mended():
+        local.wipe()
+    _console.print("The store's data is deleted. Start again: evenhand local up")
