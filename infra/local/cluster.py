@@ -69,6 +69,14 @@ class LocalCluster:
             "no_proxy": proxies["no_proxy"],
         }
 
+    def job_headers(self) -> dict[str, str]:
+        """Return the `headers` that a JobSubmissionClient needs in a process that was not started with `environment`.
+
+        Ray reads RAY_AUTH_MODE once, when it is imported. The token in them is a secret.
+        """
+        token = Home(self.home).ray_token.read_text("utf-8").strip()
+        return {"Authorization": f"Bearer {token}"}
+
     def client_environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return a whole environment for a client process: `base` (None: this process's) without what conflicts."""
         kept = os.environ if base is None else base

@@ -1,0 +1,99 @@
+"""Real servers shared by the whole test session: a store alone (`s3`), and store and Ray (`cluster`)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra import local
+from infra.local import seaweed
+from infra.local.home import REGION, Credentials, Home
+from infra.local.ports import SEAWEED_PORTS, choose_ports
+from infra.local.processes import stop
+from infra.storage import ObjectStore, StorageSettings, open_store
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A SeaweedFS of this test session."""
+
+    settings: StorageSettings
+    bucket: str
+    credentials: Credentials
+    environment: dict[str, str]
+    home: Path
+
+    def store(self) -> ObjectStore:
+        """Return a store under a prefix that no other test uses."""
+        return open_store(f"s3://{self.bucket}/{uuid.uuid4().hex}", self.settings)
+
+    def apply(self, patch: pytest.MonkeyPatch, **changes: str | None) -> None:
+        """Set this process's AWS variables to reach the server; None unsets one."""
+        for name in local.cluster.CONFLICTING:
+            patch.delenv(name, raising=False)
+        for name, value in (self.environment | changes).items():
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Start a store alone, in a second or two."""
+    with tempfile.TemporaryDirectory(prefix="evenhand-s3-") as folder:
+        home, bucket = Home.at(folder), "tests"
+        home.create()
+        ports = choose_ports("seaweed", {}, int(home.marker, 16))
+        endpoint = f"http://127.0.0.1:{ports['s3']}"
+        home.write_aws_config(endpoint)
+        server = seaweed.start_seaweed(home, bucket, {name: ports[name] for name in SEAWEED_PORTS})
+        try:
+            seaweed.wait_ready(home, server, endpoint, bucket)
+            environment = {
+                "AWS_SHARED_CREDENTIALS_FILE": str(home.credentials_file),
+                "AWS_CONFIG_FILE": str(home.aws_config),
+                "AWS_PROFILE": "default",
+                "AWS_ENDPOINT_URL_S3": endpoint,
+                "AWS_REGION": REGION,
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+            settings = StorageSettings(endpoint_url=endpoint, region=REGION)
+            yield S3Server(settings, bucket, home.credentials(), environment, home.root)
+        finally:
+            stop(home, server, everything=True)
+            seaweed.remove_sockets(ports)
+            home.remove_temp()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Point this test's process at the session's store: `open_store("s3://...")` and boto3 reach it."""
+    s3_server.apply(monkeypatch)
+    return s3_server
+
+
+@pytest.fixture(scope="session")
+def cluster_server() -> Iterator[local.LocalCluster]:
+    """Start store and Ray with two CPUs; a test that stops it must bring it up again."""
+    with tempfile.TemporaryDirectory(prefix="evenhand-home-") as folder:
+        try:
+            yield local.up(folder, num_cpus=2, bucket="tests")
+        finally:
+            local.down(folder)
+
+
+@pytest.fixture
+def cluster(cluster_server: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> local.LocalCluster:
+    """Point this test's process at the session's cluster: `open_store`, boto3 and children reach it (an imported Ray needs `job_headers`)."""
+    for name in set(os.environ) - set(cluster_server.client_environment()):
+        monkeypatch.delenv(name)
+    for name, value in cluster_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return cluster_server
