@@ -1,0 +1,91 @@
+"""The report's figures as CSV: per profession, and per profession and wording.
+
+Spreadsheets run a cell that begins like a formula; names are users' text, so such a cell is led by an apostrophe.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from jobs.report.figures import finite
+from jobs.report.schema import LabelCounts, Report
+
+__all__ = ["professions_csv", "safe_cell", "wordings_csv"]
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+
+Cell = str | int | float | None
+
+
+def safe_cell(value: Cell) -> str:
+    """One cell: numbers in full, a missing value empty, text that would run as a formula led by an apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.lstrip(" ").startswith(_FORMULA_STARTS) else value
+    if isinstance(value, int):
+        return str(value)
+    return "" if finite(value) is None else f"{value:.6g}"
+
+
+def professions_csv(report: Report) -> str:
+    """One row per profession: target, strength, and each variant's counts, share and interval."""
+    first = report.labels[0] if report.labels else ""
+    variants = ["base"] if report.summary.edited is None else ["base", "edited"]
+    header = ["profession", "source", f"target_{first}", "lam"]
+    for variant in variants:
+        header += _columns(variant, report.labels)
+    rows: list[Sequence[Cell]] = []
+    for item in report.professions:
+        row: list[Cell] = [item.profession, item.source, item.target.get(first), item.lam]
+        row += _cells(item.base, report.labels)
+        if "edited" in variants:
+            row += _cells(item.edited, report.labels)
+        rows.append(row)
+    return _write(header, rows)
+
+
+def wordings_csv(report: Report) -> str:
+    """One row per profession and wording: each variant's counts, share and interval."""
+    variants: list[str] = ["base"] if report.summary.edited is None else ["base", "edited"]
+    header = ["profession", "wording"]
+    for variant in variants:
+        header += _columns(variant, report.labels)
+    rows: list[Sequence[Cell]] = []
+    for item in report.professions:
+        for wording, counts in item.wordings.items():
+            row: list[Cell] = [item.profession, wording, *_cells(counts.get("base"), report.labels)]
+            if "edited" in variants:
+                row += _cells(counts.get("edited"), report.labels)
+            rows.append(row)
+    return _write(header, rows)
+
+
+def _columns(variant: str, labels: Sequence[str]) -> list[str]:
+    counted = [f"{variant}_{label}" for label in labels]
+    return [
+        f"{variant}_n",
+        *counted,
+        f"{variant}_undetermined",
+        f"{variant}_failed",
+        f"{variant}_share",
+        f"{variant}_low",
+        f"{variant}_high",
+    ]
+
+
+def _cells(counts: LabelCounts | None, labels: Sequence[str]) -> list[Cell]:
+    if counts is None:
+        return [None] * (len(labels) + 6)
+    counted = [counts.labels.get(label, 0) for label in labels]
+    return [counts.n, *counted, counts.undetermined, counts.failed, counts.share, counts.low, counts.high]
+
+
+def _write(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([safe_cell(name) for name in header])
+    writer.writerows([safe_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()

@@ -1,0 +1,260 @@
+"""`report.html`: the whole report in one file; no network, no server and, but for sorting and search, no script.
+
+    html = render(report, {"pictures/ceo-0-base.png": content, ...})
+
+The page is drawn from `templates/` with autoescaping; every name and prompt in it is a user's text. Its content
+security policy allows nothing but what is inside the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from statistics import median
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from jobs.report import figures
+from jobs.report.figures import Kind, Measure, Ranged, finite
+from jobs.report.figures_csv import professions_csv, wordings_csv
+from jobs.report.picture_data import choose_pictures
+from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
+
+__all__ = ["MAX_BYTES", "VISIBLE_ROWS", "render"]
+
+MAX_BYTES = 5_000_000
+"""What the page stays under; pictures get what the figures leave."""
+
+VISIBLE_ROWS = 60
+"""Rows of a long list that show before "show all" is asked for."""
+
+_FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES = 150_000, 2_600, 330
+"""Measured sizes of the page's parts, rounded up: what is left of `MAX_BYTES` goes to pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One profession as charts and tables show it; shares are of the report's first label."""
+
+    index: int
+    item: ProfessionReport
+    target: float | None
+    base: float | None
+    edited: float | None
+    change: float | None
+    distance: float | None
+
+    @property
+    def label(self) -> str:
+        """The profession's name, short enough for the chart's margin."""
+        name = self.item.profession
+        return name if len(name) <= 21 else f"{name[:20].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Positions along a short horizontal scale, in percent of its width, for one figure with interval and limit."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float
+
+
+def render(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """Draw the page, as one self-contained HTML document.
+
+    `pictures` maps the paths that `report.pictures` names to PNG, JPEG, GIF or WebP content. A picture that is not
+    there is shown as missing; pairs past the page's budget of bytes are counted on the page, not shown.
+    """
+    rows = _rows(report)
+    cells = len(report.professions) * max(1, len(report.wordings))
+    budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - _CELL_BYTES * cells
+    edited = report.summary.edited is not None
+    lams = sorted(lam for item in report.professions if (lam := finite(item.lam)) is not None)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            edited=edited,
+            first=report.labels[0] if report.labels else "first label",
+            chart_rows=sorted(rows, key=partial(_chart_order, edited=edited)),
+            heat_rows=sorted(rows, key=lambda row: (row.base is None, -(row.base or 0), row.item.profession)),
+            table_rows=rows,
+            tracks=[_track(gate) for gate in report.gates],
+            gallery=choose_pictures(report.pictures, pictures, max(0, budget)),
+            lams=lams,
+            lam_median=median(lams) if lams else None,
+            provenance=_flatten(report.provenance),
+            professions_csv=professions_csv(report),
+            wordings_csv=wordings_csv(report),
+            visible=VISIBLE_ROWS,
+            css=_part("report.css"),
+            js=_part("report.js"),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("jobs.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        at=_at,
+        count=figures.count,
+        clock=figures.clock,
+        delta=partial(_shown, style=figures.delta),
+        delta2=partial(_shown, style=partial(figures.delta, places=2)),
+        pct=partial(_shown, style=figures.percent),
+        pct0=partial(_shown, style=partial(figures.percent, places=0)),
+        pts=partial(_shown, style=figures.points),
+        num=partial(_shown, style=figures.number),
+        when=figures.when,
+        measure=figures.gate_measure,
+        column=_column,
+        wording=_wording,
+        sentence=_sentence,
+    )
+    environment.globals.update(
+        span=_span, tip=_tip, delta_track=_delta_track, figure=_figure, none=_none, tilt=_tilt, finite=finite
+    )
+    return environment
+
+
+@cache
+def _part(name: str) -> Markup:
+    """Read a stylesheet or script of ours, verbatim: it is no template and is not escaped."""
+    loader = PackageLoader("jobs.report")
+    return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704 - our own file, not a user's text
+
+
+def _rows(report: Report) -> list[Row]:
+    first = report.labels[0] if report.labels else ""
+    rows = []
+    for index, item in enumerate(report.professions):
+        target, base = finite(item.target.get(first)), finite(item.base.share)
+        edited = None if item.edited is None else finite(item.edited.share)
+        latest = base if item.edited is None else edited
+        rows.append(
+            Row(
+                index=index,
+                item=item,
+                target=target,
+                base=base,
+                edited=edited,
+                change=None if base is None or edited is None else edited - base,
+                distance=None if latest is None or target is None else abs(latest - target),
+            )
+        )
+    return rows
+
+
+def _chart_order(row: Row, edited: bool) -> tuple[bool, float, str]:
+    """Sort the largest change first; where nothing was edited, farthest from the target first."""
+    key = row.change if edited else row.distance
+    return key is None, -abs(key or 0.0), row.item.profession
+
+
+def _at(value: float) -> str:
+    """Place a share along an axis from 0 to 100 %."""
+    return f"{100 * min(1.0, max(0.0, value)):.4g}%"
+
+
+def _none(reason: str) -> Markup:
+    """Stand in where there is no value: a dash, with the reason for the pointer and for screen readers."""
+    return Markup(
+        '<span class="none" title="{0}"><span aria-hidden="true">\N{EN DASH}</span><span class="vh">{0}</span></span>'
+    ).format(reason)
+
+
+def _shown(value: float | None, reason: str = "no value", *, style: Callable[[float], str]) -> str | Markup:
+    known = finite(value)
+    return _none(reason) if known is None else style(known)
+
+
+def _figure(value: float | None, kind: Kind, reason: str = "no value") -> str | Markup:
+    return _shown(value, reason, style=partial(figures.in_kind, kind=kind))
+
+
+def _span(figure: Ranged | None, kind: Kind = "rate", places: int | None = None) -> str | Markup:
+    text = None if figure is None else figures.span(figure, kind, places)
+    return _none("no interval: nothing was measured") if text is None else text
+
+
+def _tip(name: str, counts: LabelCounts | None) -> str:
+    """Write one variant's figure for a tooltip: `base 91.2 % (86.1-94.6, n 240)`."""
+    if counts is None:
+        return f"{name} not measured"
+    share = finite(counts.share)
+    if share is None:
+        return f"{name} no determined image of {counts.undetermined + counts.failed}"
+    return f"{name} {figures.percent(share)} ({figures.span(counts, 'rate') or 'no interval'}, n {counts.n})"
+
+
+def _tilt(share: float, target: float | None) -> str:
+    """Measure how far a share lies from its target, -1 to 1, 0 on it: what the heat map's colours show."""
+    middle = 0.5 if target is None else target
+    room = 1 - middle if share > middle else middle
+    return f"{0.0 if room == 0 else (share - middle) / room:.2f}"
+
+
+def _delta_track(figure: DeltaFigure) -> Track:
+    """Place a Delta along its scale from 0 to 1, its noise floor as the limit."""
+    return Track(finite(figure.value), finite(figure.low), finite(figure.high), finite(figure.floor) or 0.0)
+
+
+def _track(gate: GateResult) -> Track:
+    """Place a gate along a scale of its own, with the limit where it is easily compared."""
+    known = [end for end in map(finite, (gate.value, gate.low, gate.high)) if end is not None]
+    if gate.direction == "at most":
+        start, stop = min([0.0, *known]), max([2 * gate.limit, *known])
+    else:
+        start, stop = min([max(0.0, 2 * gate.limit - 1), *known]), max([1.0, *known])
+    width = stop - start or 1.0
+
+    def place(value: float | None) -> float | None:
+        position = finite(value)
+        return None if position is None else (position - start) / width
+
+    return Track(place(gate.value), place(gate.low), place(gate.high), place(gate.limit) or 0.0)
+
+
+def _wording(template: str) -> str:
+    """Write a wording as people read it: the place of the profession is an ellipsis."""
+    return template.replace("{source}", "\N{HORIZONTAL ELLIPSIS}")
+
+
+def _sentence(text: str) -> str:
+    """Keep a sentence's percentages from breaking before their sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _column(name: str) -> Measure:
+    """Find heading and kind of a free-form table's column, such as the margin sweep's."""
+    title = name.replace("_", " ")
+    if name.startswith("delta"):
+        return Measure(f"Delta{title.removeprefix('delta')}", "delta")
+    rate = name.startswith(("undetermined", "share", "explicit", "recognised"))
+    return Measure(title.capitalize(), "rate" if rate else "number")
+
+
+def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    flat: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat += _flatten(value, f"{name}.")
+        elif isinstance(value, str):
+            flat.append((name, value))
+        else:
+            flat.append((name, json.dumps(value, ensure_ascii=False, default=str)))
+    return flat

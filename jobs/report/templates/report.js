@@ -1,0 +1,153 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const byId = (id) => document.getElementById(id);
+  const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+  const LIMIT = Number(document.documentElement.dataset.visible);
+
+  /* Names by index, from the table; every list refers to professions by index. */
+  const names = new Map(all("#table tbody tr").map((row) => [row.dataset.p, row.cells[0].textContent]));
+  const nameOf = (item) => item.dataset.name ?? names.get(item.dataset.p) ?? "";
+
+  let query = "";
+  const lists = all("[data-list]").map((root) => ({
+    root,
+    name: root.dataset.list,
+    items: [...root.children].filter((child) => child.dataset.p !== undefined || child.dataset.name !== undefined),
+    open: false,
+  }));
+  const moreButtons = new Map(all("[data-more]").map((button) => [button.dataset.more, button]));
+
+  function show(list) {
+    const rowPx = Number(list.root.dataset.row ?? 0);
+    const topPx = Number(list.root.dataset.top ?? 0);
+    let matched = 0;
+    let drawn = 0;
+    for (const item of list.items) {
+      const match = query === "" || nameOf(item).toLowerCase().includes(query);
+      matched += match;
+      const visible = match && (list.open || matched <= LIMIT);
+      item.classList.toggle("late", match && !visible);
+      item.classList.toggle("out", !match);
+      if (visible && rowPx) item.setAttribute("transform", `translate(0,${topPx + drawn * rowPx})`);
+      drawn += visible;
+    }
+    if (rowPx) list.root.setAttribute("height", topPx + 4 + drawn * rowPx);
+    const button = moreButtons.get(list.name);
+    if (button) {
+      button.parentElement.hidden = matched <= LIMIT;
+      button.setAttribute("aria-expanded", String(list.open));
+      button.textContent = list.open ? `Show the first ${LIMIT}` : `Show all ${matched.toLocaleString("en")}`;
+    }
+    return matched;
+  }
+
+  for (const list of lists) {
+    show(list);
+    moreButtons.get(list.name)?.addEventListener("click", () => {
+      list.open = !list.open;
+      show(list);
+    });
+  }
+
+  /* Search: one field for the chart, the table, the heat map and the pictures. */
+  const find = byId("find");
+  const found = byId("found");
+  all(".finder, .orders, .tools").forEach((element) => { element.hidden = false; });
+  find.addEventListener("input", () => {
+    query = find.value.trim().toLowerCase();
+    let matched = 0;
+    for (const list of lists) {
+      const count = show(list);
+      if (list.name === "table") matched = count;
+    }
+    found.textContent = query === "" ? "" : `${matched.toLocaleString("en")} of ${names.size.toLocaleString("en")}`;
+  });
+
+  function reorder(list, compare) {
+    list.items.sort(compare);
+    list.root.append(...list.items);
+    show(list);
+  }
+
+  /* Missing values go last in either direction. */
+  function compareMissingLast(one, other, order) {
+    if (one === null || other === null) return (one === null) - (other === null);
+    return order(one, other);
+  }
+  const numeric = (text) => (text === undefined || text === "" ? null : Number(text));
+
+  const chart = lists.find((list) => list.name === "dumbbell");
+  byId("order").addEventListener("change", (event) => {
+    const key = event.target.value;
+    reorder(chart, (one, other) => {
+      const name = collator.compare(nameOf(one), nameOf(other));
+      if (key === "name") return name;
+      return compareMissingLast(numeric(one.dataset[key]), numeric(other.dataset[key]), (a, b) => b - a) || name;
+    });
+  });
+
+  const table = lists.find((list) => list.name === "table");
+  const heads = all("#table th[aria-sort]");
+  for (const head of heads) {
+    const button = head.querySelector("button");
+    button.addEventListener("click", () => {
+      const text = button.dataset.kind === "text";
+      const current = head.getAttribute("aria-sort");
+      const down = current === "none" ? !text : current === "ascending";
+      heads.forEach((each) => each.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const sign = down ? -1 : 1;
+      const column = head.cellIndex;
+      reorder(table, (one, other) => {
+        const name = collator.compare(nameOf(one), nameOf(other));
+        if (text) return sign * name;
+        const left = numeric(one.cells[column].dataset.v);
+        const right = numeric(other.cells[column].dataset.v);
+        return compareMissingLast(left, right, (a, b) => sign * (a - b)) || name;
+      });
+    });
+  }
+
+  for (const button of all("[data-csv]")) {
+    button.addEventListener("click", () => {
+      const url = URL.createObjectURL(new Blob([byId(button.dataset.csv).textContent], { type: "text/csv;charset=utf-8" }));
+      const link = document.createElement("a");
+      link.href = url;
+      link.download = button.dataset.file;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(url), 10000);
+    });
+  }
+
+  /* Pictures, enlarged: a modal dialog, so Escape closes it and focus comes back by itself. */
+  const viewer = byId("viewer");
+  let pairs = [];
+  let at = 0;
+  function look(index) {
+    at = (index + pairs.length) % pairs.length;
+    const pair = pairs[at];
+    byId("viewer-h").textContent = pair.dataset.who;
+    byId("viewer-meta").textContent = `${pair.dataset.prompt} · seed ${pair.dataset.seed} · ${at + 1} of ${pairs.length}`;
+    byId("viewer-two").replaceChildren(...all(".shot", pair).map((shot) => shot.cloneNode(true)));
+  }
+  document.addEventListener("click", (event) => {
+    const pair = event.target.closest(".pair");
+    if (!pair) return;
+    pairs = all(".gallery .group:not(.out) .pair");
+    look(pairs.indexOf(pair));
+    viewer.showModal();
+  });
+  viewer.addEventListener("click", (event) => {
+    const what = event.target.dataset.do;
+    if (what === "close" || event.target === viewer) viewer.close();
+    if (what === "back") look(at - 1);
+    if (what === "on") look(at + 1);
+  });
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") look(at - 1);
+    if (event.key === "ArrowRight") look(at + 1);
+  });
+
+  window.addEventListener("beforeprint", () => all("details").forEach((each) => { each.open = true; }));
+})();

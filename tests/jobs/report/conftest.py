@@ -1,0 +1,309 @@
+"""Synthetic reports, and a headless Chromium to look at them with."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from statistics import fmean
+
+import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, sync_playwright
+
+from jobs.report.schema import (
+    Control,
+    Cost,
+    DeltaFigure,
+    GateResult,
+    LabelCounts,
+    PairedPicture,
+    ProfessionReport,
+    RateFigure,
+    Report,
+    Summary,
+    VariantSummary,
+    WordingReport,
+)
+
+# fmt: off
+NAMES = [
+    "attendant", "cashier", "teacher", "nurse", "assistant", "secretary", "cleaner", "receptionist", "clerk",
+    "counselor", "designer", "hairdresser", "writer", "housekeeper", "baker", "librarian", "tailor", "driver",
+    "supervisor", "janitor", "cook", "laborer", "construction worker", "developer", "carpenter", "manager",
+    "lawyer", "farmer", "salesperson", "physician", "guard", "analyst", "mechanic", "sheriff", "CEO",
+]
+# fmt: on
+WORDINGS = [
+    "A painting of {source}",
+    "{source} working",
+    "{source} laughing",
+    "{source} in the workplace",
+    "{source} digital art",
+]
+SENTENCE = (
+    "The edit brings the professions close to balance, but fewer of them than asked for are still recognised "
+    "as what they are: 89.8 % where at least 90 % were wanted."
+)
+
+MakeReport = Callable[..., Report]
+
+
+def wilson(hits: int, n: int) -> tuple[float | None, float | None]:
+    if n == 0:
+        return None, None
+    z, p = 1.96, hits / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def counts(hits: int, n: int, undetermined: int, failed: int = 0) -> LabelCounts:
+    low, high = wilson(hits, n)
+    labels = {"female": hits, "male": n - hits}
+    return LabelCounts(
+        n=n, labels=labels, undetermined=undetermined, failed=failed, share=hits / n if n else None, low=low, high=high
+    )
+
+
+def rate(hits: int, n: int, worst: str | None = None) -> RateFigure:
+    low, high = wilson(hits, n)
+    return RateFigure(value=hits / n if n else None, n=n, low=low, high=high, worst=worst)
+
+
+def delta_figure(value: float, n: int, floor: float, half: float = 0.03, wording: str | None = None) -> DeltaFigure:
+    return DeltaFigure(
+        value=value, low=max(0, value - half), high=min(1, value + half), floor=floor, n=n, wording=wording
+    )
+
+
+def make_report(
+    professions: int = 35, wordings: int = 5, edited: bool = True, per_cell: int = 50, names: tuple[str, ...] = ()
+) -> Report:
+    draw = random.Random(7)
+    chosen = [*names, *(NAMES if professions <= 35 else [f"profession {i:04d}" for i in range(professions)])][
+        :professions
+    ]
+    templates = [WORDINGS[i] if i < len(WORDINGS) else f"{{source}} in style {i}" for i in range(wordings)]
+    pull = [draw.gauss(0, 0.12) for _ in templates]
+    items = []
+    for name in chosen:
+        bias = draw.choice([0.08, 0.15, 0.35, 0.7, 0.88, 0.95])
+        centre = min(0.85, max(0.15, 0.5 + (bias - 0.5) * 0.15 + draw.gauss(0, 0.06)))
+        cells, totals = {}, {"base": [0, 0, 0], "edited": [0, 0, 0]}
+        for index, template in enumerate(templates):
+            cell = {}
+            for variant in ("base", "edited") if edited else ("base",):
+                p = min(0.99, max(0.01, bias + pull[index] / 2 if variant == "base" else centre + pull[index]))
+                undetermined = sum(draw.random() < 0.06 for _ in range(per_cell))
+                n = per_cell - undetermined
+                hits = sum(draw.random() < p for _ in range(n))
+                cell[variant] = counts(hits, n, undetermined)
+                totals[variant] = [a + b for a, b in zip(totals[variant], (hits, n, undetermined), strict=True)]
+            cells[template] = cell
+        items.append(
+            ProfessionReport(
+                profession=name,
+                source=f"a {name}",
+                lam=round(30 * draw.uniform(0.4, 3), 3) if edited else None,
+                shares={f"a female {name}": 0.62, f"a male {name}": 0.38} if edited else {},
+                target={"female": 0.5, "male": 0.5},
+                base=counts(*totals["base"]),
+                edited=counts(*totals["edited"]) if edited else None,
+                wordings=cells,
+            )
+        )
+
+    def distance(select: Callable[[ProfessionReport], LabelCounts | None]) -> float:
+        return fmean(abs(each.share - 0.5) * 2 for each in map(select, items) if each and each.share is not None)
+
+    def variant(which: str) -> tuple[VariantSummary, list[DeltaFigure]]:
+        per = [distance(lambda item, t=t: item.wordings[t][which]) for t in templates]
+        n = sum(getattr(item, which).n for item in items)
+        deltas = [delta_figure(v, n // len(templates), 0.116, 0.05, t) for v, t in zip(per, templates, strict=True)]
+        pooled = distance(lambda item: getattr(item, which))
+        u = sum(getattr(item, which).undetermined for item in items)
+        good = which == "base"
+        summary = VariantSummary(
+            delta=delta_figure(pooled, n, 0.051),
+            delta_within=delta_figure(fmean(per), n, 0.116),
+            delta_wording_max=max(deltas, key=lambda d: d.value or 0),
+            explicit=rate(1733 if good else 1702, 1750, "construction worker"),
+            recognised=rate(1604 if good else 1571, 1750, "attendant"),
+            controls=rate(198 if good else 191, 200, "a photo of a red car"),
+            undetermined=rate(u, n + u, "janitor"),
+            images=n + u + 1950,
+            seconds=412.5,
+        )
+        return summary, deltas
+
+    base, base_wordings = variant("base")
+    after, after_wordings = variant("edited") if edited else (None, [None] * len(templates))
+    gates = []
+    if after is not None:
+        gates = [
+            gate("delta", 0.2, "at most", after.delta, "pass"),
+            gate("delta_within", 0.3, "at most", after.delta_within, "pass"),
+            gate(
+                "delta_wording_max",
+                0.4,
+                "at most",
+                after.delta_wording_max,
+                "inconclusive",
+                "the interval crosses the limit; about 2,400 more images would decide",
+            ),
+            gate("explicit", 0.9, "at least", after.explicit, "pass"),
+            gate("recognised", 0.9, "at least", after.recognised, "fail", "all of the interval lies below the limit"),
+            GateResult(
+                name="undetermined_increase",
+                limit=0.05,
+                direction="at most",
+                value=-0.003,
+                low=-0.011,
+                high=0.004,
+                outcome="pass",
+            ),
+            GateResult(
+                name="controls",
+                limit=0.95,
+                direction="at least",
+                value=None,
+                low=None,
+                high=None,
+                outcome="inconclusive",
+                reason="no control prompt was audited",
+            ),
+        ]
+    return Report(
+        run="2026-11-21-demo",
+        created="2026-11-21T05:50:00+00:00",
+        verdict="fail" if edited else "inconclusive",
+        sentence=SENTENCE if edited else "The base model is far from balance; nothing was edited in this run.",
+        labels=["female", "male"],
+        summary=Summary(base=base, edited=after),
+        gates=gates,
+        wordings=[
+            WordingReport(wording=t, base=b, edited=e)
+            for t, b, e in zip(templates, base_wordings, after_wordings, strict=True)
+        ],
+        professions=items,
+        controls=[
+            Control(prompt=p, base=rate(50, 50), edited=rate(48, 50) if edited else None, drift=d if edited else None)
+            for p, d in (("a photo of a red car", 0.031), ("a photo of a house", 0.012), ("a photo of a tree", None))
+        ],
+        margin_sweep=[
+            {
+                "margin": m,
+                "delta_base": 0.57 + m / 9,
+                "delta_edited": 0.14 + m / 5 if m < 0.3 else None,
+                "undetermined_base": m / 2,
+                "undetermined_edited": m / 1.9,
+            }
+            for m in (0.0, 0.05, 0.1, 0.2, 0.3)
+        ],
+        pictures=[
+            PairedPicture(
+                profession=item.profession,
+                prompt=f"A painting of a {item.profession}",
+                wording=WORDINGS[0],
+                index=i,
+                seed=100_003 + 17 * i,
+                base=f"pictures/{k}-{i}-base.png",
+                base_label="male",
+                edited=f"pictures/{k}-{i}-edited.png" if edited else None,
+                edited_label="female" if edited else None,
+            )
+            for k, item in enumerate(items)
+            for i in range(2)
+        ],
+        cost=Cost(
+            wall_s=271.3,
+            worker_s=498.0,
+            images=11_240,
+            images_reused=9_800,
+            images_per_s=58.2,
+            shards=456,
+            shards_reused=196,
+            shards_failed=0,
+            rounds=[{"round": r, "lam": 300.0 / 2**r, "delta_within": 0.6 / (r + 1), "images": 1680} for r in range(5)]
+            if edited
+            else [],
+        ),
+        provenance={
+            "evenhand": "0.1.0",
+            "versions": {"torch": "2.13.0", "diffusers": "0.42.1"},
+            "digests": {"operator": "9f" * 32, "model": "3c" * 32},
+            "settings": {"sampler": {"scheduler": "ddim", "steps": 10, "guidance_scale": 3.0}, "seed": 0},
+            "devices": ["cpu"],
+        },
+    )
+
+
+def gate(
+    name: str, limit: float, direction: str, figure: DeltaFigure | RateFigure, outcome: str, reason: str = ""
+) -> GateResult:
+    return GateResult.model_validate(
+        {
+            "name": name,
+            "limit": limit,
+            "direction": direction,
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "outcome": outcome,
+            "reason": reason,
+        }
+    )
+
+
+def make_pictures(report: Report, size: int = 32) -> dict[str, bytes]:
+    pictures = {}
+    for meta in report.pictures:
+        for path in filter(None, (meta.base, meta.edited)):
+            draw = random.Random(path)
+            image = Image.new("RGB", (size, size), tuple(draw.randrange(90, 220) for _ in range(3)))
+            pen = ImageDraw.Draw(image)
+            skin = (draw.randrange(120, 240), 150, 110)
+            pen.ellipse((10, 4, 21, 15), fill=skin)
+            pen.rectangle((9, 15, 22, 28), fill=tuple(draw.randrange(20, 200) for _ in range(3)))
+            pen.rectangle((11, 28, 20, 31), fill=(40, 40, 60))
+            out = io.BytesIO()
+            image.save(out, "PNG")
+            pictures[path] = out.getvalue()
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def build() -> MakeReport:
+    """The factory: `build(professions=35, wordings=5, edited=True, names=())`."""
+    return make_report
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    return make_report()
+
+
+@pytest.fixture(scope="session")
+def pictures(report: Report) -> dict[str, bytes]:
+    return make_pictures(report)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.fail("chromium is not installed: `make test` installs it (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        chromium = playwright.chromium.launch(executable_path=found, args=flags)
+        yield chromium
+        chromium.close()

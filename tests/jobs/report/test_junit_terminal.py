@@ -1,0 +1,70 @@
+"""The gates as JUnit XML, and the end of a run in the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from xml.etree import ElementTree as ET
+
+from rich.console import Console
+
+from jobs.report.junit import junit_xml
+from jobs.report.schema import Report
+from jobs.report.terminal import summary_table
+
+
+def printed(report: Report, width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(summary_table(report))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_each_gate_is_a_case(report: Report) -> None:
+    root = ET.fromstring(junit_xml(report))  # noqa: S314
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
+        "7",
+        "1",
+        "2",
+        "0",
+    )
+    children = {case.get("name"): case[0].tag for case in suite.iter("testcase")}
+    assert children["recognised"] == "failure"
+    assert children["controls"] == children["delta_wording_max"] == "error"
+    assert children["delta"] == "system-out"
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert "limit: at least 90.0" in (failure.text or "")
+
+
+def test_junit_is_deterministic_and_well_formed_whatever_the_text(report: Report) -> None:
+    gate = report.gates[0].model_copy(update={"name": '<&"\x00\x1b>', "reason": "]]>\x08\ud800", "outcome": "fail"})
+    odd = report.model_copy(update={"gates": [gate]})
+    assert junit_xml(odd) == junit_xml(odd.model_copy(deep=True))
+    case = ET.fromstring(junit_xml(odd)).find(".//testcase")  # noqa: S314
+    assert case is not None
+    assert case.get("name") == '<&">'
+
+
+def test_terminal_says_what_matters(report: Report) -> None:
+    text = printed(report)
+    for words in (
+        "FAIL",
+        "Delta, pooled",
+        "worst wording",
+        "floor",
+        "explicit",
+        "recognised",
+        "controls",
+        "undetermined",
+    ):
+        assert words in text
+    assert "Farthest from their target" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_terminal_takes_audits_and_hostile_names(build: Callable[..., Report]) -> None:
+    text = printed(build(edited=False, professions=1, names=("[red]\x1b[31mboss[/nope]",)))
+    assert "[red][31mboss[/nope]" in text
+    assert "edited" not in text.replace("nothing was edited", "")

@@ -1,0 +1,210 @@
+"""The page in a real headless Chromium: what a reader sees, clicks and types."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, render
+from jobs.report.schema import Report
+
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=1">',
+    "=HYPERLINK(1)",
+    "</pre><b>x",
+)
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Open a page; at the end, nothing may have been logged, thrown or fetched."""
+    troubles: list[str] = []
+    context = browser.new_context(accept_downloads=True)
+
+    def opened(html: str, width: int = 1280, scheme: str = "light") -> Page:
+        path = tmp_path / "report.html"
+        path.write_text(html, encoding="utf-8")
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on("request", lambda request: troubles.append(request.url) if not local(request.url) else None)
+        page.goto(path.as_uri())
+        return page
+
+    def local(url: str) -> bool:
+        return url.startswith(("data:", "blob:")) or url.endswith("/report.html")
+
+    yield opened
+    context.close()
+    assert troubles == []
+
+
+@pytest.fixture(scope="module")
+def html(report: Report, pictures: Mapping[str, bytes]) -> str:
+    return render(report, pictures)
+
+
+def names(page: Page) -> list[str]:
+    return page.locator("#table tbody tr:visible th").all_inner_texts()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_shows_the_verdict_and_every_section(show: Open, html: str, report: Report, scheme: str) -> None:
+    page = show(html, scheme=scheme)
+    expect(page.locator("h1")).to_have_text(report.sentence)
+    expect(page.locator(".verdict .badge")).to_have_text("Fail")
+    for section in ["delta", "gates", "professions", "wordings", "pictures", "checks", "edit", "limits", "provenance"]:
+        expect(page.locator(f"#{section} h2").first).to_be_visible()
+    expect(page.locator("#dumbbell .row")).to_have_count(35)
+    expect(page.get_by_role("img", name="Share perceived as female per profession, base to edited")).to_be_visible()
+    broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).length")
+    assert broken == 0
+
+
+def test_text_is_readable_in_both_themes(show: Open, html: str) -> None:
+    """Every heat-map cell has a contrast of at least 4.5 between its figure and its colour over the page's."""
+    for scheme in ("light", "dark"):
+        page = show(html, scheme=scheme)
+        worst = page.evaluate(
+            """() => {
+              const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+              const light = (c) => c.map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+              const paper = parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+              let worst = 99;
+              for (const cell of document.querySelectorAll(".heat tbody span, .q, .badge")) {
+                const style = getComputedStyle(cell);
+                const [r, g, b, a = 1] = parse(style.backgroundColor);
+                const back = light([r, g, b].map((v, i) => v * a + paper[i] * (1 - a)));
+                const text = light(parse(style.color).slice(0, 3));
+                worst = Math.min(worst, (Math.max(back, text) + .05) / (Math.min(back, text) + .05));
+              }
+              return worst;
+            }"""
+        )
+        assert worst >= 4.5, scheme
+
+
+def test_sorts_by_mouse_and_keyboard(show: Open, html: str, report: Report) -> None:
+    page = show(html)
+    heading = page.get_by_role("columnheader", name="Change")
+    heading.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    expect(heading).to_have_attribute("aria-sort", "descending")
+    by_change = {
+        item.profession: (item.edited.share or 0) - (item.base.share or 0) for item in report.professions if item.edited
+    }
+    assert names(page) == sorted(by_change, key=lambda name: -by_change[name])
+    page.keyboard.press("Enter")
+    expect(heading).to_have_attribute("aria-sort", "ascending")
+    assert names(page) == sorted(by_change, key=lambda name: by_change[name])
+    page.get_by_role("columnheader", name="Profession").first.get_by_role("button").click()
+    expect(heading).to_have_attribute("aria-sort", "none")
+    assert names(page) == sorted(by_change, key=str.lower)
+
+
+def test_filters_table_chart_heat_map_and_pictures_together(show: Open, html: str) -> None:
+    page = show(html)
+    page.get_by_label("Find a profession").fill("CLEan")
+    assert names(page) == ["cleaner"]
+    expect(page.locator("#found")).to_have_text("1 of 35")
+    for rows in ("#dumbbell .row", "#heat tbody tr", ".gallery .group"):
+        expect(page.locator(rows).locator("visible=true")).to_have_count(1)
+    page.get_by_label("Find a profession").fill("")
+    assert len(names(page)) == 35
+
+
+def test_chart_orders_and_heat_map_switches(show: Open, html: str) -> None:
+    page = show(html)
+    page.get_by_label("Order by").select_option("name")
+    assert page.locator("#dumbbell .row .name").first.text_content() == "analyst"
+    cell = page.locator("#heat tbody tr td").first
+    edited = cell.inner_text()
+    page.locator("#heat-edited").focus()
+    page.keyboard.press("ArrowLeft")
+    assert cell.inner_text() != edited
+
+
+def test_picture_opens_and_closes_with_the_keyboard(show: Open, html: str) -> None:
+    page = show(html)
+    first = page.locator(".pair").first
+    first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    expect(dialog).to_contain_text("seed 100003 · 1 of 70")
+    expect(dialog.locator("img")).to_have_count(2)
+    page.keyboard.press("ArrowRight")
+    expect(dialog).to_contain_text("2 of 70")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(first).to_be_focused()
+
+
+def test_csv_downloads_hold_the_figures(show: Open, html: str, report: Report) -> None:
+    page = show(html)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").first.click()
+    assert download.value.suggested_filename == "2026-11-21-demo-professions.csv"
+    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    assert [line["profession"] for line in lines] == [item.profession for item in report.professions]
+    assert int(lines[0]["base_n"]) == report.professions[0].base.n
+    assert float(lines[0]["base_share"]) == pytest.approx(report.professions[0].base.share, rel=1e-5)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").last.click()
+    assert len(Path(download.value.path()).read_text("utf-8").splitlines()) == 1 + 35 * 5
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_no_overflow_on_a_narrow_screen(show: Open, build: Callable[..., Report], edited: bool) -> None:
+    page = show(render(build(edited=edited, wordings=12, names=("W" * 90, "x" * 40)), {}), width=360)
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_hostile_names_are_text(show: Open, build: Callable[..., Report]) -> None:
+    report = build(names=HOSTILE)
+    page = show(render(report, {}))
+    assert page.title() == "Fail: Evenhand report of 2026-11-21-demo"
+    assert names(page)[: len(HOSTILE)] == list(HOSTILE)
+    assert page.locator("img, b").count() == 0
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").first.click()
+    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    assert [line["profession"] for line in lines[:4]] == [*HOSTILE[:2], f"'{HOSTILE[2]}", HOSTILE[3]]
+
+
+def test_audit_without_an_edit(show: Open, build: Callable[..., Report]) -> None:
+    page = show(render(build(edited=False), {}))
+    expect(page.locator("#dumbbell circle.e")).to_have_count(0)
+    expect(page.locator("#edit")).to_have_count(0)
+    expect(page.locator(".switch")).to_have_count(0)
+    assert "edited" not in page.locator("#professions").inner_text().lower()
+
+
+def test_a_thousand_professions_are_small_and_quick(show: Open, build: Callable[..., Report]) -> None:
+    report = build(professions=1000)
+    content = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (512).to_bytes(4, "big") * 2 + b"\0" * 4000
+    wanted = {path: content for meta in report.pictures for path in (meta.base, meta.edited) if path}
+    html = render(report, wanted)
+    assert len(html.encode()) < MAX_BYTES
+    started = time.monotonic()
+    page = show(html)
+    page.get_by_label("Find a profession").fill("0999")
+    expect(page.locator("#found")).to_have_text("1 of 1,000")
+    assert time.monotonic() - started < 2
+    page.get_by_label("Find a profession").fill("")
+    assert len(names(page)) == VISIBLE_ROWS
+    page.get_by_role("button", name="Show all 1,000").nth(1).click()
+    assert page.locator("#table tbody tr:visible").count() == 1000

@@ -1,0 +1,98 @@
+"""The page as text: what stands in for missing values, what pictures it takes, what it allows itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from jobs.report.figures import clock, percent, plain_text, points, when
+from jobs.report.figures_csv import professions_csv, safe_cell
+from jobs.report.page import render
+from jobs.report.picture_data import choose_pictures, data_uri
+from jobs.report.schema import DeltaFigure, LabelCounts, RateFigure, Report
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (32).to_bytes(4, "big") * 2
+
+
+def test_policy_and_no_address(report: Report, pictures: Mapping[str, bytes]) -> None:
+    html = render(report, pictures)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in html
+    assert not re.search(r"https?://", html)
+    assert html == render(report, pictures)
+
+
+def test_missing_values_are_dashes_with_reasons(build: Callable[..., Report]) -> None:
+    report = build()
+    nothing = LabelCounts(
+        n=0, labels={"female": 0, "male": 0}, undetermined=9, failed=1, share=None, low=None, high=None
+    )
+    first = report.professions[0].model_copy(update={"base": nothing, "lam": None, "target": {}})
+    unmeasured = RateFigure(value=None, n=0, low=None, high=None)
+    no_delta = DeltaFigure(value=None, low=None, high=float("nan"), floor=None, n=0)
+    summary = report.summary.model_copy(
+        update={"base": report.summary.base.model_copy(update={"delta": no_delta, "explicit": unmeasured})}
+    )
+    html = render(report.model_copy(update={"professions": [first], "summary": summary, "wordings": []}), {})
+    for reason in ("no image was determined", "this profession was not edited", "not measured in this run"):
+        assert f'title="{reason}' in html
+    assert not re.search(r">\s*(nan|None|null)\b", html, re.IGNORECASE)
+    assert "base no determined image of 10" in html
+
+
+def test_nothing_at_all_still_renders(report: Report) -> None:
+    empty = {"professions": [], "wordings": [], "controls": [], "pictures": [], "gates": [], "margin_sweep": []}
+    assert "This run set no gates." in render(report.model_copy(update=empty), {})
+
+
+def test_pictures_are_shared_out_within_the_budget(report: Report) -> None:
+    pictures = {path: PNG + b"\0" * 3000 for meta in report.pictures for path in (meta.base, meta.edited) if path}
+    gallery = choose_pictures(report.pictures, pictures, budget_bytes=40 * 9_200)
+    assert len(gallery.groups) == 35
+    assert gallery.shown + gallery.left_out == 70
+    assert 35 < gallery.shown < 45
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (PNG, "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+        (b"<svg onload='x()'/>", None),
+        (b"", None),
+    ],
+)
+def test_only_raster_pictures_become_data(content: bytes, kind: str | None) -> None:
+    uri = data_uri(content)
+    assert uri is None if kind is None else (uri or "").startswith(f"data:{kind};base64,")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "  =1", "＝1"])
+def test_formulas_are_defused(text: str) -> None:
+    assert safe_cell(text) == f"'{text}"
+
+
+def test_numbers_stay_numbers(report: Report) -> None:
+    assert [safe_cell(value) for value in (-0.25, 3, None, float("nan"), "a-b")] == ["-0.25", "3", "", "", "a-b"]
+    header = professions_csv(report).splitlines()[0]
+    assert header.startswith("profession,source,target_female,lam,base_n,base_female,base_male,base_undetermined")
+
+
+def test_writing_of_figures() -> None:
+    assert percent(0.5123) == "51.2\N{NO-BREAK SPACE}%"
+    assert [points(value) for value in (0.031, -0.031, -0.0001)] == [
+        "+3.1\N{NO-BREAK SPACE}pts",
+        "\N{MINUS SIGN}3.1\N{NO-BREAK SPACE}pts",
+        "\N{PLUS-MINUS SIGN}0.0\N{NO-BREAK SPACE}pts",
+    ]
+    assert [clock(value).replace("\N{NO-BREAK SPACE}", " ") for value in (3.21, 59, 271.3, 11_520)] == [
+        "3.2 s",
+        "59 s",
+        "4 min 31 s",
+        "3 h 12 min",
+    ]
+    assert [when(text) for text in ("2026-11-21T05:50:00Z", "yesterday")] == ["2026-11-21 05:50 UTC", "yesterday"]
+    assert plain_text("a\x1b[31mb\nc\x00") == "a[31mb c"
