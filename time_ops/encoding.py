@@ -115,7 +115,12 @@ class TokenPairs:
     @property
     def destination(self) -> torch.Tensor:
         """The blend of the destinations, sum_k a_k c*_k, [n, d] float64."""
-        return torch.einsum("k,knd->nd", self.shares, self.destinations.double().cpu()).to(self.source.device)
+        return torch.einsum("k,knd->nd", self.shares.to(self.source.device), self.destinations.double())
+
+    @property
+    def is_preserved(self) -> bool:
+        """Whether every destination embedding is its source embedding, c* = c."""
+        return bool((self.destinations == self.source).all())
 
     @property
     def tokens_digest(self) -> str:

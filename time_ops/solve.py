@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -66,14 +67,13 @@ def solve(
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
-    blends = [_Rows.of(p) for p in plan.pairs]
-    used = [(rows, 1 / s) for rows, s in zip(blends, strengths, strict=True) if math.isfinite(s)]
-    if sum(len(rows.tokens) for rows, _ in used) < plan.d:
-        return plan.operator(*_token_form(used, plan.d, device), strengths)
-    total = torch.zeros(2, plan.d, plan.d, dtype=torch.float64, device=device)
-    for rows, weight in used:
-        rows.add_to(total[0], total[1], weight)
-    return plan.operator(*_factored(total[0], total[1], strengths), strengths)
+    used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
+    if sum(len(pair.source) for pair, _ in used) < plan.d:
+        return plan.operator(*_token_form([(_Rows.of(p), w) for p, w in used], plan.d, device), strengths)
+    sums = _Sums(plan.d, device)
+    for pair, weight in used:
+        sums.add(_Rows.of(pair), weight)
+    return plan.operator(*_factored(*sums.total(), strengths), strengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +110,12 @@ class Statistics:
         Raises:
             EditError: It is said to be preserved, but c* differs from c.
         """
-        d = pairs.source.shape[1]
-        sums = torch.zeros(2, d, d, dtype=torch.float64)
         if preserved:
             _check_preserved([pairs])
-        _Rows.of(pairs).add_to(sums[0], sums[1], 1.0)
+        sums = _Sums(pairs.source.shape[1], "cpu")
+        sums.add(_Rows.of(pairs), 1.0)
         record = (_record(pairs, None),)
-        return cls(sums[0], sums[1], () if preserved else record, record if preserved else (), pairs.encoder)
+        return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder)
 
     def weighted(self, lam: float) -> Statistics:
         """The same divided by lam (inf gives zeros), which is then on record.
@@ -128,11 +127,10 @@ class Statistics:
         if any(r.lam is not None for r in (*self.edits, *self.preserved)):
             raise EditError("these statistics have their lam already")
         weight = 1 / lam
-        zero = torch.zeros_like(self.G)
         return replace(
             self,
-            G=self.G * weight if weight else zero,
-            B=self.B * weight if weight else zero,
+            G=self.G * weight,
+            B=self.B * weight,
             edits=tuple(replace(r, lam=float(lam)) for r in self.edits),
             preserved=tuple(replace(r, lam=float(lam)) for r in self.preserved),
         )
@@ -159,7 +157,8 @@ class Statistics:
             "preserved": [asdict(r) for r in self.preserved],
             "encoder": None if self.encoder is None else asdict(self.encoder),
         }
-        stored = {"B": self.B.cpu().contiguous(), "G": self.G.cpu().contiguous()}
+        # Clones, as safetensors refuses tensors that share memory, which zeros and views may.
+        stored = {"B": self.B.cpu().contiguous().clone(), "G": self.G.cpu().contiguous().clone()}
         return tensors_bytes(stored, metadata={"statistics": json.dumps(records, sort_keys=True)})
 
     @classmethod
@@ -239,9 +238,9 @@ class Problem:
         self._gram: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
         tokens = sum(len(rows.tokens) for rows in (*self._rows, self._kept))
-        matrices = len(self._rows) + 1 + sum(rows.shifts.shape[0] for rows in self._rows)
+        matrices = len(self._rows) + 1 + sum(len(rows.shifts) for rows in self._rows)
         if tokens < d:
-            stacked = torch.cat([rows.tokens for rows in (*self._rows, self._kept)]).to(device, torch.float64)
+            stacked = torch.cat([rows.tokens.double() for rows in (*self._rows, self._kept)]).to(device)
             self._gram = stacked @ stacked.T
         elif matrices * d * d * 8 <= statistics_bytes:
             self._sums = self._summed(matrices)
@@ -270,11 +269,11 @@ class Problem:
             used = [(rows.blended(p.shares), 1 / s) for rows, p, s in edits] + [(self._kept, kept_weight)]
             return plan.operator(*_token_form(used, plan.d, self._device, self._gram), strengths)
         if self._sums is None:
-            total = torch.zeros(2, plan.d, plan.d, dtype=torch.float64, device=self._device)
+            sums = _Sums(plan.d, self._device)
             for rows, pair, s in edits:
-                rows.blended(pair.shares).add_to(total[0], total[1], 1 / s)
-            self._kept.add_to(total[0], total[1], kept_weight)
-            return plan.operator(*_factored(total[0], total[1], strengths), strengths)
+                sums.add(rows.blended(pair.shares), 1 / s)
+            sums.add(self._kept, kept_weight)
+            return plan.operator(*_factored(*sums.total(), strengths), strengths)
         count = len(edits) + 1
         for_G = torch.tensor([*(1 / s for _, _, s in edits), kept_weight], dtype=torch.float64, device=self._device)
         for_B = torch.cat([pair.shares / s for _, pair, s in edits]).to(self._device)
@@ -284,21 +283,27 @@ class Problem:
 
     def _summed(self, matrices: int) -> torch.Tensor:
         """G of every edit, G of the preserved, then B of every edit and destination: [M, d, d] float64."""
-        d, count = self._plan.d, len(self._rows) + 1
-        sums = torch.zeros(matrices, d, d, dtype=torch.float64, device=self._device)
-        at = count
-        for i, rows in enumerate(self._rows):
-            for k in range(rows.shifts.shape[0]):
-                # G is asked for once, with the first destination.
-                rows.only(k).add_to(sums[i] if k == 0 else None, sums[at], 1.0)
+        found = torch.zeros(matrices, self._plan.d, self._plan.d, dtype=torch.float64, device=self._device)
+        at = len(self._rows) + 1
+        for i, rows in enumerate((*self._rows, self._kept)):
+            tokens = rows.tokens.to(self._device, torch.float64)
+            scaled = tokens * rows.counts.to(self._device)[:, None]
+            found[i].addmm_(tokens.T, scaled)
+            for shift in rows.shifts:
+                found[at].addmm_(shift.to(self._device).T, tokens)
                 at += 1
-        self._kept.add_to(sums[count - 1], None, 1.0)
-        return sums
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Distinct token rows of one edit: tokens [u, d], how often each occurs [u], and summed shifts c* - c [K, u, d]."""
+    """Distinct token rows of one edit.
+
+    Attributes:
+        tokens: [u, d], in the pairs' dtype.
+        counts: How often each occurs, [u] float64.
+        shifts: Sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
+    """
 
     tokens: torch.Tensor
     counts: torch.Tensor
@@ -307,51 +312,92 @@ class _Rows:
     @classmethod
     def each(cls, pairs: TokenPairs) -> _Rows:
         """With the shifts of every destination apart."""
-        first, index, counts = _distinct(pairs.source)
-        source = pairs.source.double().cpu()
-        shifts = torch.zeros(len(pairs.destinations), len(first), source.shape[1], dtype=torch.float64)
-        for k, destination in enumerate(pairs.destinations):
-            shifts[k].index_add_(0, index, destination.double().cpu() - source)
-        return cls(source[first], counts, shifts)
+        return cls._made(pairs, np.eye(len(pairs.shares)).tolist())
 
     @classmethod
     def of(cls, pairs: TokenPairs) -> _Rows:
-        """With the blend of the destinations."""
-        first, index, counts = _distinct(pairs.source)
-        source = pairs.source.double().cpu()
-        difference = pairs.destination.cpu() - source
-        shifts = torch.zeros(1, len(first), source.shape[1], dtype=torch.float64).index_add_(1, index, difference[None])
-        return cls(source[first], counts, shifts)
+        """With the blend of the destinations; sum_k a_k (c*_k - c)."""
+        return cls._made(pairs, [pairs.shares.tolist()])
+
+    @classmethod
+    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> _Rows:
+        source = pairs.source.detach().cpu().numpy()
+        first, repeats, counts = _distinct(source)
+        tokens = torch.from_numpy(source[first])
+        if pairs.is_preserved:
+            return cls(tokens, counts, torch.zeros(0, *tokens.shape, dtype=torch.float64))
+        shifts = np.zeros((len(blends), *source.shape))
+        destinations = pairs.destinations.detach().cpu().numpy()
+        for shift, shares in zip(shifts, blends, strict=True):
+            for share, destination in zip(shares, destinations, strict=True):
+                if share == 1.0 and sum(shares) == 1.0:
+                    # In place and widened on the fly: fresh temporaries cost more than the arithmetic.
+                    np.subtract(destination, source, out=shift, dtype=np.float64)
+                elif share != 0.0:
+                    shift += share * np.subtract(destination, source, dtype=np.float64)
+        for again, place in repeats:
+            shifts[:, place] += shifts[:, again]
+        return cls(tokens, counts, torch.from_numpy(shifts if len(first) == len(source) else shifts[:, first]))
 
     @classmethod
     def joined(cls, parts: Sequence[_Rows], d: int) -> _Rows:
         """Rows of several preserved prompts, those that they share summed once."""
         if not parts:
             empty = torch.zeros(0, d, dtype=torch.float64)
-            return cls(empty, torch.zeros(0, dtype=torch.float64), empty[None])
+            return cls(empty, torch.zeros(0, dtype=torch.float64), empty.reshape(0, 0, d))
         tokens, counts = torch.cat([p.tokens for p in parts]), torch.cat([p.counts for p in parts])
-        first, index, _ = _distinct(tokens)
-        summed = torch.zeros(len(first), dtype=torch.float64).index_add_(0, index, counts)
-        return cls(tokens[first], summed, torch.zeros(1, len(first), d, dtype=torch.float64))
-
-    def only(self, k: int) -> _Rows:
-        return replace(self, shifts=self.shifts[k : k + 1])
+        first, repeats, _ = _distinct(tokens.numpy())
+        for again, place in repeats:
+            counts[place] += counts[again]
+        return cls(tokens[first], counts[first], torch.zeros(0, len(first), d, dtype=torch.float64))
 
     def blended(self, shares: torch.Tensor) -> _Rows:
+        """With one shift, the blend of those of the destinations."""
+        if len(self.shifts) == 0:
+            return self
         return replace(self, shifts=torch.einsum("k,kud->ud", shares, self.shifts)[None])
 
-    def add_to(self, G: torch.Tensor | None, B: torch.Tensor | None, weight: float) -> None:
-        """G += weight sum c c^T, B += weight sum (c* - c) c^T, for the one blend of these rows."""
-        if weight == 0 or len(self.tokens) == 0:
+
+class _Sums:
+    """Weighted G and B over many rows, a few thousand of which are multiplied at a time."""
+
+    _CAPACITY = 4096
+
+    def __init__(self, d: int, device: Device) -> None:
+        self._G, self._B = (torch.zeros(d, d, dtype=torch.float64, device=device) for _ in range(2))
+        self._tokens = torch.empty(self._CAPACITY, d, dtype=torch.float64, device=device)
+        self._shifts = torch.empty_like(self._tokens)
+        self._filled = 0
+
+    def add(self, rows: _Rows, weight: float) -> None:
+        """G += weight sum c c^T, B += weight sum (c* - c) c^T."""
+        if weight == 0:
             return
-        device = next(m.device for m in (G, B) if m is not None)
-        tokens = self.tokens.to(device)
-        if G is not None:
-            scaled = tokens * self.counts.sqrt().to(device)[:, None]
-            G.addmm_(scaled.T, scaled, alpha=weight)
-        if B is not None:
-            moved = self.shifts[0].ne(0).any(dim=1).to(device)
-            B.addmm_(self.shifts[0].to(device)[moved].T, tokens[moved], alpha=weight)
+        for start in range(0, len(rows.tokens), self._CAPACITY):
+            part = slice(start, start + self._CAPACITY)
+            count = len(rows.tokens[part])
+            if self._filled + count > self._CAPACITY:
+                self._flush()
+            to = slice(self._filled, self._filled + count)
+            # G = X^T X and B = E^T X with the rows X scaled by s, the summed shifts E by weight / s.
+            scale = (rows.counts[part] * weight).sqrt().to(self._tokens.device)[:, None]
+            self._tokens[to].copy_(rows.tokens[part]).mul_(scale)
+            if len(rows.shifts):
+                self._shifts[to].copy_(rows.shifts[0][part]).mul_(weight / scale)
+            else:
+                self._shifts[to].zero_()
+            self._filled += count
+
+    def total(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """G and B, [d, d] float64."""
+        self._flush()
+        return self._G, self._B
+
+    def _flush(self) -> None:
+        tokens, shifts = self._tokens[: self._filled], self._shifts[: self._filled]
+        self._G.addmm_(tokens.T, tokens)
+        self._B.addmm_(shifts.T, tokens)
+        self._filled = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,8 +483,9 @@ def _token_form(
     present = weights > 0
     if not bool(present.any()):
         return identity, 1.0
-    tokens = torch.cat([rows.tokens for rows, _ in used])[present].to(device)
-    shifts = torch.cat([rows.shifts[0] * w for rows, w in used])[present].to(device)
+    tokens = torch.cat([rows.tokens.double() for rows, _ in used])[present].to(device)
+    shifts = torch.cat([rows.shifts[0] * w if len(rows.shifts) else torch.zeros_like(rows.tokens) for rows, w in used])
+    shifts = shifts[present].to(device)
     scale = weights[present].sqrt().to(device)
     if gram is None:
         gram = tokens @ tokens.T
@@ -457,7 +504,7 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     Raises:
         EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
     """
-    norm = float(system.abs().sum(dim=0).max())
+    norm = float(torch.linalg.matrix_norm(system, 1))
     smallest = min(strengths, default=math.inf)
     if not math.isfinite(norm):
         raise EditError(f"lam {smallest:g} is too small: the weighted sums overflow float64")
@@ -476,19 +523,21 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     return (lambda right: torch.cholesky_solve(right, lower)), 1 / reciprocal
 
 
-def _distinct(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Places of the distinct rows, each row's number among them, and how often each occurs (float64)."""
-    array = np.ascontiguousarray(rows.detach().cpu().numpy())
+def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]], torch.Tensor]:
+    """Places of the distinct rows, (place, first place) of each repeated one, how often each distinct occurs [u]."""
     seen: dict[bytes, int] = {}
     first: list[int] = []
-    index = np.empty(len(array), dtype=np.int64)
-    for i, row in enumerate(array):
-        number = seen.setdefault(row.tobytes(), len(seen))
-        if number == len(first):
+    counts: list[float] = []
+    repeats: list[tuple[int, int]] = []
+    for i, row in enumerate(np.ascontiguousarray(rows)):
+        number = seen.setdefault(row.tobytes(), len(first))
+        if number < len(first):
+            repeats.append((i, first[number]))
+            counts[number] += 1
+        else:
             first.append(i)
-        index[i] = number
-    counts = np.bincount(index, minlength=len(first)).astype(np.float64)
-    return torch.tensor(first, dtype=torch.int64), torch.from_numpy(index), torch.from_numpy(counts)
+            counts.append(1)
+    return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
 
 
 def _check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | None = None) -> None:
@@ -503,7 +552,7 @@ def _check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | 
 
 
 def _check_preserved(preserve: Sequence[TokenPairs]) -> None:
-    moved = [repr(p.edit.source) for p in preserve if not bool((p.destinations == p.source).all())]
+    moved = [repr(p.edit.source) for p in preserve if not p.is_preserved]
     if moved:
         raise EditError.listing("preserved prompts must have themselves as destination (c* = c):", moved)
 

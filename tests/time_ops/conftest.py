@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -128,6 +129,16 @@ def make_xl_pipe() -> StableDiffusionXLPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(name="make_pipe")
+def _make_pipe() -> Callable[..., StableDiffusionPipeline]:
+    return make_pipe
+
+
+@pytest.fixture(name="make_unet")
+def _make_unet() -> Callable[..., UNet2DConditionModel]:
+    return make_unet
 
 
 @pytest.fixture

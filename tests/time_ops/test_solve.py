@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from time_ops import (
+    EditError,
+    EditOperator,
+    EncoderDigest,
+    Problem,
+    PromptEdit,
+    Statistics,
+    TokenPairs,
+    solve,
+    solve_statistics,
+)
+
+
+def published(weight: torch.Tensor, pairs: list[list[tuple[torch.Tensor, torch.Tensor]]], lam: float) -> torch.Tensor:
+    """TIME, eq. 5, as its public loop goes: augmentation by augmentation, with values of this one layer; float64."""
+    d = weight.shape[1]
+    W = weight.double()
+    left, right = lam * W, lam * torch.eye(d, dtype=torch.float64)
+    for edit in pairs:
+        for context, target in edit:
+            c, v = context.double(), target.double() @ W.T
+            left.addmm_(v.T, c)
+            right.addmm_(c.T, c)
+    return torch.linalg.solve(right, left.T).T
+
+
+def make_pairs(
+    d: int,
+    positions: int,
+    *,
+    edits: int = 1,
+    destinations: int = 1,
+    augmentations: int = 4,
+    seed: int = 0,
+    first_norm: float = 30.0,
+    encoder: EncoderDigest | None = None,
+) -> list[TokenPairs]:
+    """Pairs laid out as a causal encoder's: a start token common to all and of great norm, then tokens of their own."""
+    g = torch.Generator().manual_seed(seed)
+    start = torch.randn(d, generator=g)
+    start = start * first_norm
+    common = torch.randn(d, generator=g)
+    found = []
+    for p in range(edits):
+        source = torch.randn(augmentations, positions, d, generator=g) + 0.5 * common
+        targets = source + 0.3 * torch.randn(destinations, augmentations, positions, d, generator=g)
+        source[:, 0] = targets[:, :, 0] = start
+        if positions > 3:
+            # An article after the start token: shared, and read alike in source and destination.
+            source[:, 1] = targets[:, :, 1] = common
+        edit = PromptEdit(f"a p{p}", {f"a k{k} p{p}": 1 / destinations for k in range(destinations)})
+        found.append(TokenPairs(edit, source.reshape(-1, d), targets.reshape(destinations, -1, d), encoder=encoder))
+    return found
+
+
+def by_augmentation(pair: TokenPairs, positions: int = 77) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(pair.source.split(positions), pair.destinations[0].split(positions), strict=True))
+
+
+def change_error(W: torch.Tensor, A: torch.Tensor, expected: torch.Tensor) -> float:
+    change, wanted = W.double() @ A - W.double(), expected - W.double()
+    return float((change - wanted).norm() / wanted.norm())
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> int:
+    def order(x: torch.Tensor) -> torch.Tensor:
+        bits = x.contiguous().view(torch.int32).long()
+        return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    return int((order(a) - order(b)).abs().max())
+
+
+def dense(pairs: list[TokenPairs], lams: list[float]) -> torch.Tensor:
+    """A by the formula, with no care for speed; numpy."""
+    d = pairs[0].source.shape[1]
+    G, B = np.eye(d), np.zeros((d, d))
+    for pair, lam in zip(pairs, lams, strict=True):
+        c = pair.source.double().numpy()
+        target = sum(a * t.double().numpy() for a, t in zip(pair.shares.tolist(), pair.destinations, strict=True))
+        G += c.T @ c / lam
+        B += (target - c).T @ c / lam
+    return torch.from_numpy(np.eye(d) + np.linalg.solve(G, B.T).T)
+
+
+def published_extended(W: torch.Tensor, c: torch.Tensor, target: torch.Tensor, lam: float) -> torch.Tensor:
+    """The same in the x87's 64-bit mantissa where there is one: eq. 5 in float64 loses up to 1e-9 of a single edit."""
+    wide = np.longdouble
+    if np.finfo(wide).eps > 1e-18:
+        pytest.skip("this machine has no extended precision")
+    weight, context = W.numpy().astype(wide), c.numpy().astype(wide)
+    values = target.numpy().astype(wide) @ weight.T
+    left = (wide(lam) * weight + values.T @ context).T.copy()
+    right = wide(lam) * np.eye(W.shape[1], dtype=wide) + context.T @ context
+    for j in range(len(right)):  # Gauss without pivoting: the matrix is positive definite
+        factor = right[j + 1 :, j] / right[j, j]
+        right[j + 1 :, j + 1 :] -= factor[:, None] * right[j, j + 1 :]
+        left[j + 1 :] -= factor[:, None] * left[j]
+    for j in range(len(right) - 1, -1, -1):
+        left[j] /= right[j, j]
+        left[:j] -= right[:j, j][:, None] * left[j]
+    return torch.from_numpy(left.T.astype(np.float64))
+
+
+class TestAgainstThePublishedLoopAtRealSize:
+    """Stable Diffusion 1.4: d = 768, 77 positions, four augmentations, lam 0.1, 16 layers of keys and of values."""
+
+    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
+    def test_one_edit_in_all_matrices(self, first_norm: float) -> None:
+        pair = make_pairs(768, 77, first_norm=first_norm)[0]
+        operator = solve([pair], 0.1)
+        outs = [320] * 10 + [640] * 10 + [1280] * 12
+        weights = torch.randn(sum(outs), 768, generator=torch.Generator().manual_seed(1)) * 0.04
+        expected = published(weights, [by_augmentation(pair)], 0.1)
+        for W, wanted in zip(weights.split(outs), expected.split(outs), strict=True):
+            assert change_error(W, operator.matrix, wanted) <= 1e-8
+
+    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
+    def test_one_edit_to_the_last_place(self, first_norm: float) -> None:
+        pair = make_pairs(768, 77, first_norm=first_norm)[0]
+        W = torch.randn(24, 768, generator=torch.Generator().manual_seed(1)) * 0.04
+        wanted = published_extended(W, pair.source, pair.destinations[0], 0.1)
+        for matrix in (solve([pair], 0.1).matrix, Problem([pair]).solve(0.1).matrix):
+            assert change_error(W, matrix, wanted) <= 1e-11
+            assert ulps((W.double() @ matrix).float(), wanted.float()) <= 1
+
+    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
+    def test_thirty_five_edits(self, first_norm: float) -> None:
+        pairs = make_pairs(768, 77, edits=35, first_norm=first_norm)
+        W = torch.randn(160, 768, generator=torch.Generator().manual_seed(1)) * 0.04
+        wanted = published(W, [by_augmentation(p) for p in pairs], 0.1)
+        operator = solve(pairs, 0.1)
+        assert change_error(W, operator.matrix, wanted) <= 1e-10
+        # One unit in the last place, and what the float64 loop itself may be off by where a weight is nearly zero.
+        found = (W.double() @ operator.matrix).float()
+        off = (found.double() - wanted.float().double()).abs()
+        unit = torch.from_numpy(np.spacing(wanted.abs().float().numpy())).double()
+        assert bool((off <= unit + 1e-10 * (wanted - W).abs().max()).all())
+        assert float((off > unit).double().mean()) < 1e-4
+        assert operator.condition is not None
+        assert operator.condition > 1e3
+        # Strengths of their own.
+        lams = [0.1 * 1.2**i for i in range(35)]
+        problem = Problem(pairs)
+        assert close(problem.solve(0.1).matrix, operator.matrix, 1e-11)
+        assert close(problem.solve(lams).matrix, dense(pairs, lams), 1e-9)
+
+    def test_float32_is_not_enough(self) -> None:
+        # The reason for float64, and proof that the bounds above can fail.
+        pair = make_pairs(768, 77)[0]
+        c, t = pair.source, pair.destinations[0]
+        A = (0.1 * torch.eye(768) + t.T @ c) @ torch.inverse(0.1 * torch.eye(768) + c.T @ c)
+        W = torch.randn(64, 768, generator=torch.Generator().manual_seed(1)) * 0.04
+        assert change_error(W, A.double(), published(W, [[(c, t)]], 0.1)) > 1e-4
+
+
+LAMS = st.floats(min_value=1e-2, max_value=1e3)
+SIZES = st.tuples(st.integers(2, 12), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 10**6))
+
+
+def drawn(size: tuple[int, int, int, int, int]) -> list[TokenPairs]:
+    d, positions, edits, destinations, seed = size
+    return make_pairs(d, positions, edits=edits, destinations=destinations, augmentations=2, seed=seed, first_norm=3.0)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-8) -> bool:
+    return float((a - b).norm()) <= rtol * max(1.0, float(b.norm()))
+
+
+quick = settings(max_examples=40, deadline=None)
+
+
+class TestIdentities:
+    @quick
+    @given(SIZES, st.data())
+    def test_equals_the_formula_in_every_form(self, size: Any, data: st.DataObject) -> None:
+        pairs = drawn(size)
+        lams = data.draw(st.lists(LAMS, min_size=len(pairs), max_size=len(pairs)))
+        expected = dense(pairs, lams)
+        assert close(solve(pairs, lams).matrix, expected)
+        assert close(Problem(pairs).solve(lams).matrix, expected)
+        assert close(Problem(pairs, statistics_bytes=0).solve(lams).matrix, expected)
+        merged = [Statistics.of(p).weighted(lam) for p, lam in zip(pairs, lams, strict=True)]
+        total = merged[0]
+        for more in merged[1:]:
+            total = total + more
+        streamed = solve_statistics(Statistics.from_bytes(total.to_bytes()))
+        assert close(streamed.matrix, expected)
+        assert streamed.digest == solve(pairs, lams).digest
+
+    @quick
+    @given(SIZES, LAMS)
+    def test_destination_equal_to_source_changes_nothing(self, size: Any, lam: float) -> None:
+        pairs = [TokenPairs(p.edit, p.source, p.source.expand_as(p.destinations)) for p in drawn(size)]
+        # Shares of a third do not sum to one in floating point: hence not to the bit.
+        assert close(solve(pairs, lam).matrix, torch.eye(size[0], dtype=torch.float64), 1e-12)
+
+    @quick
+    @given(SIZES)
+    def test_weaker_and_weaker_edits_vanish(self, size: Any) -> None:
+        pairs = drawn(size)
+        eye = torch.eye(size[0], dtype=torch.float64)
+        assert torch.equal(solve(pairs, math.inf).matrix, eye)
+        assert torch.equal(Problem(pairs).solve(math.inf).matrix, eye)
+        near, far = ((solve(pairs, lam).matrix - eye).norm() for lam in (1e8, 1e10))
+        assert float(far) == pytest.approx(float(near) / 100, rel=1e-3, abs=1e-12)
+
+    @quick
+    @given(st.integers(4, 12), st.integers(0, 10**6))
+    def test_strong_edits_of_independent_tokens_are_met(self, d: int, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        source = torch.eye(d)[: d // 2] * 2 + 0.05 * torch.randn(d // 2, d, generator=g)
+        target = torch.randn(1, d // 2, d, generator=g)
+        operator = solve([TokenPairs(PromptEdit("s", {"t": 1.0}), source, target)], 1e-9)
+        assert close(operator.transform(source.double()), target[0].double(), 1e-7)
+
+    @quick
+    @given(SIZES, st.randoms(use_true_random=False))
+    def test_order_of_edits_is_of_no_account(self, size: Any, random: Any) -> None:
+        pairs = drawn(size)
+        lams = [10.0 ** (i % 3) for i in range(len(pairs))]
+        order = list(range(len(pairs)))
+        random.shuffle(order)
+        one, other = solve(pairs, lams), solve([pairs[i] for i in order], [lams[i] for i in order])
+        assert close(one.matrix, other.matrix, 1e-10)
+        assert one.digest == other.digest
+
+    @quick
+    @given(SIZES, LAMS)
+    def test_equal_lams_are_the_stacked_published_edit(self, size: Any, lam: float) -> None:
+        pairs = drawn((*size[:3], 1, size[4]))
+        W = torch.randn(5, size[0], generator=torch.Generator().manual_seed(3))
+        expected = published(W, [[(p.source, p.destinations[0])] for p in pairs], lam)
+        assert close(W.double() @ solve(pairs, lam).matrix, expected)
+
+    @quick
+    @given(SIZES, LAMS)
+    def test_an_edit_left_out_is_as_if_absent(self, size: Any, lam: float) -> None:
+        pairs = drawn((*size[:2], 3, *size[3:]))
+        with_it, without = solve(pairs, [lam, math.inf, lam]), solve([pairs[0], pairs[2]], lam)
+        assert torch.equal(with_it.matrix, without.matrix)
+        assert close(Problem(pairs).solve([lam, math.inf, lam]).matrix, without.matrix)
+
+    @quick
+    @given(SIZES, LAMS)
+    def test_preserved_prompts_only_add_to_G(self, size: Any, lam: float) -> None:
+        pairs = drawn(size)
+        g = torch.Generator().manual_seed(9)
+        tokens = torch.randn(3, size[0], generator=g)
+        kept = TokenPairs(PromptEdit("k", {"k": 1.0}), tokens, tokens[None])
+        expected = dense([*pairs, kept], [lam] * len(pairs) + [lam / 7])
+        assert close(solve(pairs, lam, [kept], lam / 7).matrix, expected)
+        assert close(Problem(pairs, [kept]).solve(lam, None, lam / 7).matrix, expected)
+        eye = torch.eye(size[0], dtype=torch.float64)
+        moved = [((solve(pairs, lam, [kept], k).matrix - eye) @ tokens.double().T).norm() for k in (math.inf, 1e-9)]
+        assert float(moved[1]) <= 1e-3 * float(moved[0]) + 1e-6
+
+    @quick
+    @given(SIZES, st.data())
+    def test_shares_blend_and_can_be_changed(self, size: Any, data: st.DataObject) -> None:
+        pairs = drawn((*size[:3], 2, size[4]))
+        share = data.draw(st.lists(st.floats(0, 1), min_size=len(pairs), max_size=len(pairs)))
+        changed = [p.with_shares([a, 1 - a]) for p, a in zip(pairs, share, strict=True)]
+        lams = [0.5 + i for i in range(len(pairs))]
+        expected = dense(changed, lams)
+        problem = Problem(pairs)
+        assert close(problem.solve(lams, [[a, 1 - a] for a in share]).matrix, expected)
+        assert problem.solve(lams, [[a, 1 - a] for a in share]).digest == solve(changed, lams).digest
+        assert close(solve(changed, lams).matrix, expected)
+        assert close(problem.solve(lams).matrix, dense(pairs, lams))
+
+    @quick
+    @given(SIZES)
+    def test_edits_one_after_another_compose_in_order(self, size: Any) -> None:
+        pairs = drawn((*size[:2], 2, *size[3:]))
+        first, second = solve(pairs[:1], 0.7), solve(pairs[1:], 2.0)
+        W = torch.randn(4, size[0], dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        both = first @ second
+        assert close((W @ first.matrix) @ second.matrix, W @ both.matrix, 1e-12)
+        c = pairs[0].source.double()
+        assert close(both.transform(c), first.transform(second.transform(c)), 1e-12)
+
+
+def test_accumulated_edits_are_not_one_solve_and_do_not_commute() -> None:
+    pairs = make_pairs(8, 4, edits=2, first_norm=2.0)
+    first, second = solve(pairs[:1], 0.1), solve(pairs[1:], 0.1)
+    assert not close((first @ second).matrix, (second @ first).matrix, 1e-3)
+    assert not close((first @ second).matrix, solve(pairs, 0.1).matrix, 1e-3)
+    assert (first @ second).digest != (second @ first).digest
+
+
+def test_each_form_is_taken_where_it_is_the_cheaper() -> None:
+    few, many = make_pairs(64, 8, augmentations=1), make_pairs(8, 8, edits=2)
+    assert Problem(few)._gram is not None
+    assert Problem(many)._sums is not None
+    limited = Problem(many, statistics_bytes=1)
+    assert limited._gram is None
+    assert limited._sums is None
+
+
+def test_shared_tokens_are_summed_once() -> None:
+    from time_ops.solve import _Rows
+
+    pair = make_pairs(16, 5)[0]
+    rows = _Rows.of(pair)
+    # Start token and article stand in all four augmentations: 4 x 5 tokens, 2 + 4 x 3 distinct.
+    assert len(rows.tokens) == 14
+    assert sorted(rows.counts.tolist())[-2:] == [4.0, 4.0]
+
+
+def test_default_strength_of_preserved_prompts_is_the_smallest_lam() -> None:
+    pairs = make_pairs(8, 4, edits=2)
+    tokens = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    kept = [TokenPairs(PromptEdit("k", {"k": 1.0}), tokens, tokens[None])]
+    default = solve(pairs, [0.5, 4.0], kept)
+    assert default.digest == solve(pairs, [0.5, 4.0], kept, 0.5).digest
+    assert torch.equal(default.matrix, solve(pairs, [0.5, 4.0], kept, 0.5).matrix)
+    assert default.digest != solve(pairs, [0.5, 4.0], kept, 0.4).digest
+
+
+@pytest.mark.parametrize("lam", [0.0, -1.0, math.nan, [0.1, 0.0], [0.1], [0.1, 0.1, 0.1], 1e-320])
+def test_bad_lams_are_refused(lam: Any) -> None:
+    pairs = make_pairs(8, 4, edits=2)
+    for attempt in (solve, lambda p, v: Problem(p).solve(v)):
+        with pytest.raises(EditError, match="lam"):
+            attempt(pairs, lam)
+
+
+def test_all_bad_lams_are_named() -> None:
+    with pytest.raises(EditError, match=r"(?s)edit 0 \('a p0'\).*edit 2 \('a p2'\)"):
+        solve(make_pairs(8, 4, edits=3), [-1.0, 1.0, math.nan])
+
+
+@pytest.mark.parametrize("d", [6, 64])
+def test_a_lam_too_small_to_factor_is_refused(d: int) -> None:
+    pairs = make_pairs(d, 5, augmentations=1)
+    source = torch.cat([pairs[0].source, pairs[0].source[1:2] * 2])
+    destinations = torch.cat([pairs[0].destinations, pairs[0].destinations[:, 1:2] * 2], dim=1)
+    dependent = TokenPairs(pairs[0].edit, source, destinations)
+    with pytest.raises(EditError, match="too small"):
+        solve([dependent], 1e-25)
+    with pytest.raises(EditError, match="too small"):
+        solve([dependent], 1e-306)
+
+
+def test_condition_number_is_estimated() -> None:
+    pair = make_pairs(12, 6)[0]
+    c = pair.source.double()
+    exact = float(torch.linalg.cond(torch.eye(12, dtype=torch.float64) + c.T @ c / 0.1, 1))
+    found = solve([pair], 0.1).condition
+    assert found is not None
+    assert exact / 10 <= found <= exact * 1.001
+
+
+def test_mixed_inputs_are_refused() -> None:
+    one, other = make_pairs(8, 4), make_pairs(10, 4)
+    with pytest.raises(EditError, match="different widths"):
+        solve([*one, *other], 1.0)
+    with pytest.raises(EditError, match="nothing to solve"):
+        solve([], 1.0)
+    with pytest.raises(EditError, match="c\\* = c.*\n  - 'a p0'"):
+        solve(one, 1.0, preserve=one)
+    a, b = (EncoderDigest(x, "float32", x, x) for x in "ab")
+    with pytest.raises(EditError, match="several text encoders"):
+        solve([*make_pairs(8, 4, encoder=a), *make_pairs(8, 4, encoder=b)], 1.0)
+    with pytest.raises(EditError, match="shares for 2"):
+        Problem(one).solve(1.0, [None, None])
+
+
+class TestStatistics:
+    def test_merge_is_associative(self) -> None:
+        a, b, c = (Statistics.of(p).weighted(0.5) for p in make_pairs(8, 4, edits=3))
+        left, right = (a + b) + c, a + (b + c)
+        assert close(left.G, right.G, 1e-14)
+        assert close(left.B, right.B, 1e-14)
+        assert solve_statistics(left).digest == solve_statistics(right).digest
+
+    def test_bytes_are_faithful_and_checked(self) -> None:
+        stats = Statistics.of(make_pairs(8, 4)[0]).weighted(math.inf)
+        again = Statistics.from_bytes(stats.to_bytes())
+        assert again.edits == stats.edits
+        assert torch.equal(again.B, stats.B)
+        with pytest.raises(EditError, match="no statistics"):
+            Statistics.from_bytes(b"\x00" * 40)
+
+    def test_lam_is_needed_once(self) -> None:
+        stats = Statistics.of(make_pairs(8, 4)[0])
+        with pytest.raises(EditError, match="without a lam"):
+            solve_statistics(stats)
+        with pytest.raises(EditError, match="have their lam"):
+            stats.weighted(1.0).weighted(1.0)
+        with pytest.raises(EditError, match="do not merge"):
+            _ = stats + Statistics.of(make_pairs(6, 4)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: TokenPairs(p.edit, p.source.half(), p.destinations), "float16"),
+        (lambda p: TokenPairs(p.edit, p.source[:-1], p.destinations), "needed are"),
+        (lambda p: TokenPairs(p.edit, p.source * math.nan, p.destinations), "not finite"),
+        (lambda p: p.with_shares([0.5, 0.5]), "1 destinations"),
+        (lambda p: p.with_shares({"x": 1.0}), "shares name"),
+        (lambda p: p.with_shares([0.9]), "sum to 1"),
+    ],
+)
+def test_bad_pairs_are_refused(change: Callable[[TokenPairs], TokenPairs], message: str) -> None:
+    with pytest.raises(EditError, match=message):
+        change(make_pairs(8, 4)[0])
+
+
+def test_values_only_is_on_record() -> None:
+    pairs = make_pairs(8, 4)
+    operator: EditOperator = solve(pairs, 1.0, values_only=True)
+    assert operator.values_only
+    assert operator.digest != solve(pairs, 1.0).digest
+    with pytest.raises(EditError, match="values-only"):
+        operator.transform(pairs[0].source)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from torch import nn
+
+from time_ops import EditOperator, ModelError
+from time_ops.surfaces import check_pipeline, expected_layers, text_projections
+
+FULL_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+FULL_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+SD1 = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": FULL_DOWN,
+    "up_block_types": FULL_UP,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SD2 = {
+    **SD1,
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "d", "count", "parameters"),
+    [(SD1, 768, 32, 19_169_280), (SD2, 1024, 32, None), (SDXL, 2048, 140, None)],
+    ids=["sd1", "sd2", "sdxl"],
+)
+def test_real_layouts(config: dict[str, Any], d: int, count: int, parameters: int | None) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    found = text_projections(unet, d=d)
+    assert len(found) == count == 2 * expected_layers(unet.config)
+    assert [p.role for p in found[:2]] == ["key", "value"]
+    assert {p.layer.in_features for p in found} == {d}
+    assert len(text_projections(unet, values_only=True)) == count // 2
+    if parameters is not None:
+        assert sum(p.layer.weight.numel() for p in found) == parameters
+        with pytest.raises(ModelError, match="meta device"):
+            EditOperator.identity(d).fold_into(unet)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"layers_per_block": (2, 1)},
+        {"transformer_layers_per_block": (2, 1)},
+        {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "mid_block_type": "UNetMidBlock2D"},
+        {"transformer_layers_per_block": (2, 3), "reverse_transformer_layers_per_block": (3, 1)},
+        {"transformer_layers_per_block": [[2], 1], "reverse_transformer_layers_per_block": [1, [1, 2]]},
+        {"mid_block_type": None},
+    ],
+)
+def test_the_promised_count_follows_the_configuration(make_unet: Callable[..., Any], config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        unet = make_unet(16, **config)
+    assert len(text_projections(unet)) == 2 * expected_layers(unet.config)
+
+
+def replaced(change: Callable[[Any], None]) -> Callable[[Any], Any]:
+    def apply(unet: Any) -> Any:
+        change(unet.down_blocks[0].attentions[0].transformer_blocks[0])
+        return unet
+
+    return apply
+
+
+class LoraLinear(nn.Linear):
+    lora_A = None
+
+
+class Linear4bit(nn.Linear):
+    quant_state = None
+
+
+def add_kv(block: Any) -> None:
+    block.attn2.add_k_proj = nn.Linear(16, 16)
+
+
+def ip_adapter(block: Any) -> None:
+    block.attn2.processor.to_k_ip = nn.ModuleList()
+
+
+def lora(block: Any) -> None:
+    block.attn2.to_k = LoraLinear(16, 16, bias=False)
+
+
+def quantised(block: Any) -> None:
+    block.attn2.to_v = Linear4bit(16, 16, bias=False)
+
+
+def eight_bit(block: Any) -> None:
+    block.attn2.to_v.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.int8), requires_grad=False)
+
+
+def no_layer(block: Any) -> None:
+    block.attn2 = None
+
+
+def parametrised(block: Any) -> None:
+    nn.utils.parametrizations.weight_norm(block.attn2.to_k)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (replaced(add_kv), "added key and value projections"),
+        (replaced(ip_adapter), "IP-Adapter"),
+        (replaced(lora), r"attn2.to_k is wrapped by an adapter \(LoraLinear\)"),
+        (replaced(quantised), "attn2.to_v is quantised"),
+        (replaced(eight_bit), "attn2.to_v is quantised .*int8"),
+        (replaced(parametrised), "not a plain linear layer"),
+        (replaced(no_layer), "configuration promises 4"),
+    ],
+)
+def test_refusals_of_changed_layers(make_unet: Callable[..., Any], change: Callable[[Any], Any], reason: str) -> None:
+    unet = change(make_unet(16))
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    operator = EditOperator(2 * torch.eye(16, dtype=torch.float64))
+    with pytest.raises(ModelError, match=reason) as caught:
+        operator.fold_into(unet)
+    assert "UNet2DConditionModel can't be edited" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert all(torch.equal(before[name], weight) for name, weight in unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"encoder_hid_dim": 24, "encoder_hid_dim_type": "text_proj"}, "projected context"),
+        ({"only_cross_attention": (True, False)}, "attn1 layers read the text"),
+        ({"mid_block_only_cross_attention": True}, "attn1 layers read the text"),
+        ({"dual_cross_attention": True}, "dual_cross_attention"),
+        ({"addition_embed_type": "text", "encoder_hid_dim": 64, "encoder_hid_dim_type": "text_proj"}, "'text' reads"),
+    ],
+)
+def test_refusals_by_configuration(make_unet: Callable[..., Any], config: dict[str, Any], reason: str) -> None:
+    with torch.device("meta"):
+        unet = make_unet(16, **config)
+    with pytest.raises(ModelError, match=reason):
+        text_projections(unet)
+
+
+def test_added_kv_blocks_and_their_norm_are_refused(make_unet: Callable[..., Any]) -> None:
+    unet = make_unet(
+        16,
+        down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "SimpleCrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        cross_attention_norm="layer_norm",
+        resnet_time_scale_shift="scale_shift",
+    )
+    with pytest.raises(ModelError, match="no cross-attention"):
+        text_projections(unet)
+
+
+def test_a_norm_of_the_text_is_refused(make_unet: Callable[..., Any]) -> None:
+    unet = make_unet(16)
+    unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.norm_cross = nn.LayerNorm(16)
+    with pytest.raises(ModelError, match="cross_attention_norm"):
+        text_projections(unet)
+
+
+def test_fused_projections_are_refused(make_unet: Callable[..., Any]) -> None:
+    unet = make_unet(16)
+    unet.fuse_qkv_projections()
+    with pytest.raises(ModelError, match="fused QKV"):
+        text_projections(unet)
+
+
+def test_another_width_is_refused(make_unet: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match="width 16, the edit has 768"):
+        EditOperator.identity(768).fold_into(make_unet(16))
+
+
+def test_every_reason_is_given_and_repetition_is_counted(make_unet: Callable[..., Any]) -> None:
+    unet = make_unet(16, layers_per_block=2, transformer_layers_per_block=2, encoder_hid_dim=8)
+    with pytest.raises(ModelError, match=r"(?s)encoder_hid_proj.*width 16.*and \d+ more"):
+        text_projections(unet, d=99)
+
+
+def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any]) -> None:
+    with torch.device("meta"):
+        sd3 = SD3Transformer2DModel(
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+        )
+        flux = FluxTransformer2DModel(
+            num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=16, axes_dims_rope=(4, 6, 6)
+        )
+        pixart = PixArtTransformer2DModel(
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            sample_size=8,
+            cross_attention_dim=16,
+            caption_channels=12,
+        )
+        dit = DiTTransformer2DModel(num_layers=1, num_attention_heads=2, attention_head_dim=8, sample_size=8)
+        unconditional = UNet2DModel(
+            block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+        )
+    for model in (sd3, flux):
+        with pytest.raises(ModelError, match="MM-DiT"):
+            text_projections(model)
+    with pytest.raises(ModelError, match="projected context"):
+        text_projections(pixart)
+    for model in (dit, unconditional):
+        with pytest.raises(ModelError, match="can't be edited"):
+            text_projections(model)
+    pipe = make_pipe()
+    with pytest.raises(ModelError, match="pass its unet"):
+        text_projections(pipe)
+
+    class FluxLike:
+        transformer = flux
+
+    with pytest.raises(ModelError, match="MM-DiT"):
+        check_pipeline(FluxLike())
+    pipe.text_encoder = None
+    with pytest.raises(ModelError, match="text encoder is not loaded"):
+        check_pipeline(pipe)
