@@ -91,7 +91,7 @@ def cluster_server() -> Iterator[local.LocalCluster]:
 
 @pytest.fixture
 def cluster(cluster_server: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> local.LocalCluster:
-    """Point this test's process at the session's cluster: `open_store`, boto3 and children reach it (an imported Ray needs `job_headers`)."""
+    """Point this test's process at the cluster: `open_store` and children reach it; Ray here needs `job_headers`."""
     for name in set(os.environ) - set(cluster_server.client_environment()):
         monkeypatch.delenv(name)
     for name, value in cluster_server.environment().items():

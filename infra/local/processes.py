@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ __all__ = ["alive", "base_environment", "log_tail", "members", "start", "stop", 
 
 MARKER = "EVENHAND_LOCAL_CLUSTER"
 _SAME_START_S = 2.0
-_TERM_S = 5.0
+_TERM_S = 4.0
 _KILL_S = 10.0
 
 
@@ -107,7 +108,7 @@ def _in_session(process: psutil.Process, leader: Server) -> bool:
 
 
 def stop(home: Home, *leaders: Server | None, everything: bool = False, spare: Server | None = None) -> int:
-    """Stop servers with all their processes: SIGTERM, five seconds, SIGKILL.
+    """Stop servers with all their processes: SIGTERM, four seconds, SIGKILL.
 
     Args:
         home: whose they are.
@@ -150,12 +151,14 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 def log_tail(log: Path, lines: int = 15) -> str:
-    """Return the last lines of a log, for an error message."""
+    """Return the last lines of a log, for an error message; before them the fatal one, if a long trace hides it."""
     try:
         text = log.read_text("utf-8", errors="replace")
     except OSError:
         return "(no log)"
-    return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
+    found = text.splitlines()
+    fatal = [line for line in found[:-lines] if re.match(r"F\d{4} |panic:", line)]  # as SeaweedFS writes them
+    return "\n".join([*fatal[:1], *found[-lines:]]) or "(the log is empty)"
 
 
 def wait_until(ready: Callable[[], str | None], server: Server, name: str, log: Path, timeout_s: float) -> None:
