@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
-from jobs.report.schema import DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report, VariantSummary
+from jobs.report.schema import DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report
 
 __all__ = ["summary_table"]
 
@@ -18,6 +18,16 @@ _VERDICTS = {
     "inconclusive": ("INCONCLUSIVE", "bold yellow"),
 }
 _MISSING = "\N{EN DASH}"
+_FIGURES = (
+    ("Delta, pooled", "delta"),
+    ("Delta, mean within wordings", "delta_within"),
+    ("Delta, worst wording", "delta_wording_max"),
+    ("explicit prompts kept", "explicit"),
+    ("professions recognised", "recognised"),
+    ("controls recognised", "controls"),
+    ("undetermined", "undetermined"),
+)
+_SECTION_ENDS = ("delta_wording_max", "undetermined")
 
 
 def summary_table(report: Report, worst: int = 5) -> RenderableType:
@@ -33,60 +43,48 @@ def summary_table(report: Report, worst: int = 5) -> RenderableType:
         key=lambda pair: (-pair[0], pair[1].profession),
     )[:worst]
     if ranking:
-        parts += [Text(), _professions(report, [item for _, item in ranking])]
+        title = Text(f"Farthest from their target, share perceived as {plain_text(report.labels[0])}:", style="italic")
+        parts += [title, _professions(report, [item for _, item in ranking])]
     return Group(*parts)
 
 
 def _figures(report: Report) -> Table:
-    base, edited = report.summary.base, report.summary.edited
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    variants = {"base": report.summary.base}
+    if report.summary.edited is not None:
+        variants["edited"] = report.summary.edited
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("")
-    table.add_column("base", justify="right")
-    if edited is not None:
-        table.add_column("edited", justify="right", style="bold")
+    table.add_column("")
+    for heading in ("value", "95 % interval", "floor", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
 
-    def row(name: str, before: str, after: str | None) -> None:
-        table.add_row(name, before, *([] if edited is None else [after or _MISSING]))
-
-    def deltas(name: str, field: str) -> None:
-        row(name, _delta(getattr(base, field)), None if edited is None else _delta(getattr(edited, field)))
-
-    def rates(name: str, field: str) -> None:
-        row(name, _rate(getattr(base, field)), None if edited is None else _rate(getattr(edited, field)))
-
-    deltas("Delta, pooled", "delta")
-    deltas("Delta, mean within wordings", "delta_within")
-    deltas("Delta, worst wording", "delta_wording_max")
-    table.add_section()
-    rates("explicit prompts kept", "explicit")
-    rates("professions recognised", "recognised")
-    rates("controls recognised", "controls")
-    rates("undetermined", "undetermined")
-    table.add_section()
-    row("images", _images(base), None if edited is None else _images(edited))
+    for title, field in _FIGURES:
+        for turn, (name, summary) in enumerate(variants.items()):
+            figure: DeltaFigure | RateFigure = getattr(summary, field)
+            cells = _delta(figure) if isinstance(figure, DeltaFigure) else _rate(figure.value, figure)
+            last = turn == len(variants) - 1
+            style = "bold" if name == "edited" else None
+            table.add_row("" if turn else title, name, *cells, style=style, end_section=last and field in _SECTION_ENDS)
+    for turn, (name, summary) in enumerate(variants.items()):
+        table.add_row("" if turn else "images", name, count(summary.images))
     return table
 
 
 def _professions(report: Report, items: list[ProfessionReport]) -> Table:
-    label = plain_text(report.labels[0]) if report.labels else "share"
     edited = report.summary.edited is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Farthest from their target", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("profession", overflow="fold", max_width=32)
-    table.add_column("target", justify="right")
-    table.add_column(Text(f"base, {label}"), justify="right")
-    if edited:
-        table.add_column(Text(f"edited, {label}"), justify="right", style="bold")
-        table.add_column("change", justify="right")
+    for heading in ("target", "base", "95 %", "n", *(("edited", "95 %", "n", "points") if edited else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
     for item in items:
         target = finite(item.target.get(report.labels[0]))
-        cells = [Text(plain_text(item.profession)), Text(_MISSING if target is None else percent(target, 0))]
-        cells.append(Text(_share(item.base)))
+        cells = [plain_text(item.profession), _MISSING if target is None else percent(target, 0), *_share(item.base)]
         if edited:
-            cells.append(Text(_share(item.edited)))
             before = finite(item.base.share)
             after = None if item.edited is None else finite(item.edited.share)
-            cells.append(Text(_MISSING if before is None or after is None else points(after - before)))
-        table.add_row(*cells)
+            change = _MISSING if before is None or after is None else points(after - before).split()[0]
+            cells += [*_share(item.edited), change]
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -97,24 +95,23 @@ def _distance(report: Report, item: ProfessionReport) -> float | None:
     return None if share is None or target is None else abs(share - target)
 
 
-def _delta(figure: DeltaFigure) -> str:
+def _delta(figure: DeltaFigure) -> tuple[str, str, str, str]:
     value, floor = finite(figure.value), finite(figure.floor)
-    if value is None:
-        return f"{_MISSING}  (n {count(figure.n)})"
-    noise = "" if floor is None else f", floor {delta(floor)}"
-    return f"{delta(value)}  ({span(figure, 'delta') or 'no interval'}{noise}, n {count(figure.n)})"
+    return (
+        _MISSING if value is None else delta(value),
+        span(figure, "delta") or _MISSING,
+        _MISSING if floor is None else delta(floor),
+        count(figure.n),
+    )
 
 
-def _rate(figure: RateFigure | LabelCounts, value: float | None = None) -> str:
-    share = finite(figure.value if isinstance(figure, RateFigure) else value)
-    if share is None:
-        return f"{_MISSING}  (n {count(figure.n)})"
-    return f"{percent(share)}  ({span(figure, 'rate') or 'no interval'}, n {count(figure.n)})"
+def _rate(value: float | None, figure: RateFigure | LabelCounts) -> tuple[str, str, str, str]:
+    share = finite(value)
+    return _MISSING if share is None else percent(share), span(figure, "rate") or _MISSING, "", count(figure.n)
 
 
-def _share(counts: LabelCounts | None) -> str:
-    return _MISSING if counts is None else _rate(counts, counts.share)
-
-
-def _images(variant: VariantSummary) -> str:
-    return count(variant.images)
+def _share(counts: LabelCounts | None) -> tuple[str, str, str]:
+    if counts is None:
+        return _MISSING, _MISSING, _MISSING
+    value, interval, _, n = _rate(counts.share, counts)
+    return value, interval, n

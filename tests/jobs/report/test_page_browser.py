@@ -79,7 +79,8 @@ def test_text_is_readable_in_both_themes(show: Open, html: str) -> None:
         worst = page.evaluate(
             """() => {
               const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-              const light = (c) => c.map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+              const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+              const light = (c) => c.map((v) => linear(v / 255))
                 .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
               const paper = parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
               let worst = 99;
