@@ -276,7 +276,8 @@ class Problem:
             return plan.operator(*_factored(*sums.total(), strengths), strengths)
         count = len(edits) + 1
         for_G = torch.tensor([*(1 / s for _, _, s in edits), kept_weight], dtype=torch.float64, device=self._device)
-        for_B = torch.cat([pair.shares / s for _, pair, s in edits]).to(self._device)
+        moving = [pair.shares / s for rows, pair, s in edits if len(rows.shifts)]
+        for_B = torch.cat([*moving, torch.zeros(0, dtype=torch.float64)]).to(self._device)
         flat = self._sums.view(len(self._sums), -1)
         G, B = (for_G @ flat[:count]).view(plan.d, plan.d), (for_B @ flat[count:]).view(plan.d, plan.d)
         return plan.operator(*_factored(G, B, strengths), strengths)

@@ -26,7 +26,8 @@ def make_tokenizer(positions: int = POSITIONS, pad: str = "<|endoftext|>") -> CL
     """A byte-pair tokenizer of CLIP's kind: lower case, `</w>` at word ends, start and end marker."""
     vocabulary = {piece: i for i, piece in enumerate([*LETTERS, *(letter + "</w>" for letter in LETTERS)])}
     merges = []
-    for word in WORDS:
+    # Long words first: a merge of "at" made before those of "cat" would split "cat".
+    for word in sorted(WORDS, key=len, reverse=True):
         built, *rest = [*word[:-1], word[-1] + "</w>"]
         for piece in rest:
             if built + piece not in vocabulary:

@@ -76,6 +76,12 @@ def test_equals_it_wherever_it_is_defined_and_never_fails_otherwise(tokenizer: A
         assert align_prompts(tokenizer, source, destination).tolist() == expected == loose.tolist()
 
 
+def test_the_tokenizer_is_as_these_tests_take_it(tokenizer: Any) -> None:
+    for word in ("a", "an", "ceo", "cat", "engineer", "female"):
+        assert len(token_ids(tokenizer, word)) == 3
+    assert len(token_ids(tokenizer, "zebra kangaroo")) > 4
+
+
 def test_worked_example(tokenizer: Any) -> None:
     # <s> a ceo </s> ...  against  <s> a female ceo </s> ...: "female" is dropped, the tail moves on by one.
     assert align_prompts(tokenizer, "a ceo", "a female ceo", positions=8).tolist() == [0, 1, 3, 4, 5, 6, 7, 7]

@@ -163,7 +163,7 @@ def test_every_bad_edit_is_named(pipe: Any) -> None:
     pair = encode_edits(pipe, edits[:2], alignment="lcs")[1]
     assert pair.alignment == "lcs"
     with pytest.raises(EditError, match=r"32 tokens, the text encoder 24"):
-        encode_prompts(pipe, ["a ceo", long[:-1].replace("a cat", "cat", 1)])
+        encode_prompts(pipe, ["a ceo", "cat " * 30])
     with pytest.raises(EditError, match="no prompts"):
         encode_prompts(pipe, [])
 
