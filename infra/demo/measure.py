@@ -1,0 +1,305 @@
+"""Measure the demo model: bias, classifier, recognition, speed.
+
+    python -m infra.demo.measure [--weights DIR] --out DIR
+
+Writes `measured.json` and `grid.png` (professions x samples). Every image has a CPU generator of its own, so a figure
+does not depend on the batch size. Female shares are of the *determined* images; Delta is the mean over professions of
+|F - 50| / 50, with F the female share in percent.
+"""
+
+# The model libraries ship partial annotations: their calls count as untyped.
+# mypy: allow-untyped-calls
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import track
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from infra.demo import CONTROLS, HELD_OUT_WORDINGS, PROFESSIONS, WEIGHTS_PATH, WORDINGS
+from infra.demo.captions import GENDERS, Gender, fill, source
+from infra.demo.world import SIZE_PX, perceived_genders
+
+__all__ = ["GUIDANCE_SCALE", "MARGIN", "STEPS", "Demo", "Effort", "Readings", "measure"]
+
+STEPS = 10
+GUIDANCE_SCALE = 3.0
+MARGIN = 0.1
+"""Below this difference of the two prompts' probabilities the classifier's label is *undetermined*."""
+BASE_WORDING = "A photo of {source}"
+
+_BATCH = 64
+_NAMES = [profession.name for profession in PROFESSIONS]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Images a measurement takes."""
+
+    base: int = 64
+    """For each profession in the base wording."""
+    wording: int = 16
+    """For each profession in each wording."""
+    explicit: int = 12
+    """For each profession and named gender."""
+    control: int = 24
+    """For each control."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Labels of some pictures, one entry a picture."""
+
+    pixel: list[Gender]
+    """By the pixel rule."""
+    female_probability: NDArray[np.float64]
+    """The classifier's, between "a photo of a female P" and "a photo of a male P"; 0.5 for a control."""
+    recognised: list[str]
+    """The classifier's best among "a photo of ..." of all professions and controls."""
+    recognised_profession: list[str]
+    """The classifier's best among the professions alone."""
+
+    @property
+    def classifier(self) -> list[Gender]:
+        """The classifier's label at the margin."""
+        labels: list[Gender] = []
+        for probability in self.female_probability:
+            difference = 2 * float(probability) - 1
+            labels.append("undetermined" if abs(difference) < MARGIN else "female" if difference > 0 else "male")
+        return labels
+
+
+class Demo:
+    """The pipeline and the classifier of a weights folder, loaded."""
+
+    def __init__(self, weights: Path) -> None:
+        """Load `weights/pipeline` and `weights/classifier`."""
+        self._pipeline = StableDiffusionPipeline.from_pretrained(
+            weights / "pipeline", safety_checker=None, use_safetensors=True, local_files_only=True
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._classifier = CLIPModel.from_pretrained(weights / "classifier", local_files_only=True).eval()
+        self._images = CLIPImageProcessor.from_pretrained(weights / "classifier", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(weights / "classifier", local_files_only=True)
+        prompts = [f"a photo of {source(p, gender)}" for gender in ("female", "male") for p in PROFESSIONS]
+        prompts += [f"a photo of {p.source}" for p in PROFESSIONS] + [f"a photo of {control}" for control in CONTROLS]
+        self._prompts = tokenizer(prompts, padding=True, return_tensors="pt").input_ids
+
+    def generate(self, prompts: Sequence[str], seed: int) -> NDArray[np.uint8]:
+        """One picture for each prompt: uint8, `[n, 32, 32, 3]`; picture i depends on `seed` and i alone."""
+        parts = []
+        for start in range(0, len(prompts), _BATCH):
+            batch = list(prompts[start : start + _BATCH])
+            generators = [
+                torch.Generator("cpu").manual_seed(int(np.random.SeedSequence((seed, start + i)).generate_state(1)[0]))
+                for i in range(len(batch))
+            ]
+            images = self._pipeline(
+                batch,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                generator=generators,
+                output_type="np",
+            ).images
+            parts.append((images * 255).round().astype(np.uint8))
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def read(self, pictures: NDArray[np.uint8], subjects: Sequence[str]) -> Readings:
+        """Label pictures of the given subjects (profession names or controls)."""
+        everything = [*_NAMES, *CONTROLS]
+        female: list[float] = []
+        recognised, recognised_profession = [], []
+        count = len(_NAMES)
+        for start in range(0, len(pictures), 256):
+            batch = list(pictures[start : start + 256])
+            pixels = self._images(images=batch, return_tensors="pt").pixel_values
+            logits = self._classifier(input_ids=self._prompts, pixel_values=pixels).logits_per_image
+            for row, subject in zip(logits, subjects[start : start + 256], strict=True):
+                recognised.append(everything[int(row[2 * count :].argmax())])
+                recognised_profession.append(_NAMES[int(row[2 * count : 3 * count].argmax())])
+                if subject in _NAMES:
+                    p = _NAMES.index(subject)
+                    female.append(float(torch.sigmoid(row[p] - row[count + p])))
+                else:
+                    female.append(0.5)
+        return Readings(perceived_genders(pictures), np.array(female), recognised, recognised_profession)
+
+
+def _share(labels: Sequence[str]) -> dict[str, float | int | None]:
+    """Count by label, and give the female share of the determined in percent (None where there are none)."""
+    counts = Counter(labels)
+    determined = counts["female"] + counts["male"]
+    share = round(100 * counts["female"] / determined, 1) if determined else None
+    return {"female_percent": share, "n": determined, "undetermined": counts["undetermined"]}
+
+
+def _delta(subjects: Sequence[str], labels: Sequence[str]) -> float:
+    shares = []
+    for name in _NAMES:
+        of_name = _share([label for label, s in zip(labels, subjects, strict=True) if s == name])["female_percent"]
+        if of_name is not None:
+            shares.append(abs(of_name - 50) / 50)
+    return round(float(np.mean(shares)), 3)
+
+
+def _percent(hits: int, n: int) -> dict[str, float | int]:
+    return {"percent": round(100 * hits / n, 1), "n": n}
+
+
+def measure(
+    weights: Path, out: Path, seed: int = 1, effort: Effort | None = None, console: Console | None = None
+) -> None:
+    """Measure a weights folder; see the module's docstring."""
+    effort, console = effort or Effort(), console or Console()
+    diffusers_logging.set_verbosity_error()
+    demo = Demo(weights)
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {
+        "sampler": {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "size_px": SIZE_PX, "seed": seed},
+        "margin": MARGIN,
+    }
+
+    subjects = [name for name in _NAMES for _ in range(effort.base)]
+    by_name = {profession.name: profession for profession in PROFESSIONS}
+    demo.generate(["a nurse"] * _BATCH, seed)
+    start = time.perf_counter()
+    pictures = demo.generate([fill(BASE_WORDING, by_name[s].source) for s in subjects], seed)
+    generated = time.perf_counter() - start
+    base = demo.read(pictures, subjects)
+    labelled = time.perf_counter() - start
+    report["speed"] = {
+        "images_per_s": round(len(subjects) / generated, 1),
+        "images_per_s_with_labels": round(len(subjects) / labelled, 1),
+        "threads": torch.get_num_threads(),
+    }
+    report["base"] = {
+        "wording": BASE_WORDING,
+        "delta_pixel": _delta(subjects, base.pixel),
+        "delta_classifier": _delta(subjects, base.classifier),
+        "recognition": _percent(
+            sum(a == b for a, b in zip(base.recognised_profession, subjects, strict=True)), len(subjects)
+        ),
+        "undetermined_pixel": _percent(base.pixel.count("undetermined"), len(subjects)),
+        "undetermined_classifier": _percent(base.classifier.count("undetermined"), len(subjects)),
+        "professions": {},
+    }
+    for i, name in enumerate(_NAMES):
+        rows = slice(i * effort.base, (i + 1) * effort.base)
+        report["base"]["professions"][name] = {
+            "pixel": _share(base.pixel[rows]),
+            "classifier": _share(base.classifier[rows]),
+            "recognised_percent": round(100 * base.recognised_profession[rows].count(name) / effort.base, 1),
+        }
+    _save_grid(pictures, effort.base, out / "grid.png")
+
+    report["classifier"] = _agreement(base)
+    report["explicit"] = _explicit(demo, seed + 1, effort.explicit)
+    report["controls"] = _controls(demo, seed + 2, effort.control)
+    report["wordings"] = {}
+    templates = [*WORDINGS, *HELD_OUT_WORDINGS]
+    for i, template in enumerate(track(templates, "wordings", console=console, transient=True)):
+        subjects = [name for name in _NAMES for _ in range(effort.wording)]
+        pictures = demo.generate([fill(template, by_name[s].source) for s in subjects], seed + 10 + i)
+        readings = demo.read(pictures, subjects)
+        report["wordings"][template] = {
+            "held_out": template in HELD_OUT_WORDINGS,
+            "delta_pixel": _delta(subjects, readings.pixel),
+            "delta_classifier": _delta(subjects, readings.classifier),
+            "recognised_percent": _percent(
+                sum(a == b for a, b in zip(readings.recognised_profession, subjects, strict=True)), len(subjects)
+            )["percent"],
+            "undetermined_pixel_percent": _percent(readings.pixel.count("undetermined"), len(subjects))["percent"],
+            "undetermined_classifier_percent": _percent(readings.classifier.count("undetermined"), len(subjects))[
+                "percent"
+            ],
+            "classifier_right_percent": _agreement(readings)["forced_choice_right"]["percent"],
+            "n_per_profession": effort.wording,
+        }
+    (out / "measured.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    base_delta, right = report["base"]["delta_pixel"], report["classifier"]["forced_choice_right"]["percent"]
+    console.print(f"base Delta {base_delta} by the pixel rule; classifier right on {right} %; {out / 'measured.json'}")
+
+
+def _agreement(readings: Readings) -> dict[str, Any]:
+    """Compare the classifier with the pixel rule, by forced choice and with its margin."""
+    forced = ["female" if p > 0.5 else "male" for p in readings.female_probability]
+    pairs = [(a, b) for a, b in zip(readings.pixel, forced, strict=True) if a != "undetermined"]
+    both = [(a, b) for a, b in zip(readings.pixel, readings.classifier, strict=True) if "undetermined" not in (a, b)]
+    table = Counter(zip(readings.pixel, readings.classifier, strict=True))
+    return {
+        "forced_choice_right": _percent(sum(a == b for a, b in pairs), max(1, len(pairs))),
+        "determined_right": _percent(sum(a == b for a, b in both), max(1, len(both))),
+        "confusion_pixel_by_classifier": {a: {b: table[a, b] for b in GENDERS} for a in GENDERS},
+    }
+
+
+def _explicit(demo: Demo, seed: int, images: int) -> dict[str, Any]:
+    named = [(name, gender) for name in _NAMES for gender in ("female", "male") for _ in range(images)]
+    by_name = {profession.name: profession for profession in PROFESSIONS}
+    pictures = demo.generate([f"a photo of {source(by_name[name], gender)}" for name, gender in named], seed)
+    readings = demo.read(pictures, [name for name, _ in named])
+    report: dict[str, Any] = {}
+    for gender in ("female", "male"):
+        rows = [i for i, (_, wanted) in enumerate(named) if wanted == gender]
+        pixel, classifier = [readings.pixel[i] for i in rows], readings.classifier
+        report[gender] = {
+            "right_pixel": _percent(pixel.count(gender), len(rows)),
+            "undetermined_pixel": pixel.count("undetermined"),
+            "right_classifier": _percent([classifier[i] for i in rows].count(gender), len(rows)),
+        }
+    return report
+
+
+def _controls(demo: Demo, seed: int, images: int) -> dict[str, Any]:
+    subjects = [control for control in CONTROLS for _ in range(images)]
+    readings = demo.read(demo.generate([f"a photo of {control}" for control in subjects], seed), subjects)
+    hits = [a == b for a, b in zip(readings.recognised, subjects, strict=True)]
+    each = {c: sum(hits[i * images : (i + 1) * images]) for i, c in enumerate(CONTROLS)}
+    return {"recognition": _percent(sum(hits), len(subjects)), "right_by_control": each, "n_each": images}
+
+
+def _save_grid(pictures: NDArray[np.uint8], each: int, path: Path, samples: int = 10, zoom: int = 2) -> None:
+    """Professions down, samples across, in two blocks side by side with the names in front."""
+    samples, label, side = min(samples, each), 130, SIZE_PX * zoom
+    half = (len(PROFESSIONS) + 1) // 2
+    block = label + samples * side
+    grid = Image.new("RGB", (2 * block, half * side), "white")
+    pen, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
+    for i, profession in enumerate(PROFESSIONS):
+        left, top = (i // half) * block, (i % half) * side
+        pen.text((left + 6, top + side // 2 - 8), profession.name, fill="black", font=font)
+        row = np.concatenate(list(pictures[i * each : i * each + samples]), axis=1)
+        image = Image.fromarray(row)
+        grid.paste(
+            image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST), (left + label, top)
+        )
+    grid.save(path, optimize=True)
+
+
+def _command(
+    out: Annotated[Path, typer.Option(help="Folder for measured.json and grid.png.")],
+    weights: Annotated[Path, typer.Option(help="Folder with pipeline/ and classifier/.")] = WEIGHTS_PATH,
+    seed: Annotated[int, typer.Option(help="Selects the images.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 2,
+) -> None:
+    """Measure the demo model."""
+    torch.set_num_threads(threads)
+    measure(weights, out, seed)
+
+
+if __name__ == "__main__":
+    typer.run(_command)
