@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,7 +106,11 @@ _weights_cache: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], dict[str,
 
 
 def _weights_digest(encoder: nn.Module) -> dict[str, str]:
-    state = tuple((name, p.data_ptr(), p._version, p.dtype) for name, p in _weights(encoder))
+    # With the sum, as a change through `.data` raises no version; still a hundredth of the digests' cost.
+    state = tuple(
+        (name, p.dtype, p.data_ptr(), p._version, math.nan if p.is_meta else float(p.detach().sum(dtype=torch.float64)))
+        for name, p in _weights(encoder)
+    )
     cached = _weights_cache.get(encoder)
     if cached is not None and cached[0] == state:
         return cached[1]

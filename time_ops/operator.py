@@ -196,7 +196,8 @@ class EditOperator:
     def transform(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """A c for every token: what the unedited model must read to act as the edited one.
 
-        Transform the conditional and the unconditional embeddings alike.
+        Transform the conditional and the unconditional (or negative) embeddings alike. SDXL's pooled embedding enters
+        the model by another way, which an edit does not touch: pass it as it is.
 
         Args:
             prompt_embeds: [..., d], floating point, on any device.

@@ -443,10 +443,13 @@ class _Plan:
 
     def strengths(self, lam: Lams, preserve_lam: float | None) -> list[float]:
         """One lam for each of `pairs`."""
-        if isinstance(lam, (int, float)) or np.ndim(lam) == 0:
-            lams = [float(lam)] * len(self.edits)  # type: ignore[arg-type]
-        else:
-            lams = [float(value) for value in lam]
+        try:
+            given = np.asarray(lam, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise EditError(f"lam must be a number, or one number for each edit, not {lam!r}") from error
+        if given.ndim > 1:
+            raise EditError(f"lam must be a number, or one number for each edit, not of shape {list(given.shape)}")
+        lams = [float(value) for value in (given if given.ndim else given.repeat(len(self.edits)))]
         if len(lams) != len(self.edits):
             raise EditError(f"{len(self.edits)} edits, but {len(lams)} lams: give one for each, or one number for all")
         _check_lams(lams, "lam", [p.edit for p in self.edits])

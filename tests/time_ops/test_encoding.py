@@ -218,6 +218,11 @@ class TestEncoderDigest:
         assert encoder_digest(pipe).exact in str(caught.value)
         EditOperator.identity(32).check_encoder(pipe)
 
+    def test_a_change_behind_autograds_back_is_seen(self, pipe: Any) -> None:
+        before = encoder_digest(pipe)
+        pipe.text_encoder.final_layer_norm.weight.data[3] *= 1.01
+        assert encoder_digest(pipe).exact != before.exact
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_the_same_in_half_precision_matches(self, pipe: Any, dtype: torch.dtype) -> None:
         full = encoder_digest(pipe)

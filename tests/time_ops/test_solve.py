@@ -135,10 +135,9 @@ class TestAgainstThePublishedLoopAtRealSize:
             assert change_error(W, matrix, wanted) <= 1e-11
             assert ulps((W.double() @ matrix).float(), wanted.float()) <= 1
 
-    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
-    def test_thirty_five_edits(self, first_norm: float) -> None:
-        pairs = make_pairs(768, 77, edits=35, first_norm=first_norm)
-        W = torch.randn(160, 768, generator=torch.Generator().manual_seed(1)) * 0.04
+    def test_thirty_five_edits(self) -> None:
+        pairs = make_pairs(768, 77, edits=35, first_norm=30.0)
+        W = torch.randn(96, 768, generator=torch.Generator().manual_seed(1)) * 0.04
         wanted = published(W, [by_augmentation(p) for p in pairs], 0.1)
         operator = solve(pairs, 0.1)
         assert change_error(W, operator.matrix, wanted) <= 1e-10
@@ -329,7 +328,7 @@ def test_default_strength_of_preserved_prompts_is_the_smallest_lam() -> None:
     assert default.digest != solve(pairs, [0.5, 4.0], kept, 0.4).digest
 
 
-@pytest.mark.parametrize("lam", [0.0, -1.0, math.nan, [0.1, 0.0], [0.1], [0.1, 0.1, 0.1], 1e-320])
+@pytest.mark.parametrize("lam", [0.0, -1.0, math.nan, [0.1, 0.0], [0.1], [0.1] * 3, 1e-320, "x", None, [[0.1]]])
 def test_bad_lams_are_refused(lam: Any) -> None:
     pairs = make_pairs(8, 4, edits=2)
     for attempt in (solve, lambda p, v: Problem(p).solve(v)):
