@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -143,6 +144,8 @@ def up(
         LocalError: a server does not come up; what this call started is stopped again.
 
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", bucket):
+        raise LocalError(f"bucket {bucket!r}: give 3 to 63 lower-case letters, digits and hyphens.")
     place = Home.at(home)
     with place.lock(), ExitStack() as undo:
         seaweed.find_weed()
@@ -154,6 +157,7 @@ def up(
             stop(place, state.seaweed, state.ray, everything=True)
             place.remove_temp()
             place.create()
+            undo.callback(place.remove_temp)
         if not store_is_up:
             undo.callback(_stop_store, place, state)
             _start_store(place, state, bucket)

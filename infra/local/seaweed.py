@@ -130,7 +130,7 @@ def _client(endpoint: str, credentials: Credentials | None) -> S3Client:
         response_checksum_validation="when_required",
         retries={"total_max_attempts": 1},
         connect_timeout=2,
-        read_timeout=30,
+        read_timeout=5,  # the store's own retries are longer than asking again
         proxies={},
     )
     return boto3.session.Session().client(

@@ -259,6 +259,12 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path: Path, monkeypatc
     assert Home.at(tmp_path / "home").read_state().seaweed is None
 
 
+def test_a_bad_bucket_name_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(local.LocalError, match="'b_'"):
+        local.up(tmp_path / "home", bucket="b_")
+    assert not (tmp_path / "home").exists()
+
+
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
