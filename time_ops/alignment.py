@@ -31,11 +31,12 @@ Positions = npt.NDArray[np.int64]
 
 
 def token_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's token ids with start and end marker, neither padded nor truncated.
+    """Tokenize a prompt, with start and end marker, neither padded nor truncated.
 
     Args:
         tokenizer: A transformers tokenizer.
         prompt: The text.
+
     """
     # The length is ours to judge and to name, so the tokenizer's own warning about it is switched off.
     return [int(i) for i in tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"]]
@@ -59,6 +60,7 @@ def align_prompts(
     Raises:
         EditError: A prompt is longer than n, or the published rule is undefined: the destination lacks or reorders
             words of the source. Both prompts and the words are named.
+
     """
     n = int(tokenizer.model_max_length) if positions is None else positions
     a, b = token_ids(tokenizer, source), token_ids(tokenizer, destination)
@@ -82,7 +84,7 @@ def align_prompts(
 def align_tokens(
     source: Sequence[int], destination: Sequence[int], positions: int, *, alignment: Alignment = "published"
 ) -> tuple[Positions, list[int]]:
-    """The alignment of two token sequences, markers included, articles already merged.
+    """Align two token sequences, markers included, articles already merged.
 
     Args:
         source: Source token ids, at most `positions`.
@@ -96,6 +98,7 @@ def align_tokens(
 
     Raises:
         EditError: Unknown rule.
+
     """
     if alignment not in get_args(Alignment):
         raise EditError(f"unknown alignment {alignment!r}: choose one of {', '.join(get_args(Alignment))}")
@@ -166,7 +169,7 @@ class _Articles:
 
 
 def _words(tokenizer: Any, ids: Sequence[int], missing: Sequence[int]) -> list[str]:
-    """The missing tokens as text, neighbours joined, so that a split word reads as one."""
+    """Spell the missing tokens as text, neighbours joined, so that a split word reads as one."""
     runs: list[list[int]] = []
     for i in missing:
         if runs and runs[-1][-1] == i - 1:

@@ -45,6 +45,7 @@ class EncoderDigest:
         dtype: The weights' dtype, "float32".
         float16: The same digest with weights cast to float16.
         bfloat16: The same digest with weights cast to bfloat16.
+
     """
 
     exact: str
@@ -63,10 +64,11 @@ class EncoderDigest:
 
 
 def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
-    """The pipeline's (tokenizer, text encoder) pairs, in the order in which their embeddings are joined.
+    """List the pipeline's (tokenizer, text encoder) pairs, in the order in which their embeddings are joined.
 
     Raises:
         ModelError: A tokenizer is missing, or there are more than two text encoders.
+
     """
     if getattr(pipe, "text_encoder_3", None) is not None:
         raise ModelError(f"{type(pipe).__name__} has three text encoders; at most two are known")
@@ -91,6 +93,7 @@ def encoder_digest(pipe: Any) -> EncoderDigest:
 
     Raises:
         ModelError: An encoder's weights are not in memory.
+
     """
     parts = [(_weights_digest(encoder), _tokenizer_digest(tokenizer)) for tokenizer, encoder in text_encoders(pipe)]
     dtypes = {w["dtype"] for w, _ in parts}

@@ -52,6 +52,7 @@ class PromptEdit:
 
     Raises:
         EditError: The destinations or their shares are not as above.
+
     """
 
     source: str
@@ -83,6 +84,7 @@ class TokenPairs:
 
     Raises:
         EditError: Shapes or dtypes don't fit, or a value is not finite.
+
     """
 
     edit: PromptEdit
@@ -133,13 +135,14 @@ class TokenPairs:
         return self._tokens_digest[0]
 
     def with_shares(self, shares: Mapping[str, float] | Sequence[float]) -> TokenPairs:
-        """The same tokens, blended by other shares.
+        """Blend the same tokens by other shares.
 
         Args:
             shares: By destination prompt, or in the destinations' order.
 
         Raises:
             EditError: A destination is missing or unknown, or the shares are invalid.
+
         """
         prompts = list(self.edit.destinations)
         if isinstance(shares, Mapping):
@@ -163,6 +166,7 @@ class PromptFault:
         prompt: The prompt at fault, as rendered (for "alignment" the destination).
         edit: Index of the edit, None for a prompt that belongs to none.
         destination: The edit's destination prompt at fault, None where it is the source.
+
     """
 
     kind: Literal["length", "alignment"]
@@ -173,11 +177,12 @@ class PromptFault:
 
 
 def augment(template: str, prompt: str) -> str:
-    """A prompt in a template's place for it. Behind a prefix a leading "A" becomes "a", as published.
+    """Put a prompt in a template's place for it. Behind a prefix a leading "A" becomes "a", as published.
 
     Args:
         template: Text with "{source}" once.
         prompt: What stands there.
+
     """
     behind_prefix = not template.startswith("{source}")
     return template.replace("{source}", "a" + prompt[1:] if behind_prefix and prompt.startswith("A") else prompt)
@@ -205,6 +210,7 @@ def check_prompts(
 
     Raises:
         EditError: The augmentations are not usable.
+
     """
     templates = _checked_templates(augmentations)
     faults: dict[tuple[object, ...], PromptFault] = {}
@@ -255,6 +261,7 @@ def encode_edits(
     Raises:
         EditError: A prompt is too long or can't be aligned; all of them are named.
         ModelError: The pipeline can't be edited or its encoder can't be run in float32.
+
     """
     check_pipeline(pipe)
     edits, templates = list(edits), _checked_templates(augmentations)
@@ -300,6 +307,7 @@ def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32)
     Raises:
         EditError: Prompts are too long; all are named.
         ModelError: As for `encode_edits`.
+
     """
     distinct = list(dict.fromkeys(prompts))
     embeddings = encode_prompts(pipe, distinct, batch_size=batch_size)
@@ -324,6 +332,7 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -
     Raises:
         EditError: Prompts are too long; all are named.
         ModelError: As for `encode_edits`.
+
     """
     check_pipeline(pipe)
     faults: list[str] = []
@@ -401,7 +410,7 @@ class _Converted:
 
 
 def _agreeing_tokenizers(pipe: Any) -> list[Any]:
-    """The tokenizers, once it is known that their padded length is the encoder's and the same for all."""
+    """Check that the tokenizers' padded length is the encoder's and the same for all, and return them."""
     lengths = {}
     for tokenizer, encoder in text_encoders(pipe):
         n = int(tokenizer.model_max_length)
@@ -417,7 +426,7 @@ def _agreeing_tokenizers(pipe: Any) -> list[Any]:
 def _joint_alignment(
     tokenizers: Sequence[Any], source: str, destination: str, positions: int, alignment: Alignment
 ) -> Positions:
-    """The one correspondence of all encoders: their embeddings are joined, so they must agree on it."""
+    """Align for all encoders at once: their embeddings are joined, so they must agree."""
     found = [align_prompts(t, source, destination, positions=positions, alignment=alignment) for t in tokenizers]
     if any((index != found[0]).any() for index in found[1:]):
         raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")

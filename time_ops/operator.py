@@ -47,6 +47,7 @@ class EditRecord:
         augmentations: Templates, sorted: their order is of no account.
         alignment: Rule of the token correspondence.
         tokens: sha256 of the embeddings where no known encoder made them, else "".
+
     """
 
     source: str
@@ -66,6 +67,7 @@ class Inputs:
         preserved: Sorted records of the preserved prompts, each with its lam.
         encoder: The text encoder; None where embeddings were made by hand.
         values_only: Only the value projections are edited.
+
     """
 
     edits: tuple[EditRecord, ...]
@@ -87,6 +89,7 @@ class ChangedWeight:
         shape: [out, d].
         dtype: "float16" and so on.
         relative_change: |W' - W| / |W|, Frobenius, as stored.
+
     """
 
     name: str
@@ -101,6 +104,7 @@ class Fold:
 
     Attributes:
         weights: Every projection that was visited, in the model's order.
+
     """
 
     weights: tuple[ChangedWeight, ...]
@@ -123,6 +127,7 @@ class EditOperator:
 
     Raises:
         EditError: The matrix is not square and finite, or steps mix encoders or values-only with other edits.
+
     """
 
     matrix: torch.Tensor
@@ -147,7 +152,7 @@ class EditOperator:
 
     @classmethod
     def identity(cls, d: int) -> EditOperator:
-        """The edit that changes nothing, for embeddings of width d."""
+        """Make the edit that changes nothing, for embeddings of width d."""
         return cls(torch.eye(d, dtype=torch.float64), condition=1.0)
 
     @property
@@ -183,6 +188,7 @@ class EditOperator:
 
         Raises:
             EditError: Other width, another text encoder, or only one is values-only.
+
         """
         if not isinstance(second, EditOperator):
             return NotImplemented
@@ -194,7 +200,7 @@ class EditOperator:
         )
 
     def transform(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """A c for every token: what the unedited model must read to act as the edited one.
+        """Compute A c for every token: what the unedited model must read to act as the edited one.
 
         Transform the conditional and the unconditional (or negative) embeddings alike. SDXL's pooled embedding enters
         the model by another way, which an edit does not touch: pass it as it is.
@@ -208,6 +214,7 @@ class EditOperator:
         Raises:
             EditError: The operator is values-only: keys would read A c as well. Use `attached` or fold it.
             ModelError: The embeddings' width or dtype does not fit.
+
         """
         if self.values_only:
             raise EditError(
@@ -227,6 +234,7 @@ class EditOperator:
 
         Raises:
             ModelError: As for `fold_into`.
+
         """
         hooks = [
             projection.layer.register_forward_pre_hook(lambda _, inputs: (self._applied(inputs[0]), *inputs[1:]))
@@ -252,6 +260,7 @@ class EditOperator:
         Raises:
             ModelError: The model can't be edited (all reasons named), its weights are not in memory, an edited weight
                 overflows its dtype, or the weights did not change although the operator is not the identity.
+
         """
         projections = text_projections(module, d=self.d, values_only=self.values_only)
         offloaded = [p.name for p in projections if p.layer.weight.is_meta]
@@ -277,6 +286,7 @@ class EditOperator:
 
         Raises:
             ModelError: Another text encoder or tokenizer; both digests are named.
+
         """
         expected = self.encoder
         if expected is None:
@@ -297,6 +307,7 @@ class EditOperator:
 
         Raises:
             EditError: Another dtype.
+
         """
         if dtype not in (torch.float64, torch.float32):
             raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
@@ -311,7 +322,7 @@ class EditOperator:
         return target
 
     def to_bytes(self, *, dtype: torch.dtype = torch.float64) -> bytes:
-        """The file's bytes."""
+        """Give the file's bytes; see `save`."""
         stored = self.matrix.to(dtype)
         header = {
             "format": _FORMAT,
@@ -334,6 +345,7 @@ class EditOperator:
             EditError: No operator's file, or one that was damaged: matrix not square and finite, or not the checksum's;
                 provenance not the digest's.
             FileNotFoundError: No file.
+
         """
         name = Path(path)
         if not name.is_file():
@@ -379,7 +391,7 @@ class EditOperator:
         return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
 
     def _shift(self, device: torch.device) -> torch.Tensor:
-        """A - I on a device, in its widest dtype; kept, as every denoising batch asks for it."""
+        """Place A - I on a device, in its widest dtype; kept, as every denoising batch asks for it."""
         if device not in self._placed:
             shift = self.matrix - torch.eye(self.d, dtype=torch.float64)
             self._placed[device] = shift.to(device, torch.float32 if device.type == "mps" else torch.float64)

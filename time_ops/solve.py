@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def solve(
     Raises:
         EditError: Bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
             can't be factored in float64.
+
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
@@ -86,6 +88,7 @@ class Statistics:
         edits: Records of the edits in the sums.
         preserved: Records of the preserved prompts in the sums.
         encoder: The text encoder, where known.
+
     """
 
     G: torch.Tensor
@@ -109,6 +112,7 @@ class Statistics:
 
         Raises:
             EditError: It is said to be preserved, but c* differs from c.
+
         """
         if preserved:
             _check_preserved([pairs])
@@ -118,10 +122,11 @@ class Statistics:
         return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder)
 
     def weighted(self, lam: float) -> Statistics:
-        """The same divided by lam (inf gives zeros), which is then on record.
+        """Divide by lam (inf gives zeros), which is then on record.
 
         Raises:
             EditError: lam is not positive, or they have a lam already.
+
         """
         _check_lams([lam], "lam")
         if any(r.lam is not None for r in (*self.edits, *self.preserved)):
@@ -140,6 +145,7 @@ class Statistics:
 
         Raises:
             EditError: Another width or another text encoder.
+
         """
         if not isinstance(other, Statistics):
             return NotImplemented
@@ -163,10 +169,11 @@ class Statistics:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Statistics:
-        """The reverse of `to_bytes`.
+        """Read what `to_bytes` wrote.
 
         Raises:
             EditError: The bytes are no statistics.
+
         """
         try:
             tensors = load_tensors(data)
@@ -185,7 +192,7 @@ class Statistics:
 
 
 def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOperator:
-    """The operator of merged, weighted statistics.
+    """Solve merged, weighted statistics.
 
     Args:
         total: The sum of `Statistics.of(...).weighted(lam)` over all edits and preserved prompts.
@@ -193,6 +200,7 @@ def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOpe
 
     Raises:
         EditError: Some statistics were merged without a lam, or the sums can't be factored in float64.
+
     """
     missing = [r.source for r in (*total.edits, *total.preserved) if r.lam is None]
     if missing:
@@ -218,6 +226,7 @@ class Problem:
 
     Raises:
         EditError: As for `solve`.
+
     """
 
     def __init__(
@@ -237,6 +246,7 @@ class Problem:
         self._kept = _Rows.joined([_Rows.of(p) for p in self._plan.kept], d)
         self._gram: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
+        self._moves = [len(rows.shifts) > 0 for rows in self._rows]
         tokens = sum(len(rows.tokens) for rows in (*self._rows, self._kept))
         matrices = len(self._rows) + 1 + sum(len(rows.shifts) for rows in self._rows)
         if tokens < d:
@@ -244,6 +254,7 @@ class Problem:
             self._gram = stacked @ stacked.T
         elif matrices * d * d * 8 <= statistics_bytes:
             self._sums = self._summed(matrices)
+            self._rows = []  # all that is asked of them is in the sums
 
     def solve(
         self,
@@ -251,7 +262,7 @@ class Problem:
         shares: Sequence[Mapping[str, float] | Sequence[float] | None] | None = None,
         preserve_lam: float | None = None,
     ) -> EditOperator:
-        """The operator for these lams and shares; the same as `solve` of the same inputs.
+        """Solve for these lams and shares; the same as `solve` of the same inputs.
 
         Args:
             lam: As for `solve`.
@@ -260,27 +271,34 @@ class Problem:
 
         Raises:
             EditError: As for `solve`.
+
         """
         plan = self._plan if shares is None else self._plan.with_shares(shares)
         strengths = plan.strengths(lam, preserve_lam)
-        edits = list(zip(self._rows, plan.edits, strengths, strict=False))
+        weights = [1 / s for s in strengths[: len(plan.edits)]]
         kept_weight = 1 / strengths[-1] if plan.kept else 0.0
+        if self._sums is not None:
+            G, B = self._reweighted(self._sums, weights, kept_weight, plan)
+            return plan.operator(*_factored(G, B, strengths), strengths)
+        blends = (rows.blended(pair.shares) for rows, pair in zip(self._rows, plan.edits, strict=True))
+        used = chain(zip(blends, weights, strict=True), [(self._kept, kept_weight)])
         if self._gram is not None:
-            used = [(rows.blended(p.shares), 1 / s) for rows, p, s in edits] + [(self._kept, kept_weight)]
-            return plan.operator(*_token_form(used, plan.d, self._device, self._gram), strengths)
-        if self._sums is None:
-            sums = _Sums(plan.d, self._device)
-            for rows, pair, s in edits:
-                sums.add(rows.blended(pair.shares), 1 / s)
-            sums.add(self._kept, kept_weight)
-            return plan.operator(*_factored(*sums.total(), strengths), strengths)
-        count = len(edits) + 1
-        for_G = torch.tensor([*(1 / s for _, _, s in edits), kept_weight], dtype=torch.float64, device=self._device)
-        moving = [pair.shares / s for rows, pair, s in edits if len(rows.shifts)]
-        for_B = torch.cat([*moving, torch.zeros(0, dtype=torch.float64)]).to(self._device)
-        flat = self._sums.view(len(self._sums), -1)
-        G, B = (for_G @ flat[:count]).view(plan.d, plan.d), (for_B @ flat[count:]).view(plan.d, plan.d)
-        return plan.operator(*_factored(G, B, strengths), strengths)
+            return plan.operator(*_token_form(list(used), plan.d, self._device, self._gram), strengths)
+        sums = _Sums(plan.d, self._device)
+        for rows, weight in used:
+            sums.add(rows, weight)
+        return plan.operator(*_factored(*sums.total(), strengths), strengths)
+
+    def _reweighted(
+        self, stored: torch.Tensor, weights: Sequence[float], kept_weight: float, plan: _Plan
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight the stored sums: G and B, [d, d] float64."""
+        count, flat = len(weights) + 1, stored.view(len(stored), -1)
+        moving = [p.shares * w for p, w, moves in zip(plan.edits, weights, self._moves, strict=True) if moves]
+        for_G = torch.tensor([*weights, kept_weight], dtype=torch.float64, device=stored.device)
+        for_B = torch.cat([*moving, torch.zeros(0, dtype=torch.float64)]).to(stored.device)
+        shape = (plan.d, plan.d)
+        return (for_G @ flat[:count]).view(shape), (for_B @ flat[count:]).view(shape)
 
     def _summed(self, matrices: int) -> torch.Tensor:
         """G of every edit, G of the preserved, then B of every edit and destination: [M, d, d] float64."""
@@ -304,6 +322,7 @@ class _Rows:
         tokens: [u, d], in the pairs' dtype.
         counts: How often each occurs, [u] float64.
         shifts: Sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
+
     """
 
     tokens: torch.Tensor
@@ -466,7 +485,7 @@ class _Plan:
 
 
 def _factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> tuple[torch.Tensor, float]:
-    """A = I + B (I + G)^-1 for sums already weighted (G is overwritten), and the condition number of I + G."""
+    """Compute A = I + B (I + G)^-1 of sums already weighted (G is overwritten), and the condition number of I + G."""
     G.diagonal().add_(1.0)
     solve_with, condition = _cholesky(G, strengths)
     matrix = solve_with(B.T).T
@@ -477,7 +496,7 @@ def _factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> t
 def _token_form(
     used: Sequence[tuple[_Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
-    """The same A from a system as large as the number of tokens, where those are fewer than d.
+    """Compute the same A from a system as large as the number of tokens, where those are fewer than d.
 
     With token rows C, their weights w on the diagonal of S^2, and shifts E already weighted,
     E^T C (I + C^T S^2 C)^-1 = E^T S^-1 (I + S C C^T S)^-1 S C.
@@ -507,6 +526,7 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
 
     Raises:
         EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
+
     """
     norm = float(torch.linalg.matrix_norm(system, 1))
     smallest = min(strengths, default=math.inf)

@@ -32,6 +32,7 @@ class Projection:
         name: Its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
         role: "key" or "value".
         layer: The layer; weight [out, d].
+
     """
 
     name: str
@@ -52,6 +53,7 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
 
     Raises:
         ModelError: The model can't be edited; all reasons are given.
+
     """
     config = _unet_config(module)
     faults = list(_model_faults(module, config))
@@ -81,10 +83,11 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
 
 
 def expected_layers(config: Mapping[str, Any]) -> int:
-    """Number of cross-attention layers that a UNet's configuration promises: 16 for SD 1.x and 2.x, 70 for SDXL.
+    """Count the cross-attention layers that a UNet's configuration promises: 16 for SD 1.x and 2.x, 70 for SDXL.
 
     Args:
         config: The configuration of a `UNet2DConditionModel`.
+
     """
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
     layers = _per_block(config.get("layers_per_block", 2), len(down))
@@ -104,6 +107,7 @@ def check_pipeline(pipe: Any) -> None:
 
     Raises:
         ModelError: It has no UNet, or no text encoder; the reason is named.
+
     """
     name = type(pipe).__name__
     if getattr(pipe, "transformer", None) is not None:
@@ -205,6 +209,6 @@ def _total(transformer_layers: Any, layers: int) -> float:
 
 
 def _shortened(faults: Sequence[str], limit: int = 8) -> list[str]:
-    """The same reason in seventy layers reads better as a few examples and a count."""
+    """Cut a list: the same reason in seventy layers reads better as a few examples and a count."""
     more = len(faults) - limit
     return [*faults[:limit], *([f"and {more} more"] if more > 0 else [])]

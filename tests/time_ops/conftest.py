@@ -18,7 +18,25 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 POSITIONS = 24
 # Words that are one token; all others fall into letters and the pieces that these words' merges make.
-WORDS = "a an and at black cat ceo engineer female image in male nurse of old photo picture the work workplace".split()
+WORDS = [
+    "a",
+    "an",
+    "and",
+    "at",
+    "black",
+    "cat",
+    "ceo",
+    "engineer",
+    "female",
+    "image",
+    "in",
+    "male",
+    "nurse",
+    "of",
+    "old",
+    "photo",
+]
+WORDS += ["picture", "the", "work", "workplace"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz!"
 
 

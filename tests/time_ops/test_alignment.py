@@ -97,7 +97,7 @@ def test_lcs_maps_a_replaced_word_to_what_replaced_it(tokenizer: Any) -> None:
 def test_errors_name_prompts_and_words_and_pickle(tokenizer: Any) -> None:
     with pytest.raises(EditError, match="lacks 'zebra'") as lacking:
         align_prompts(tokenizer, "a zebra", "a female ceo")
-    assert str(pickle.loads(pickle.dumps(lacking.value))) == str(lacking.value)
+    assert str(pickle.loads(pickle.dumps(lacking.value))) == str(lacking.value)  # noqa: S301
     with pytest.raises(EditError, match="in another order 'cat'"):
         align_prompts(tokenizer, "black cat", "cat black")
     with pytest.raises(EditError, match="longer than the encoder's 24 positions"):

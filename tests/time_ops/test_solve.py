@@ -114,11 +114,13 @@ def published_extended(W: torch.Tensor, c: torch.Tensor, target: torch.Tensor, l
 
 
 class TestAgainstThePublishedLoopAtRealSize:
-    """Stable Diffusion 1.4: d = 768, 77 positions, four augmentations, lam 0.1, 16 layers of keys and of values."""
+    """Stable Diffusion 1.4: d = 768, 77 positions, four augmentations, lam 0.1, 32 matrices.
 
-    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
-    def test_one_edit_in_all_matrices(self, first_norm: float) -> None:
-        pair = make_pairs(768, 77, first_norm=first_norm)[0]
+    With a first token of thirty times the others' norm, as several encoders have it.
+    """
+
+    def test_one_edit_in_all_matrices(self) -> None:
+        pair = make_pairs(768, 77)[0]
         operator = solve([pair], 0.1)
         outs = [320] * 10 + [640] * 10 + [1280] * 12
         weights = torch.randn(sum(outs), 768, generator=torch.Generator().manual_seed(1)) * 0.04
@@ -126,17 +128,16 @@ class TestAgainstThePublishedLoopAtRealSize:
         for W, wanted in zip(weights.split(outs), expected.split(outs), strict=True):
             assert change_error(W, operator.matrix, wanted) <= 1e-8
 
-    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
-    def test_one_edit_to_the_last_place(self, first_norm: float) -> None:
-        pair = make_pairs(768, 77, first_norm=first_norm)[0]
-        W = torch.randn(24, 768, generator=torch.Generator().manual_seed(1)) * 0.04
+    def test_one_edit_to_the_last_place(self) -> None:
+        pair = make_pairs(768, 77)[0]
+        W = torch.randn(12, 768, generator=torch.Generator().manual_seed(1)) * 0.04
         wanted = published_extended(W, pair.source, pair.destinations[0], 0.1)
         for matrix in (solve([pair], 0.1).matrix, Problem([pair]).solve(0.1).matrix):
             assert change_error(W, matrix, wanted) <= 1e-11
             assert ulps((W.double() @ matrix).float(), wanted.float()) <= 1
 
     def test_thirty_five_edits(self) -> None:
-        pairs = make_pairs(768, 77, edits=35, first_norm=30.0)
+        pairs = make_pairs(768, 77, edits=35)
         W = torch.randn(96, 768, generator=torch.Generator().manual_seed(1)) * 0.04
         wanted = published(W, [by_augmentation(p) for p in pairs], 0.1)
         operator = solve(pairs, 0.1)
@@ -177,7 +178,7 @@ def close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-8) -> bool:
     return float((a - b).norm()) <= rtol * max(1.0, float(b.norm()))
 
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 
 
 class TestIdentities:
@@ -253,7 +254,7 @@ class TestIdentities:
 
     @quick
     @given(SIZES, LAMS)
-    def test_preserved_prompts_only_add_to_G(self, size: Any, lam: float) -> None:
+    def test_preserved_prompts_add_to_the_gram_matrix_only(self, size: Any, lam: float) -> None:
         pairs = drawn(size)
         g = torch.Generator().manual_seed(9)
         tokens = torch.randn(3, size[0], generator=g)
@@ -368,7 +369,7 @@ def test_mixed_inputs_are_refused() -> None:
         solve([*one, *other], 1.0)
     with pytest.raises(EditError, match="nothing to solve"):
         solve([], 1.0)
-    with pytest.raises(EditError, match="c\\* = c.*\n  - 'a p0'"):
+    with pytest.raises(EditError, match=r"(?s)c\* = c.*'a p0'"):
         solve(one, 1.0, preserve=one)
     a, b = (EncoderDigest(x, "float32", x, x) for x in "ab")
     with pytest.raises(EditError, match="several text encoders"):

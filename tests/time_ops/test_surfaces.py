@@ -99,7 +99,7 @@ def replaced(change: Callable[[Any], None]) -> Callable[[Any], Any]:
 
 
 class LoraLinear(nn.Linear):
-    lora_A = None
+    lora_A = None  # noqa: N815
 
 
 class Linear4bit(nn.Linear):
@@ -153,7 +153,7 @@ def test_refusals_of_changed_layers(make_unet: Callable[..., Any], change: Calla
     with pytest.raises(ModelError, match=reason) as caught:
         operator.fold_into(unet)
     assert "UNet2DConditionModel can't be edited" in str(caught.value)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
     assert all(torch.equal(before[name], weight) for name, weight in unet.state_dict().items())
 
 
