@@ -116,7 +116,7 @@ def published_extended(W: torch.Tensor, c: torch.Tensor, target: torch.Tensor, l
 class TestAgainstThePublishedLoopAtRealSize:
     """Stable Diffusion 1.4: d = 768, 77 positions, four augmentations, lam 0.1, 32 matrices.
 
-    With a first token of thirty times the others' norm, as several encoders have it.
+    Without and with a first token of thirty times the others' norm, as several encoders have it.
     """
 
     def test_one_edit_in_all_matrices(self) -> None:
@@ -128,16 +128,18 @@ class TestAgainstThePublishedLoopAtRealSize:
         for W, wanted in zip(weights.split(outs), expected.split(outs), strict=True):
             assert change_error(W, operator.matrix, wanted) <= 1e-8
 
-    def test_one_edit_to_the_last_place(self) -> None:
-        pair = make_pairs(768, 77)[0]
+    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
+    def test_one_edit_to_the_last_place(self, first_norm: float) -> None:
+        pair = make_pairs(768, 77, first_norm=first_norm)[0]
         W = torch.randn(12, 768, generator=torch.Generator().manual_seed(1)) * 0.04
         wanted = published_extended(W, pair.source, pair.destinations[0], 0.1)
         for matrix in (solve([pair], 0.1).matrix, Problem([pair]).solve(0.1).matrix):
             assert change_error(W, matrix, wanted) <= 1e-11
             assert ulps((W.double() @ matrix).float(), wanted.float()) <= 1
 
-    def test_thirty_five_edits(self) -> None:
-        pairs = make_pairs(768, 77, edits=35)
+    @pytest.mark.parametrize("first_norm", [1.0, 30.0])
+    def test_thirty_five_edits(self, first_norm: float) -> None:
+        pairs = make_pairs(768, 77, edits=35, first_norm=first_norm)
         W = torch.randn(96, 768, generator=torch.Generator().manual_seed(1)) * 0.04
         wanted = published(W, [by_augmentation(p) for p in pairs], 0.1)
         operator = solve(pairs, 0.1)
