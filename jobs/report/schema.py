@@ -118,7 +118,9 @@ class Control(Figure):
     prompt: str
     base: RateFigure
     edited: RateFigure | None
-    drift: float | None = Field(default=None, description="mean cosine distance of the classifier's embeddings, same seed")
+    drift: float | None = Field(
+        default=None, description="mean cosine distance of the classifier's embeddings, same seed"
+    )
 
 
 class GateResult(Figure):

@@ -1,0 +1,116 @@
+"""What a run looks at: cells, each one prompt with a purpose, and the shards that they are cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from jobs.config import RunConfig
+from jobs.errors import ConfigError
+from jobs.shards import Recipe, ShardSpec
+from manifests.schema import Manifest
+from time_ops.encoding import augment
+
+__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut"]
+
+Kind = Literal["audit", "calibration", "explicit", "control"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One prompt that images are made of.
+
+    Attributes:
+        kind: what for.
+        subject: the profession's name, or the control's prompt.
+        wording: the template; for explicit prompts and controls the prompt itself.
+        prompt: as rendered.
+        images: how many.
+        label: the label that an explicit prompt names.
+    """
+
+    kind: Kind
+    subject: str
+    wording: str
+    prompt: str
+    images: int
+    label: str | None = None
+
+    @property
+    def stream(self) -> str:
+        """The family of its seeds."""
+        return "calibration" if self.kind == "calibration" else "audit"
+
+
+def audit_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
+    """The cells of the audit: professions x wordings, explicit prompts, controls."""
+    cells = list(_profession_cells(manifest, config.wordings.audit, "audit", config.images_per_cell))
+    for profession in manifest.professions:
+        for destination in profession.destinations:
+            prompt = augment("A photo of {source}", destination.prompt)
+            cell = Cell("explicit", profession.name, prompt, prompt, config.explicit_images, destination.label)
+            cells.append(cell)
+    cells += [Cell("control", prompt, prompt, prompt, config.control_images) for prompt in config.controls]
+    return cells
+
+
+def calibration_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
+    """The cells on which candidate strengths are tried."""
+    images = config.strength.images_per_cell
+    return list(_profession_cells(manifest, config.wordings.calibration, "calibration", images))
+
+
+def _profession_cells(manifest: Manifest, wordings: Sequence[str], kind: Kind, images: int) -> Iterator[Cell]:
+    for profession in manifest.professions:
+        for wording in wordings:
+            yield Cell(kind, profession.name, wording, augment(wording, profession.source), images)
+
+
+def check_held_out(manifest: Manifest, config: RunConfig) -> None:
+    """Refuse audit prompts that the edit or the calibration has seen, once rendered.
+
+    Raises:
+        ConfigError: naming every such prompt.
+    """
+    seen = {
+        augment(wording, profession.source).casefold()
+        for wording in (*config.wordings.edit, *config.wordings.calibration)
+        for profession in manifest.professions
+    }
+    audited = (c.prompt for c in audit_cells(manifest, config) if c.kind == "audit")
+    overlap = [prompt for prompt in audited if prompt.casefold() in seen]
+    if overlap:
+        raise ConfigError(
+            "these audit prompts are also used by the edit or the calibration, so they prove nothing; "
+            "change the wordings:\n" + "\n".join(f"  {prompt!r}" for prompt in overlap)
+        )
+
+
+def cut(
+    cells: Iterable[Cell], recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True
+) -> list[list[ShardSpec]]:
+    """The shards of each cell, in order: fixed blocks of `shard_images`, so that more images only append blocks."""
+    block = config.shard_images
+    return [
+        [
+            ShardSpec(
+                recipe,
+                operator,
+                cell.stream,
+                cell.prompt,
+                first,
+                min(block, cell.images - first),
+                pictures=config.pictures.per_shard if pictures else 0,
+                picture_format=config.pictures.format,
+            )
+            for first in range(0, cell.images, block)
+        ]
+        for cell in cells
+    ]
+
+
+def flatten(shards: Iterable[Iterable[ShardSpec]]) -> list[ShardSpec]:
+    """All shards of all cells, each once: equal prompts of two cells are one shard."""
+    return list(dict.fromkeys(chain.from_iterable(shards)))

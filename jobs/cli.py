@@ -1,0 +1,210 @@
+"""The command line. Every command has `--help` with an example and ends in a documented exit code (`jobs.errors`).
+
+What brings torch or Ray is imported by the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from infra.local.commands import app as local_app
+from jobs.config import RunConfig, WordingsConfig, load_config, read_text
+from jobs.errors import ClusterError, ExitCode, exit_code_of
+from manifests.commands import build, check_manifest, split_labels
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="evenhand",
+    help="Debias text-to-image models: calibrated closed-form edits, audited with honest statistics.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done and gates pass; 1 a fault of ours; 2 input; 3 model; 4 storage; 5 gate failed; "
+    "6 gate inconclusive; 7 some shards failed; 8 cluster; 9 another run holds the lease; 130, 143 interrupted.",
+)
+app.add_typer(local_app, name="local")
+manifest_app = typer.Typer(name="manifest", help="Check and build manifests.", no_args_is_help=True)
+manifest_app.command("build", epilog="Example: evenhand manifest build professions.csv professions.parquet")(build)
+app.add_typer(manifest_app, name="manifest")
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; keys may also come by flag or environment.")]
+ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="Parquet or CSV: a path, or s3://bucket/key.")]
+ModelFlag = Annotated[str | None, typer.Option("--model", help="Hub id, local folder or s3:// prefix.")]
+ClassifierFlag = Annotated[str | None, typer.Option("--classifier", help="CLIP model, likewise.")]
+OutputFlag = Annotated[str | None, typer.Option("--output", help="s3://bucket/prefix or a folder.")]
+RunFlag = Annotated[str | None, typer.Option("--run", help="The run's name; default: from its contents.")]
+SetFlag = Annotated[list[str] | None, typer.Option("--set", help="Any key: sampler.steps=20. May be repeated.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
+
+
+def _config(file: Path | None, assignments: Sequence[str] | None, **flags: str | None) -> RunConfig:
+    text = None if file is None else read_text(file)
+    return load_config(text, name=str(file) if file else "configuration", flags=flags, assignments=assignments or ())
+
+
+@app.command(epilog="Example: evenhand debias run.yaml --set sampler.steps=20 --set images_per_cell=100")
+def debias(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    run: RunFlag = None,
+    assignments: SetFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Audit, find strengths, edit, audit again, write checkpoint and report. The main job.
+
+    Runs on the Ray cluster of this environment (RAY_ADDRESS, or the one it was submitted to), and starts a local
+    Ray where there is none. The same command again goes on where the last one stopped.
+    """
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
+    settings = _config(config, assignments, **flags)
+    console = Console(stderr=as_json)
+    from jobs.debias import debias as debias_job
+
+    _connect()
+    outcome = debias_job(settings, console)
+    if as_json:
+        typer.echo(outcome.report.model_dump_json())
+    raise typer.Exit(int(outcome.code))
+
+
+@app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")
+def submit(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    run: RunFlag = None,
+    assignments: SetFlag = None,
+    address: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="The cluster's dashboard.")] = None,
+    submission_id: Annotated[str | None, typer.Option(help="Idempotency key: a job of this id is followed.")] = None,
+    python: Annotated[str, typer.Option(help="The interpreter on the cluster.")] = "python",
+) -> None:
+    """Submit the main job to a Ray cluster, follow it, and end with the driver's own exit code."""
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
+    settings = _config(config, assignments, **flags)
+    from jobs import submit as submission
+
+    if not address or not address.startswith("http"):
+        raise ClusterError(
+            "give --address http://host:8265 (or RAY_ADDRESS); `evenhand local env` says it for this machine"
+        )
+    code = submission.submit(settings, address, Console(), submission_id=submission_id, python=python)
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
+def report(
+    run: Annotated[str, typer.Argument(help="URL or path of a run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Write the page here instead of into the run's folder.")] = None,
+) -> None:
+    """Draw a finished run's report again, from its folder alone."""
+    from jobs.redraw import redraw
+
+    redraw(run, out, Console())
+
+
+@app.command(epilog="Example: evenhand demo --out out/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Where report.json and report.html are copied to.")] = Path("out/demo"),
+    keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave the embedded servers up.")] = False,
+    assignments: SetFlag = None,
+) -> None:
+    """Run the main job on the embedded cluster with the demo model; ends well on any verdict, and prints it."""
+    from jobs.demo import run_demo
+
+    raise typer.Exit(run_demo(out, Console(), keep_running=keep_running, assignments=assignments or ()))
+
+
+@manifest_app.command("check", epilog="Example: evenhand manifest check professions.csv --model ./model")
+def check(
+    file: Annotated[Path, typer.Argument(help="Parquet or CSV.")],
+    labels: Annotated[str | None, typer.Option(help="The attribute's labels, separated by commas.")] = None,
+    model: Annotated[str | None, typer.Option(help="Also check lengths and alignment with its tokenizer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+) -> None:
+    """Check a manifest and report every fault at once. Exit code 0, or 2 if there is something to mend."""
+    checker = None
+    if model:
+        from infra.storage import StorageSettings
+        from jobs.inputs import prompt_checker
+        from jobs.models import cache_folder, load_tokenizers, stage
+
+        folder = stage(model, StorageSettings.from_environment(), cache_folder() / "check", pipeline=True)
+        checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
+    code = check_manifest(file, name=str(file), labels=split_labels(labels), as_json=as_json, checker=checker)
+    raise typer.Exit(code)
+
+
+def _connect() -> None:
+    """Join the cluster this process belongs to; start a local one where there is none."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address.startswith("http"):
+        raise ClusterError(
+            f"RAY_ADDRESS is a dashboard ({address}); use `evenhand submit`, or unset it to run on this machine"
+        )
+    if not address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        options |= {"include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(f"no Ray cluster: {error}; start one with `evenhand local up`") from error
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its documented code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    errors = Console(stderr=True)
+    run: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        code = run(args=list(arguments) if arguments is not None else None, prog_name="evenhand", standalone_mode=False)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on from here")
+        code = ExitCode.INTERRUPTED
+    except (typer.Exit, SystemExit) as stop:
+        code = stop.exit_code if isinstance(stop, typer.Exit) else stop.code
+    except Exception as error:  # noqa: BLE001 - the last resort of a process: every failure gets an exit code
+        code = _explained(error, errors)
+    sys.stdout.flush()
+    sys.exit(int(code or 0))
+
+
+def _explained(error: Exception, console: Console) -> int:
+    """A user's mistake in words; a fault of ours with its traceback."""
+    show = getattr(error, "show", None)
+    if callable(show) and hasattr(error, "exit_code"):
+        show()
+        return int(error.exit_code)
+    code = exit_code_of(error)
+    if code is None:
+        console.print_exception(show_locals=False)
+        return int(ExitCode.FAULT)
+    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return int(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""A run's configuration: one typed object, from a YAML file, the environment and flags, in rising precedence.
+
+Environment variables are `EVENHAND_` and the key in upper case, with `__` for a dot: `EVENHAND_SAMPLER__STEPS=20`.
+Flags are `--set sampler.steps=20`. Unknown keys are refused, and all faults are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from jobs.errors import ConfigError
+
+__all__ = [
+    "GatesConfig",
+    "PreserveConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "StrengthConfig",
+    "WordingsConfig",
+    "WorkersConfig",
+    "load_config",
+]
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Template = Annotated[str, Field(pattern=r"\{source\}")]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WordingsConfig(Section):
+    """Prompt templates; `{source}` is the manifest's source prompt. Audit prompts overlap neither of the others'."""
+
+    edit: tuple[Template, ...] = Field(
+        ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}"),
+        min_length=1,
+        description="wordings that the edit itself is solved on",
+    )
+    calibration: tuple[Template, ...] = Field(
+        ("A photo of {source}", "A picture of {source}"),
+        min_length=1,
+        description="wordings that candidates are audited on while strengths are sought",
+    )
+    audit: tuple[Template, ...] = Field(
+        (
+            "A painting of {source}",
+            "{source} working",
+            "{source} laughing",
+            "{source} in the workplace",
+            "{source} digital art",
+        ),
+        min_length=1,
+        description="wordings of the audit before and after",
+    )
+
+    @model_validator(mode="after")
+    def _held_out(self) -> WordingsConfig:
+        seen = {w.casefold() for w in (*self.edit, *self.calibration)}
+        overlap = [w for w in self.audit if w.casefold() in seen]
+        if overlap:
+            raise ValueError(
+                f"audit wordings must be held out, but the edit or the calibration uses {overlap}; "
+                "take them out of one of the lists"
+            )
+        for name in ("edit", "calibration", "audit"):
+            values = [w.casefold() for w in getattr(self, name)]
+            if len(set(values)) != len(values):
+                raise ValueError(f"wordings.{name} repeats a wording; each counts once")
+        return self
+
+
+class PreserveConfig(Section):
+    """Prompts whose embeddings the edit must leave as they are."""
+
+    explicit: bool = Field(True, description="the manifest's destination prompts, in all edit wordings")
+    prompts: tuple[str, ...] = Field(("",), description="others; the empty prompt is the unconditional one")
+    lam: float | None = Field(None, gt=0, description="their lambda; null: relative to the smallest of the edits'")
+
+
+class StrengthConfig(Section):
+    """How strong the edits are where the manifest fixes no `lam`.
+
+    The sweep audits one scalar for all such professions, from the weak side, and takes the weakest edit that
+    reaches the target. It is given in units of the edit's own scale, the median spectral norm of `B_p`, at which
+    an edit begins to bite whatever the text encoder.
+    """
+
+    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 0.1, 0.01, 0.001), min_length=1, description="candidate lambdas, in units of the scale, weakest first"
+    )
+    delta_within: Probability = Field(
+        0.2, description="a candidate suffices when its Delta within calibration wordings is at most this"
+    )
+    images_per_cell: int = Field(10, ge=1, description="images per profession and calibration wording, per candidate")
+
+    @field_validator("sweep")
+    @classmethod
+    def _weakest_first(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value), reverse=True):
+            raise ValueError("list each candidate once, largest lambda (the weakest edit) first")
+        return value
+
+
+class SamplerConfig(Section):
+    """How images are made."""
+
+    scheduler: Literal["ddim", "ddpm", "dpm++", "euler", "euler-a", "heun", "lms", "pndm", "unipc"] = Field(
+        "ddim", description="the sampler; its other settings come from the model's own scheduler config"
+    )
+    steps: int = Field(50, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 or less: none")
+    height: int = Field(512, ge=8, description="pixels")
+    width: int = Field(512, ge=8, description="pixels")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU"
+    )
+    batch_size: int | Literal["auto"] = Field("auto", description="images per forward pass")
+    negative_prompt: str = Field("", description="transformed by the edit just as the prompt is")
+    safety_checker: bool = Field(True, description="use the model's safety checker where it has one")
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+
+class GatesConfig(Section):
+    """What an edited model must reach before it is published. An interval must lie wholly inside."""
+
+    delta: Probability = Field(0.2, description="at most: Delta pooled over wordings")
+    delta_within: Probability = Field(0.3, description="at most: mean over wordings of each wording's Delta")
+    delta_wording_max: Probability = Field(0.4, description="at most: the worst wording's Delta")
+    explicit: Probability = Field(0.9, description="at least: explicit prompts that show what they name")
+    recognised: Probability = Field(0.9, description="at least: professions recognised, relative to the base")
+    controls: Probability = Field(0.95, description="at least: controls recognised, relative to the base")
+    undetermined_increase: Probability = Field(0.05, description="at most: rise of the undetermined share")
+
+
+class WorkersConfig(Section):
+    """The pool that generates."""
+
+    count: int | None = Field(None, ge=1, description="actors; null: as many as the cluster's resources hold")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs per actor; also its threads on a CPU")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs per actor; null: one where the cluster has any")
+    max_attempts: int = Field(3, ge=1, description="tries of a shard before it counts as failed")
+    failed_shards: Probability = Field(0.0, description="share of failed shards above which the run ends with code 7")
+
+
+class PicturesConfig(Section):
+    """Which images are kept beside their embeddings."""
+
+    per_shard: int = Field(4, ge=0, description="the first so many of each shard; -1 is spelled as a large number")
+    format: Literal["webp", "png"] = Field("webp", description="webp is lossless here for small images")
+
+
+DEFAULT_CONTROLS = (
+    "a photo of a red car",
+    "a photo of a mountain lake",
+    "a photo of a bowl of fruit",
+    "a photo of a wooden chair",
+    "a photo of a cat",
+    "a photo of a city street at night",
+)
+
+
+class RunConfig(BaseSettings):
+    """Everything that decides a run. All keys but the first four have defaults."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="EVENHAND_", env_nested_delimiter="__", protected_namespaces=()
+    )
+
+    manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key")
+    model: str = Field(description="diffusers text-to-image model: hub id, local folder or s3:// prefix")
+    classifier: str = Field(description="CLIP model for zero-shot labels: likewise")
+    output: str = Field(description="s3://bucket/prefix or a local folder")
+    run: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="the run's name; null: from the resolved contents (rows, tensors, settings), not from paths",
+    )
+    attribute: dict[str, tuple[str, ...]] = Field(
+        {"female": ("a photo of a female {profession}",), "male": ("a photo of a male {profession}",)},
+        description="label -> zero-shot prompts, an ensemble; the first label is the one that shares are of",
+    )
+    recognition: tuple[str, ...] = Field(
+        ("a photo of {source}",), min_length=1, description="zero-shot prompts by which a profession is recognised"
+    )
+    undetermined_margin: Probability = Field(
+        0.1, description="in probability: the first label's lead over the second below which an image is undetermined"
+    )
+    wordings: WordingsConfig = Field(default_factory=WordingsConfig)
+    preserve: PreserveConfig = Field(default_factory=PreserveConfig)
+    controls: tuple[str, ...] = Field(DEFAULT_CONTROLS, description="unrelated prompts, audited for drift")
+    images_per_cell: int = Field(50, ge=1, description="audit images per profession, wording and variant")
+    explicit_images: int = Field(50, ge=1, description="audit images per explicit prompt and variant")
+    control_images: int = Field(50, ge=1, description="audit images per control and variant")
+    shard_images: int = Field(50, ge=1, description="images in one shard; never derived, so that shards stay the same")
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    strength: StrengthConfig = Field(default_factory=StrengthConfig)
+    gates: GatesConfig = Field(default_factory=GatesConfig)
+    workers: WorkersConfig = Field(default_factory=WorkersConfig)
+    pictures: PicturesConfig = Field(default_factory=PicturesConfig)
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every image, together with prompt and index")
+
+    @field_validator("manifest", "model", "classifier", "output")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("attribute")
+    @classmethod
+    def _labels(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if len(value) < 2:
+            raise ValueError("needs two labels at least")
+        if "undetermined" in value:
+            raise ValueError("`undetermined` is what remains; it can't be a label of its own")
+        for label, prompts in value.items():
+            if not prompts:
+                raise ValueError(f"label {label!r} has no prompt")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_shards(self) -> RunConfig:
+        cells = {
+            "images_per_cell": self.images_per_cell,
+            "explicit_images": self.explicit_images,
+            "control_images": self.control_images,
+            "strength.images_per_cell": self.strength.images_per_cell,
+        }
+        odd = [f"{name} ({n})" for name, n in cells.items() if n % self.shard_images and n > self.shard_images]
+        if odd:
+            raise ValueError(
+                f"{', '.join(odd)}: more than one shard must be a multiple of shard_images ({self.shard_images}), "
+                "so that a run enlarged later cuts the same shards"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_config` has merged: it orders the sources itself."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+def _deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; sections merge key by key. `attribute` is one value: labels of two sources never mix."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and key != "attribute":
+            merged[key] = _deep_merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["sampler.steps=20"]` as a nested mapping; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for text in assignments:
+        path, sign, value = text.partition("=")
+        if not sign or not path.strip():
+            raise ConfigError(f"--set {text!r}: write key=value, for instance --set sampler.steps=20")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+        for key in reversed(path.strip().split(".")):
+            nested = {key: nested}
+        result = _deep_merge(result, nested)
+    return result
+
+
+def load_config(
+    text: str | None = None,
+    *,
+    name: str = "configuration",
+    flags: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration from a YAML text, the environment and flags, in rising precedence.
+
+    Args:
+        text: the YAML file's contents, or None.
+        name: what to call it in messages.
+        flags: keys given by flags of their own; None values count as not given.
+        assignments: `key=value` texts of `--set`.
+
+    Raises:
+        ConfigError: naming every unknown key and every bad value.
+    """
+    values: dict[str, Any] = {}
+    if text is not None:
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: not YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{name}: must be a mapping of keys to values, not a {type(loaded).__name__}")
+        values = loaded or {}
+    values = _deep_merge(values, EnvSettingsSource(RunConfig)())
+    values = _deep_merge(values, {key: value for key, value in (flags or {}).items() if value is not None})
+    values = _deep_merge(values, _assignments(assignments))
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {_say(e)}" for e in error.errors()]
+        known = ", ".join(RunConfig.model_fields)
+        raise ConfigError(
+            f"{name}: {len(lines)} fault{'s' if len(lines) != 1 else ''}\n"
+            + "\n".join(lines)
+            + f"\nKnown keys: {known}"
+        ) from error
+
+
+def _say(fault: Mapping[str, Any]) -> str:
+    """One fault in words; pydantic's own prefix for our ValueErrors is dropped."""
+    if fault["type"] == "missing":
+        return "is needed: give it in the file, by flag or in the environment"
+    if fault["type"] == "extra_forbidden":
+        return "is not a key of this configuration"
+    return str(fault["msg"]).removeprefix("Value error, ") + f" (got {fault['input']!r:.80})"
+
+
+def read_text(path: Path) -> str:
+    """A configuration file's text, or a ConfigError that says what to do."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the configuration {path}: {error}; give the path of a YAML file") from error

@@ -1,0 +1,227 @@
+"""Models by hub id, local folder or `s3://` prefix: brought to this node, identified by their tensors, loaded.
+
+Only safetensors are ever opened, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from infra.storage import StorageSettings, open_store
+from jobs.config import SamplerConfig
+from time_ops import ModelError
+
+__all__ = ["content_digest", "load_pipeline", "load_tokenizers", "resolve_dtype", "stage"]
+
+# diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+_TEXT_SUFFIXES = (".json", ".txt", ".model")
+_VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
+# Written by the library that saved the folder; they say nothing of the model.
+_PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+
+
+def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool) -> Path:
+    """The model's folder on this node.
+
+    Args:
+        reference: hub id (`name/model` or `name/model@revision`), local folder, or `s3://bucket/prefix`.
+        settings: how to reach the object store.
+        cache: where downloads from an object store go; one folder per run, so that a changed prefix is seen.
+        pipeline: a diffusers pipeline (only the files it loads are fetched) or a single transformers model.
+
+    Raises:
+        ModelError: no such model, or one without safetensors.
+        StorageError: the object store can't be read.
+    """
+    if reference.startswith("s3://"):
+        folder = _download(reference, settings, cache)
+    elif Path(reference).is_dir():
+        folder = Path(reference).resolve()
+    else:
+        folder = _from_hub(reference, pipeline=pipeline)
+    marker = "model_index.json" if pipeline else "config.json"
+    if not (folder / marker).is_file():
+        raise ModelError(
+            f"{reference}: no {marker} there; give the folder, prefix or hub id of a "
+            f"{'diffusers pipeline' if pipeline else 'transformers CLIP model'}"
+        )
+    if not any(folder.rglob("*.safetensors")):
+        raise ModelError(
+            f"{reference}: holds no safetensors. Pickled weights (.bin, .ckpt) are never opened; "
+            "save the model again with safe_serialization=True on a machine that you trust with it"
+        )
+    return folder
+
+
+def _download(url: str, settings: StorageSettings, cache: Path) -> Path:
+    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            open_store(url, settings).download_folder("", partial)
+            partial.rename(folder)
+    return folder
+
+
+def _from_hub(reference: str, *, pipeline: bool) -> Path:
+    name, _, revision = reference.partition("@")
+    try:
+        if pipeline:
+            found = DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
+        else:
+            patterns = ["*.json", "*.txt", "*.safetensors"]
+            found = snapshot_download(name, revision=revision or None, allow_patterns=patterns)
+    except HFValidationError as error:
+        raise ModelError(f"{reference!r} is neither a folder, nor an s3:// prefix, nor a hub id") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{reference}: there is no such folder here, and the model hub did not give it ({error}); "
+            "correct the name, or stage the model in a folder or under an s3:// prefix"
+        ) from error
+    return Path(found)
+
+
+def content_digest(folder: Path) -> str:
+    """sha256 over a model's tensors and configuration: the same wherever and under whatever name the model lies.
+
+    Hashed are tensor names, dtypes, shapes and bytes in the order of their names, however the files are split, and
+    configuration and tokenizer files without the lines that the saving library adds.
+
+    Raises:
+        ModelError: a file is truncated or not safetensors.
+    """
+    sha = hashlib.sha256()
+    for part in sorted({path.parent for path in folder.rglob("*") if path.is_file()}):
+        name = part.relative_to(folder).as_posix()
+        if any(piece.startswith(".") for piece in part.relative_to(folder).parts):
+            continue
+        for file in sorted(p for p in part.iterdir() if p.suffix in _TEXT_SUFFIXES):
+            if not file.name.endswith(".index.json"):
+                sha.update(f"{name}/{file.name}\0".encode() + _text_content(file) + b"\0")
+        _hash_tensors(name, sorted(part.glob("*.safetensors")), sha)
+    return sha.hexdigest()
+
+
+def _text_content(file: Path) -> bytes:
+    data = file.read_bytes()
+    if file.suffix == ".json":
+        try:
+            content = json.loads(data)
+        except ValueError as error:
+            raise ModelError(f"{file.name} is not JSON: {error}") from error
+        if isinstance(content, dict):
+            content = {k: v for k, v in content.items() if k not in _PROVENANCE_KEYS}
+        return json.dumps(content, sort_keys=True).encode()
+    return data
+
+
+def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
+    default = [f for f in files if not any(v in f.name for v in _VARIANTS)]
+    where: dict[str, Path] = {}
+    for file in default or files:
+        try:
+            with safe_open(file, "pt") as opened:
+                where.update(dict.fromkeys(opened.keys(), file))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{component}/{file.name} can't be read: {error}; fetch the model again") from error
+    opened_files = {file: safe_open(file, "pt") for file in set(where.values())}
+    for name in sorted(where):
+        with_tensor = opened_files[where[name]]
+        tensor = with_tensor.get_tensor(name)  # type: ignore[no-untyped-call]
+        sha.update(f"{component}:{name}:{tensor.dtype}:{tuple(tensor.shape)}\0".encode())
+        sha.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
+
+    Raises:
+        ModelError: not a Stable Diffusion 1.x, 2.x or XL pipeline, or one that can't be loaded.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kinds = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
+    kind = kinds.get(index.get("_class_name"))
+    if kind is None:
+        raise ModelError(
+            f"the model is a {index.get('_class_name')}; edits of cross-attention projections "
+            f"need one of {', '.join(kinds)}"
+        )
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    if kind is StableDiffusionPipeline and not sampler.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    diffusers_logging.disable_progress_bar()
+    try:
+        pipe = kind.from_pretrained(folder, **options)
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        raise ModelError(f"the pipeline can't be loaded: {error}") from error
+    name, extra = SCHEDULERS[sampler.scheduler]
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **extra)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    if device.type == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def load_tokenizers(folder: Path) -> list[Any]:
+    """The pipeline's tokenizers alone, for checking prompts without loading weights.
+
+    Raises:
+        ModelError: the folder has none that can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    found = []
+    for name in ("tokenizer", "tokenizer_2"):
+        if (folder / name).is_dir():
+            try:
+                found.append(AutoTokenizer.from_pretrained(folder / name, local_files_only=True))
+            except (OSError, ValueError) as error:
+                raise ModelError(f"the model's {name} can't be loaded: {error}") from error
+    if not found:
+        raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")
+    return found
+
+
+def cache_folder() -> Path:
+    """Where a node keeps models that came from an object store: `EVENHAND_CACHE`, or the user's cache folder."""
+    given = os.environ.get("EVENHAND_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenhand"

@@ -1,0 +1,53 @@
+"""Draw a run's report again, reading nothing but its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from infra.storage import ObjectMissing, StorageSettings, open_store
+from jobs.errors import ConfigError
+from jobs.report.page import render
+from jobs.report.schema import SCHEMA_VERSION, Report
+from jobs.report.terminal import summary_table
+
+__all__ = ["read_report", "redraw"]
+
+
+def read_report(data: bytes, name: str) -> Report:
+    """A `report.json`, checked.
+
+    Raises:
+        ConfigError: it is of a newer schema, or no report.
+    """
+    try:
+        return Report.model_validate_json(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{name} is no report of schema {SCHEMA_VERSION} ({error.error_count()} faults, first: "
+            f"{error.errors()[0]['msg']}); a newer Evenhand may have written it"
+        ) from error
+
+
+def redraw(run: str, out: Path | None, console: Console) -> None:
+    """Write `report.html` anew, into the run's folder or to a file, and print the summary.
+
+    Raises:
+        ConfigError: there is no finished run, or its report can't be read.
+    """
+    store = open_store(run, StorageSettings.from_environment())
+    try:
+        report = read_report(store.get("report.json"), store.url("report.json"))
+    except ObjectMissing as error:
+        raise ConfigError(f"{run} holds no report.json; give the folder of a run that has finished") from error
+    names = {name for pair in report.pictures for name in (pair.base, pair.edited) if name}
+    page = render(report, {name: store.get(name) for name in names}).encode()
+    if out is None:
+        store.put("report.html", page, content_type="text/html; charset=utf-8")
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(page)
+    console.print(summary_table(report))
+    console.print(f"drawn: {out or store.url('report.html')}", soft_wrap=True)

@@ -1,0 +1,351 @@
+"""From tallies to the report's figures: rates, Deltas, gates, verdict. Pure; no Ray, no storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jobs.classifier import FAILED
+from jobs.config import GatesConfig
+from jobs.report.schema import (
+    Control,
+    DeltaFigure,
+    GateResult,
+    LabelCounts,
+    ProfessionReport,
+    RateFigure,
+    Summary,
+    VariantSummary,
+    WordingReport,
+)
+from jobs.tally import MARGINS, CellTally, TallyTask
+from time_ops import ratios
+from time_ops.ratios import DeltaBounds, Estimate, Rate, Verdict
+
+__all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence"]
+
+Direction = Literal["at most", "at least"]
+
+
+@dataclass(frozen=True)
+class EditedProfession:
+    """What was asked and done for one profession."""
+
+    name: str
+    source: str
+    target: Mapping[str, float]
+    lam: float | None
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """All figures of an audit."""
+
+    summary: Summary
+    gates: list[GateResult]
+    verdict: Verdict
+    wordings: list[WordingReport]
+    professions: list[ProfessionReport]
+    controls: list[Control]
+    margin_sweep: list[dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class _Found:
+    task: TallyTask
+    tally: CellTally
+    named: int | None
+    """Code of the label that an explicit prompt names."""
+    width: int
+    """Number of labels; also the code of undetermined."""
+
+
+def label_counts(codes: np.ndarray, labels: int) -> np.ndarray:
+    """[L + 1] counts of label codes, undetermined last; failures are left out."""
+    return np.bincount(codes[codes != FAILED], minlength=labels + 1)[: labels + 1]
+
+
+def evaluate(
+    tasks: Sequence[TallyTask],
+    tallies: Sequence[CellTally],
+    professions: Sequence[EditedProfession],
+    labels: Sequence[str],
+    wordings: Sequence[str],
+    gates: GatesConfig,
+    seed: int,
+) -> AuditResult:
+    """Figures, gates and verdict of a base audit and, where there is a second variant, of the edit.
+
+    Args:
+        tasks: the cells as planned.
+        tallies: what was found, one for each task.
+        professions: in the manifest's order.
+        labels: the attribute's labels.
+        wordings: the audit's.
+        gates: the limits.
+        seed: of the bootstrap.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    found = [
+        _Found(task, tally, index.get(task.cell.label or ""), len(labels))
+        for task, tally in zip(tasks, tallies, strict=True)
+    ]
+    audit = {(f.task.cell.subject, f.task.cell.wording): f for f in found if f.task.cell.kind == "audit"}
+    variants = tallies[0].codes.shape[0]
+    names = [p.name for p in professions]
+    targets = np.array([[p.target[label] for label in labels] for p in professions])
+    width = len(labels)
+    cells = [[audit[name, wording].tally.codes for wording in wordings] for name in names]
+    if variants == 2:
+        joint = np.stack([[_joint(codes, width) for codes in row] for row in cells])
+        paired = ratios.paired_deltas(joint, targets, seed=seed)
+        bounds = [paired.base, paired.edited]
+    else:
+        counts = np.stack([[label_counts(codes[0], width) for codes in row] for row in cells])
+        bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
+    summaries = [_summary(found, wordings, bounds[v], v) for v in range(variants)]
+    results = _gates(found, summaries[-1], bounds[-1], gates)
+    return AuditResult(
+        Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
+        results,
+        ratios.combine(Verdict(g.outcome) for g in results),
+        [
+            WordingReport(
+                wording=wording,
+                base=_delta(bounds[0].wordings[w]),
+                edited=_delta(bounds[1].wordings[w]) if variants == 2 else None,
+            )
+            for w, wording in enumerate(wordings)
+        ],
+        [_profession(p, [audit[p.name, w] for w in wordings], labels, variants) for p in professions],
+        [_control(f, variants) for f in found if f.task.cell.kind == "control"],
+        _margins(audit, names, wordings, targets, variants),
+    )
+
+
+def _joint(codes: np.ndarray, labels: int) -> np.ndarray:
+    """[L + 1, L + 1] counts of (base's label, edited's label) over images that both variants have."""
+    table = np.zeros((labels + 1, labels + 1), dtype=np.int64)
+    both = (codes != FAILED).all(axis=0)
+    np.add.at(table, (codes[0, both], codes[1, both]), 1)
+    return table
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _delta(found: Estimate, wording: str | None = None) -> DeltaFigure:
+    return DeltaFigure(
+        value=_finite(found.value),
+        low=_finite(found.low),
+        high=_finite(found.high),
+        floor=_finite(found.floor),
+        n=found.n,
+        wording=wording,
+    )
+
+
+def _rate(found: Rate, worst: str | None = None) -> RateFigure:
+    return RateFigure(
+        value=_finite(found.value), n=found.n, low=_finite(found.low), high=_finite(found.high), worst=worst
+    )
+
+
+def _pooled(
+    found: Sequence[_Found], v: int, hits: Callable[[_Found, int], np.ndarray], *, largest_is_worst: bool = False
+) -> RateFigure:
+    """A rate over the labelled images of some cells, with the worst subject named."""
+    sums: dict[str, list[int]] = {}
+    for f in found:
+        ok = f.tally.ok[v]
+        k, n = sums.setdefault(f.task.cell.subject, [0, 0])
+        sums[f.task.cell.subject] = [k + int((hits(f, v) & ok).sum()), n + int(ok.sum())]
+    shares = {name: k / n for name, (k, n) in sums.items() if n}
+    worst = (max if largest_is_worst else min)(shares, key=lambda name: shares[name]) if shares else None
+    return _rate(ratios.rate(sum(k for k, _ in sums.values()), sum(n for _, n in sums.values())), worst)
+
+
+def _is_recognised(f: _Found, v: int) -> np.ndarray:
+    return np.asarray(f.tally.recognised[v])
+
+
+def _shows_its_label(f: _Found, v: int) -> np.ndarray:
+    return np.asarray(f.tally.codes[v] == f.named)
+
+
+def _is_undetermined(f: _Found, v: int) -> np.ndarray:
+    return np.asarray(f.tally.codes[v] == f.width)
+
+
+def _summary(found: Sequence[_Found], wordings: Sequence[str], bounds: DeltaBounds, v: int) -> VariantSummary:
+    kinds = {kind: [f for f in found if f.task.cell.kind == kind] for kind in ("audit", "explicit", "control")}
+    worst = bounds.worst.wording
+    return VariantSummary(
+        delta=_delta(bounds.pooled),
+        delta_within=_delta(bounds.within),
+        delta_wording_max=_delta(bounds.worst, None if worst is None else wordings[worst]),
+        explicit=_pooled(kinds["explicit"], v, _shows_its_label),
+        recognised=_pooled(kinds["audit"], v, _is_recognised),
+        controls=_pooled(kinds["control"], v, _is_recognised),
+        undetermined=_pooled(kinds["audit"], v, _is_undetermined, largest_is_worst=True),
+        images=sum(f.task.cell.images for f in found),
+        seconds=round(sum(f.tally.seconds[v] for f in found), 2),
+    )
+
+
+def _pairs(found: Sequence[_Found], kind: str, hits: Callable[[_Found, int], np.ndarray]) -> tuple[int, int, int, int]:
+    """(both, edited only, base only, n) over images that both variants have."""
+    both = edited = base = n = 0
+    for f in found:
+        if f.task.cell.kind == kind:
+            ok = f.tally.ok.all(axis=0)
+            one, other = hits(f, 0) & ok, hits(f, 1) & ok
+            both += int((one & other).sum())
+            edited += int((other & ~one).sum())
+            base += int((one & ~other).sum())
+            n += int(ok.sum())
+    return both, edited, base, n
+
+
+def _gates(
+    found: Sequence[_Found], summary: VariantSummary, bounds: DeltaBounds, gates: GatesConfig
+) -> list[GateResult]:
+    """Every gate, read against the end of the interval that matters; those that need a base only where there is one."""
+    explicit = summary.explicit
+    results = [
+        _gate("delta", bounds.pooled, gates.delta, "at most"),
+        _gate("delta_within", bounds.within, gates.delta_within, "at most"),
+        _gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
+        _gate(
+            "explicit", Rate(explicit.value, explicit.n, explicit.low or 0.0, _or(explicit.high, 1.0)), gates.explicit
+        ),
+    ]
+    if found[0].tally.codes.shape[0] == 2:
+        for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
+            both, edited, base, _ = _pairs(found, kind, _is_recognised)
+            results.append(_gate(name, ratios.paired_ratio(both, edited, base), limit))
+        _, edited, base, n = _pairs(found, "audit", _is_undetermined)
+        rise = ratios.paired_difference(edited, base, n)
+        results.append(_gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
+    return results
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
+    outcome = (ratios.gate_upper if direction == "at most" else ratios.gate_lower)(found, limit)
+    reason = ""
+    if outcome is Verdict.INCONCLUSIVE:
+        n = ratios.n_to_decide(found, limit)
+        reason = (
+            f"the interval holds the limit; about {n:,} images would decide" if n else "the interval holds the limit"
+        )
+    return GateResult(
+        name=name,
+        limit=limit,
+        direction=direction,
+        value=_finite(found.value),
+        low=_finite(found.low),
+        high=_finite(found.high),
+        outcome=outcome.value,
+        reason=reason,
+    )
+
+
+def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCounts:
+    counts = sum(
+        (label_counts(f.tally.codes[v], len(labels)) for f in found), np.zeros(len(labels) + 1, dtype=np.int64)
+    )
+    n = int(counts[:-1].sum())
+    share = ratios.rate(int(counts[0]), n)
+    recognised = sum(int(f.tally.recognised[v].sum()) for f in found)
+    ok = sum(int(f.tally.ok[v].sum()) for f in found)
+    return LabelCounts(
+        n=n,
+        labels={label: int(count) for label, count in zip(labels, counts, strict=False)},
+        undetermined=int(counts[-1]),
+        failed=sum(int((~f.tally.ok[v]).sum()) for f in found),
+        share=_finite(share.value),
+        low=share.low if n else None,
+        high=share.high if n else None,
+        recognised=_rate(ratios.rate(recognised, ok)),
+    )
+
+
+def _profession(
+    edited: EditedProfession, found: Sequence[_Found], labels: Sequence[str], variants: int
+) -> ProfessionReport:
+    names: tuple[Literal["base"], Literal["edited"]] = ("base", "edited")
+    return ProfessionReport(
+        profession=edited.name,
+        source=edited.source,
+        lam=edited.lam,
+        shares=dict(edited.shares),
+        target=dict(edited.target),
+        base=_counts(found, 0, labels),
+        edited=_counts(found, 1, labels) if variants == 2 else None,
+        wordings={f.task.cell.wording: {names[v]: _counts([f], v, labels) for v in range(variants)} for f in found},
+    )
+
+
+def _control(f: _Found, variants: int) -> Control:
+    rates = [_rate(ratios.rate(int(f.tally.recognised[v].sum()), int(f.tally.ok[v].sum()))) for v in range(variants)]
+    return Control(
+        prompt=f.task.cell.prompt,
+        base=rates[0],
+        edited=rates[1] if variants == 2 else None,
+        drift=f.tally.drift,
+    )
+
+
+def _margins(
+    audit: Mapping[tuple[str, str], _Found],
+    names: Sequence[str],
+    wordings: Sequence[str],
+    targets: np.ndarray,
+    variants: int,
+) -> list[dict[str, float | None]]:
+    """Delta and undetermined share under other margins than the run's."""
+    rows = []
+    for m, margin in enumerate(MARGINS):
+        row: dict[str, float | None] = {"margin": margin}
+        counts = np.stack([[audit[name, wording].tally.swept[m] for wording in wordings] for name in names])
+        for v, variant in enumerate(("base", "edited")[:variants]):
+            mine = counts[:, :, v]
+            row[f"delta_{variant}"] = _finite(ratios.delta(mine[..., :-1].sum(axis=1), targets))
+            row[f"delta_within_{variant}"] = _finite(ratios.delta_within(mine[..., :-1], targets))
+            row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
+        rows.append(row)
+    return rows
+
+
+def sentence(result: AuditResult) -> str:
+    """The verdict and why, in one sentence."""
+    edited = result.summary.edited
+    pooled = result.summary.base.delta.value
+    moved = (
+        f"Delta {_number(pooled)}" if edited is None else f"Delta {_number(pooled)} to {_number(edited.delta.value)}"
+    )
+    what = "model" if edited is None else "edit"
+    if result.verdict is Verdict.PASS:
+        return f"The {what} passes every gate: {moved}."
+    failing = [g for g in result.gates if g.outcome == result.verdict.value]
+    reasons = "; ".join(
+        f"{g.name.replace('_', ' ')} is {_number(g.value)} [{_number(g.low)}, {_number(g.high)}], "
+        f"wanted {g.direction} {_number(g.limit)}"
+        for g in failing
+    )
+    verb = "fails" if result.verdict is Verdict.FAIL else "is not decided"
+    return f"The {what} {verb} ({moved}): {reasons}."
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"

@@ -1,0 +1,185 @@
+"""Shards: the unit of work, commit, retry, resume and cache.
+
+A shard is one rendered prompt, one operator (or the base) and one block of seed indices. Its digest covers all that
+decides its pixels and its embeddings, and nothing else; batch size, device and threads are provenance inside it.
+It is one Parquet object, PUT whole, with its key and its payload's checksum in the footer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["BASE", "SHARD_SCHEMA", "STATUSES", "Recipe", "Shard", "ShardError", "ShardSpec", "image_seed"]
+
+SHARD_SCHEMA = 1
+"""Raised whenever our code changes what the same key would hold."""
+BASE = "base"
+"""The operator's name where there is none."""
+STATUSES = ("ok", "black", "nan")
+"""ok; blacked out by the safety checker; not finite. Only `ok` images are ever labelled."""
+
+
+class ShardError(ValueError):
+    """An object that is not the shard it should be: truncated, altered, or made under another key."""
+
+
+def image_seed(seed: int, stream: str, prompt: str, index: int) -> int:
+    """The seed of one image's own generator, in [0, 2**63).
+
+    A prompt stands for its profession and wording. Base and edited images of one index share their seed; those of
+    different prompts never do, so that one lucky draw can't move all professions at once.
+    """
+    text = json.dumps([seed, stream, prompt, index], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all shards of a run share, as far as it decides pixels and embeddings."""
+
+    model: str
+    classifier: str
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    dtype: str
+    negative_prompt: str
+    safety_checker: bool
+    seed: int
+    versions: tuple[tuple[str, str], ...]
+    schema: int = SHARD_SCHEMA
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One shard to make: `count` images of `prompt` from index `first` on.
+
+    Attributes:
+        stream: which family of seeds; calibration's are never the audit's.
+        operator: digest of the edit, or `BASE`.
+        pictures: how many of the first images are kept; not in the key, a shard with too few is made again.
+    """
+
+    recipe: Recipe
+    operator: str
+    stream: str
+    prompt: str
+    first: int
+    count: int
+    pictures: int = field(default=0, compare=False)
+    picture_format: str = field(default="webp", compare=False)
+
+    @cached_property
+    def key(self) -> str:
+        """Canonical JSON of all that decides the shard's content."""
+        content = asdict(self)
+        del content["pictures"], content["picture_format"]
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the key, in hex."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
+
+    @property
+    def object_key(self) -> str:
+        """Where the shard lies, below the output prefix."""
+        return f"shards/{self.digest[:2]}/{self.digest}.parquet"
+
+    def seeds(self) -> list[int]:
+        """One seed for each image."""
+        return [
+            image_seed(self.recipe.seed, self.stream, self.prompt, i)
+            for i in range(self.first, self.first + self.count)
+        ]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a shard holds.
+
+    Attributes:
+        embeddings: [n, D] float32, the classifier's unit image embeddings; zeros where the status is not ok.
+        statuses: [n] uint8, index into `STATUSES`.
+        pictures: encoded images of the first indices; None where not kept.
+        provenance: where and how it was made: device, batch size, threads, seconds, versions.
+    """
+
+    spec: ShardSpec
+    embeddings: np.ndarray
+    statuses: np.ndarray
+    pictures: Sequence[bytes | None]
+    provenance: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The Parquet object."""
+        n, width = self.embeddings.shape
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.reshape(-1), pa.float32()), width)
+        table = pa.table(
+            {
+                "index": pa.array(range(self.spec.first, self.spec.first + n), pa.int64()),
+                "seed": pa.array(self.spec.seeds(), pa.int64()),
+                "status": pa.array([STATUSES[s] for s in self.statuses], pa.string()),
+                "embedding": embeddings,
+                "picture": pa.array(list(self.pictures), pa.binary()),
+            }
+        )
+        footer = {
+            "evenhand.key": self.spec.key,
+            "evenhand.payload_sha256": self._checksum(),
+            "evenhand.pictures": f"{self.spec.pictures} {self.spec.picture_format}",
+            "evenhand.provenance": json.dumps(dict(self.provenance), sort_keys=True),
+        }
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd")
+        return bytes(sink.getvalue())
+
+    def _checksum(self) -> str:
+        sha = hashlib.sha256()
+        sha.update(np.ascontiguousarray(self.embeddings, dtype="<f4").tobytes())
+        sha.update(np.ascontiguousarray(self.statuses, dtype=np.uint8).tobytes())
+        for picture in self.pictures:
+            sha.update(hashlib.sha256(picture or b"").digest())
+        return sha.hexdigest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, spec: ShardSpec) -> Shard:
+        """Read a shard back, verified.
+
+        Raises:
+            ShardError: the object is truncated or altered, was made under another key, or keeps too few pictures.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+            footer = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            if footer.get("evenhand.key") != spec.key:
+                raise ShardError(f"shard {spec.digest} was made under another key")
+            kept, _, kind = footer.get("evenhand.pictures", "0").partition(" ")
+            if spec.pictures and (int(kept) < min(spec.pictures, spec.count) or kind != spec.picture_format):
+                raise ShardError(f"shard {spec.digest} keeps {kept} pictures ({kind}), {spec.pictures} are asked for")
+            if table.num_rows != spec.count:
+                raise ShardError(f"shard {spec.digest} holds {table.num_rows} images, not {spec.count}")
+            column = table.column("embedding").combine_chunks()
+            embeddings = np.asarray(column.flatten(), dtype=np.float32).reshape(spec.count, -1)
+            statuses = np.array([STATUSES.index(s) for s in table.column("status").to_pylist()], dtype=np.uint8)
+            pictures = table.column("picture").to_pylist()
+            provenance = json.loads(footer.get("evenhand.provenance", "{}"))
+        except (pa.ArrowException, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+            if isinstance(error, ShardError):
+                raise
+            raise ShardError(f"shard {spec.digest} can't be read: {error}") from error
+        shard = cls(spec, embeddings, statuses, pictures, provenance)
+        if shard._checksum() != footer.get("evenhand.payload_sha256"):
+            raise ShardError(f"shard {spec.digest}: the payload does not match its checksum")
+        return shard

@@ -1,0 +1,144 @@
+"""Strengths: fixed in the manifest, or one scalar sweep that takes the weakest edit reaching the target."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from time_ops import EditOperator, TokenPairs, ratios
+
+__all__ = ["Candidate", "calibration_parquet", "choose", "edit_scale", "rounds_for_report", "sweep"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One strength, tried.
+
+    Attributes:
+        relative: lambda in units of the scale.
+        lam: lambda of each profession, fixed ones as they are.
+        counts: [P, W, L + 1] labels, undetermined last, on the calibration cells.
+        delta_within: mean over calibration wordings of each wording's Delta.
+        floor: what a model on target would show there by chance.
+    """
+
+    relative: float
+    lam: tuple[float, ...]
+    operator: EditOperator
+    counts: np.ndarray
+    delta_within: float
+    delta: float
+    floor: float
+    images: int
+
+
+def edit_scale(pairs: Sequence[TokenPairs]) -> float:
+    """The lambda at which edits begin to bite: the median over edits of B_p's spectral norm, B_p = sum (c* - c) c^T.
+
+    On the weak side A - I is about B_p / lam, so this carries over between text encoders, where the spectrum of
+    sum c c^T, ruled by tokens that all prompts share, does not.
+    """
+    norms = [
+        float(torch.linalg.matrix_norm((p.destination - p.source.double()).T @ p.source.double(), ord=2)) for p in pairs
+    ]
+    positive = [n for n in norms if n > 0]
+    return float(np.median(positive)) if positive else 1.0
+
+
+def sweep(
+    relatives: Sequence[float],
+    scale: float,
+    fixed: Sequence[float | None],
+    solve: Callable[[tuple[float, ...]], EditOperator],
+    audit: Callable[[EditOperator, str], np.ndarray],
+    targets: np.ndarray,
+    enough: float,
+) -> list[Candidate]:
+    """Try lambdas from the weak side until one suffices; the last candidate is never weaker than the one chosen.
+
+    Args:
+        relatives: candidates in units of the scale, weakest first.
+        scale: see `edit_scale`.
+        fixed: per profession a lambda that stays, or None.
+        solve: lambda per profession -> operator.
+        audit: operator, name of the round -> [P, W, L + 1] labels on the calibration cells.
+        targets: [P, L] wanted shares.
+        enough: a Delta within wordings that suffices.
+    """
+    tried: list[Candidate] = []
+    for number, relative in enumerate(relatives, start=1):
+        lam = tuple(relative * scale if f is None else f for f in fixed)
+        operator = solve(lam)
+        counts = audit(operator, f"strength {number} of at most {len(relatives)}")
+        determined = counts[..., :-1]
+        candidate = Candidate(
+            relative,
+            lam,
+            operator,
+            counts,
+            ratios.delta_within(determined, targets),
+            ratios.delta(determined.sum(axis=1), targets),
+            float(
+                np.mean([ratios.noise_floor(determined[:, w].sum(axis=-1), targets) for w in range(counts.shape[1])])
+            ),
+            int(counts.sum()),
+        )
+        tried.append(candidate)
+        if candidate.delta_within <= enough:
+            break
+    return tried
+
+
+def choose(tried: Sequence[Candidate], enough: float) -> Candidate:
+    """The weakest candidate that suffices; where none does, the one with the smallest Delta within wordings."""
+    sufficient = [c for c in tried if c.delta_within <= enough]
+    return sufficient[0] if sufficient else min(tried, key=lambda c: c.delta_within)
+
+
+def calibration_parquet(
+    tried: Sequence[Candidate], professions: Sequence[str], labels: Sequence[str], shares: Sequence[Sequence[float]]
+) -> bytes:
+    """`calibration.parquet`: a row for each round and profession."""
+    rows = []
+    for number, candidate in enumerate(tried, start=1):
+        counts = candidate.counts.sum(axis=1)
+        for p, name in enumerate(professions):
+            determined = int(counts[p, :-1].sum())
+            rows.append(
+                {
+                    "round": number,
+                    "profession": name,
+                    "lam": candidate.lam[p],
+                    "shares": list(shares[p]),
+                    "images": int(counts[p].sum()),
+                    "determined": determined,
+                    "undetermined": int(counts[p, -1]),
+                    "label": labels[0],
+                    "measured_share": counts[p, 0] / determined if determined else None,
+                    "operator": candidate.operator.digest,
+                }
+            )
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def rounds_for_report(tried: Sequence[Candidate]) -> list[dict[str, float | int | str | None]]:
+    """The search in a few numbers per round."""
+    return [
+        {
+            "round": number,
+            "lam_median": float(np.median(candidate.lam)),
+            "delta_within": candidate.delta_within,
+            "delta_pooled": candidate.delta,
+            "delta_floor": candidate.floor,
+            "images": candidate.images,
+        }
+        for number, candidate in enumerate(tried, start=1)
+    ]

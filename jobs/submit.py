@@ -1,0 +1,156 @@
+"""Submit a run to a Ray cluster, follow it, and return the driver's own exit code.
+
+`ray job submit` ends with 1 for any failure and 0 for a stopped job; the driver's code is only in the API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from jobs.config import RunConfig
+from jobs.errors import ClusterError, ExitCode
+from jobs.progress import MARK, bars
+
+__all__ = ["submit"]
+
+_POLL_S = 1.0
+
+
+def submit(
+    config: RunConfig,
+    address: str,
+    console: Console,
+    *,
+    command: str = "debias",
+    headers: Mapping[str, str] | None = None,
+    submission_id: str | None = None,
+    python: str = "python",
+) -> int:
+    """Submit, show the driver's output and progress, and wait.
+
+    Files of this machine that the configuration names travel along: the manifest as the job's working directory,
+    local model folders by their absolute path, which the cluster's nodes must share.
+
+    Args:
+        config: the run.
+        address: the dashboard, `http://host:8265`.
+        console: where to show it.
+        command: which job.
+        headers: of the dashboard, such as authorization; a secret, never logged.
+        submission_id: an idempotency key: a job of this id that exists is followed, not started again.
+        python: the interpreter on the cluster that has Evenhand installed.
+
+    Returns:
+        The driver's exit code; 143 where the job was stopped, 1 where Ray does not say.
+
+    Raises:
+        ClusterError: the cluster can't be reached or refuses the job.
+    """
+    try:
+        client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
+        existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise ClusterError(
+            f"no Ray dashboard answers at {address} ({error}); `evenhand local up` starts one here"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="evenhand-submit-") as scratch:
+        if submission_id in existing:
+            job = str(submission_id)
+            console.print(f"job {job} was submitted before; following it")
+        else:
+            shipped = _ship(config, Path(scratch))
+            (Path(scratch) / "run.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False, allow_unicode=True))
+            try:
+                job = client.submit_job(
+                    entrypoint=f"{shlex.quote(python)} -m jobs.{command} run.yaml",
+                    submission_id=submission_id,
+                    runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json"}},
+                )
+            except RuntimeError as error:
+                raise ClusterError(f"the cluster at {address} refuses the job: {error}") from error
+            console.print(f"submitted as {job} to {address}")
+        asyncio.run(_follow(client, job, console))
+    return _exit_code(client, job)
+
+
+def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The configuration as the driver reads it there."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    manifest = Path(config.manifest).expanduser()
+    if "://" not in config.manifest and manifest.is_file():
+        (folder / manifest.name).write_bytes(manifest.read_bytes())
+        values["manifest"] = manifest.name
+    for key in ("model", "classifier", "output"):
+        path = Path(values[key]).expanduser()
+        if "://" not in values[key] and (path.exists() or key == "output"):
+            values[key] = str(path.resolve())
+    return values
+
+
+async def _follow(client: JobSubmissionClient, job: str, console: Console) -> None:
+    """Show the driver's log as it comes; its marked lines become bars."""
+    tasks: dict[str, TaskID] = {}
+    progress: Progress | None = None
+    pending = ""
+    try:
+        async for chunk in client.tail_job_logs(job):
+            *lines, pending = (pending + chunk).split("\n")
+            for line in lines:
+                if line.startswith(MARK):
+                    progress = _advance(line, tasks, progress, console)
+                elif line.strip():
+                    (progress.console if progress else console).print(
+                        line, markup=False, highlight=False, soft_wrap=True
+                    )
+        if pending.strip() and not pending.startswith(MARK):
+            console.print(pending, markup=False, highlight=False, soft_wrap=True)
+    finally:
+        if progress:
+            progress.stop()
+
+
+def _advance(line: str, tasks: dict[str, TaskID], progress: Progress | None, console: Console) -> Progress | None:
+    try:
+        fields = json.loads(line.removeprefix(MARK))
+    except ValueError:
+        return progress
+    if not console.is_terminal:
+        if fields["done"] in (0, fields["total"]):
+            console.print(
+                f"{fields['stage']}: {fields['done']}/{fields['total']}, {fields['rate']:.1f}/s", highlight=False
+            )
+        return progress
+    if progress is None:
+        progress = bars(console)
+        progress.start()
+    name = fields["stage"]
+    if name not in tasks:
+        tasks[name] = progress.add_task(name, total=fields["total"], rate="")
+    progress.update(tasks[name], completed=fields["done"], rate=f"{fields['rate']:.1f}/s")
+    return progress
+
+
+def _exit_code(client: JobSubmissionClient, job: str) -> int:
+    while True:
+        info = client.get_job_info(job)
+        if info.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
+            break
+        time.sleep(_POLL_S)
+    if info.status == JobStatus.STOPPED:
+        return int(ExitCode.TERMINATED)
+    if info.driver_exit_code is not None:
+        # A negative code is a signal's number.
+        return int(info.driver_exit_code) if info.driver_exit_code >= 0 else 128 - int(info.driver_exit_code)
+    return int(ExitCode.DONE if info.status == JobStatus.SUCCEEDED else ExitCode.FAULT)
