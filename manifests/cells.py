@@ -29,7 +29,7 @@ def text_cell(text: object) -> str:
         raise ValueError("is empty; fill it in")
     if text.isspace():
         raise ValueError("holds only white space; fill it in")
-    for position, character in enumerate(text, start=1):
+    for position, character in enumerate("" if text.isprintable() else text, start=1):
         category = unicodedata.category(character)
         if category in _FORBIDDEN or character in _INVISIBLE:
             kind = _NAMES.get(character) or _FORBIDDEN.get(category, "an invisible character")

@@ -1,4 +1,4 @@
-"""Check a manifest's rows: each cell by itself, each row against those before it, each profession when all are known."""
+"""Check a manifest's rows: each cell by itself, each row against those before it, each profession at the end."""
 
 from __future__ import annotations
 

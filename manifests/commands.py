@@ -105,7 +105,7 @@ def build(
     labels: LabelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a CSV into Parquet or back, or a list of professions into a manifest. Exit code 0, or 2 for a faulty input."""
+    """Turn a CSV into Parquet or back, or a list of professions into a manifest. Exit code 0, or 2."""
     try:
         if source.suffix.lower() == ".txt":
             names = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]

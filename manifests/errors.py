@@ -41,7 +41,7 @@ class Fault:
 
 
 def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
-    """Findings about the file first, then by row; each finding once, and a row's findings in the order they were made."""
+    """Findings about the file first, then by row; each once."""
     return tuple(sorted(dict.fromkeys(faults), key=lambda fault: (fault.row is not None, fault.row or 0)))
 
 

@@ -29,8 +29,14 @@ PromptChecker = Callable[[Sequence[tuple[int, str, str]]], Iterable[Fault]]
 
 _BATCH_ROWS = 8192
 _PARQUET_MAGIC = b"PAR1"
-_FORMATS = {b"PARE": "an encrypted Parquet file", b"\x1f\x8b": "compressed with gzip", b"PK": "a zip archive or a spreadsheet",
-            b"ARROW1": "an Arrow file", b"ORC": "an ORC file", b"\x28\xb5\x2f\xfd": "compressed with zstd"}  # fmt: skip
+_FORMATS = {
+    b"PARE": "an encrypted Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+    b"PK\x03\x04": "a spreadsheet or a zip archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,7 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault]) -> Iterator[Ra
     of the rows, so that the others are still checked. A row that can't be taken apart is left out, with a fault.
     """
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
-    stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-    with stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
         head = stream.read(8)
         stream.seek(0)
         found = next((what for magic, what in _FORMATS.items() if head.startswith(magic)), None)
