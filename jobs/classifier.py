@@ -32,7 +32,8 @@ class Classifier:
             self._processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"the classifier can't be loaded as a CLIP model: {error}") from error
-        torch.nn.Module.to(self._model, device).eval()
+        torch.nn.Module.to(self._model, device)
+        self._model.train(False)
         self._device = device
 
     @property

@@ -177,6 +177,9 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its documented code."""
     signal.signal(signal.SIGTERM, _terminated)
+    # Libraries' advice to their own users says nothing to ours; their errors still come through.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     errors = Console(stderr=True)
     run: Callable[..., Any] = typer.main.get_command(app)
     try:

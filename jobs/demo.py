@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -11,7 +13,8 @@ from rich.console import Console
 
 from infra import demo, local
 from infra.storage import StorageSettings, open_store
-from jobs.config import load_config
+from jobs.config import RunConfig, load_config
+from jobs.models import content_digest
 from jobs.submit import submit
 from manifests.build import shipped_manifest_path
 
@@ -46,7 +49,8 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
             "output": f"{cluster.url}/demo",
         }
         text = files("jobs").joinpath("demo.yaml").read_text(encoding="utf-8")
-        config = load_config(text, name="demo.yaml", flags=flags, assignments=["run=demo", *assignments])
+        config = load_config(text, name="demo.yaml", flags=flags, assignments=assignments)
+        config = config.model_copy(update={"run": config.run or _name(config)})
         code = submit(config, cluster.dashboard_url, console, headers=cluster.job_headers())
         if code not in (0, 5, 6):
             return code
@@ -66,9 +70,13 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
                 local.down()
 
 
+def _name(config: RunConfig) -> str:
+    """The same run again goes on where the last one stopped; other settings or other weights are another run."""
+    content = config.model_dump_json() + content_digest(demo.PIPELINE_PATH) + content_digest(demo.CLASSIFIER_PATH)
+    return f"demo-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
 def _settings(cluster: local.LocalCluster) -> StorageSettings:
     """This process reaches the store as any client of the cluster does: by its files and endpoint."""
-    import os
-
     os.environ.update({k: v for k, v in cluster.environment().items() if k.startswith("AWS_")})
     return StorageSettings.from_environment()

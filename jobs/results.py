@@ -265,7 +265,7 @@ def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCoun
         (label_counts(f.tally.codes[v], len(labels)) for f in found), np.zeros(len(labels) + 1, dtype=np.int64)
     )
     n = int(counts[:-1].sum())
-    share = ratios.rate(int(counts[0]), n)
+    low, high = ratios.wilson(counts[0], n)
     recognised = sum(int(f.tally.recognised[v].sum()) for f in found)
     ok = sum(int(f.tally.ok[v].sum()) for f in found)
     return LabelCounts(
@@ -273,9 +273,9 @@ def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCoun
         labels={label: int(count) for label, count in zip(labels, counts, strict=False)},
         undetermined=int(counts[-1]),
         failed=sum(int((~f.tally.ok[v]).sum()) for f in found),
-        share=_finite(share.value),
-        low=share.low if n else None,
-        high=share.high if n else None,
+        share=float(counts[0] / n) if n else None,
+        low=float(low) if n else None,
+        high=float(high) if n else None,
         recognised=_rate(ratios.rate(recognised, ok)),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shlex
 import tempfile
 import time
@@ -58,6 +59,7 @@ def submit(
     Raises:
         ClusterError: the cluster can't be reached or refuses the job.
     """
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
         existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()

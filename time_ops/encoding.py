@@ -314,7 +314,8 @@ def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32)
     encoder = encoder_digest(pipe)
     return [
         TokenPairs(PromptEdit(prompt, {prompt: 1.0}), tokens, tokens[None], encoder=encoder)
-        for prompt, tokens in zip(distinct, embeddings, strict=True)
+        # Each with memory of its own: a view would carry the embeddings of all prompts along wherever it is sent.
+        for prompt, tokens in zip(distinct, (e.clone() for e in embeddings), strict=True)
     ]
 
 

@@ -1,0 +1,28 @@
+# What one does daily. Every target sets up what it needs.
+.PHONY: setup run test test-fast lint type bench clean
+
+setup:
+	@infra/setup.sh
+
+run: setup
+	.venv/bin/evenhand demo --out out/demo
+
+test:
+	@infra/setup.sh test
+	.venv/bin/python -m pytest
+
+test-fast: setup
+	.venv/bin/python -m pytest -m "not slow" tests/time_ops tests/manifests tests/jobs
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+type: setup
+	.venv/bin/mypy
+
+bench: setup
+	.venv/bin/python -m tests.bench.throughput
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Sets up .venv in the repository's root on a fresh Debian machine: Python 3.11 or newer, and what it lacks.
+#   infra/setup.sh            what running needs
+#   infra/setup.sh test       also what the tests need (Chromium)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+apt_install() {
+    local sudo=""
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "setup: Python 3.11 or newer is needed; install it, or name it: make setup PYTHON=/path/to/python" >&2
+    return 2
+}
+
+stamp=.venv/.evenhand-ready
+wanted=$(cat pyproject.toml constraints.txt | sha256sum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    python=$(find_python)
+    echo "setup: virtual environment in .venv, with $("$python" --version)"
+    if [ ! -x .venv/bin/python ]; then
+        "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+        "$python" -m venv .venv
+    fi
+    # torch by its exact version first: a range would bring gigabytes of CUDA packages.
+    .venv/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+    .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+    echo "$wanted" > "$stamp"
+fi
+if [ "${1:-}" = test ] && ! command -v chromium >/dev/null; then
+    echo "setup: Chromium, for the tests of the report's page"
+    apt_install chromium
+fi

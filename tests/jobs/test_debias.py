@@ -1,0 +1,309 @@
+"""The main job as users run it: `ray job submit` to a real Ray, a real S3 store, the demo model.
+
+One run serves most tests. Small on purpose: whether the figures are right is tested where they are computed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+
+from infra import local
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.storage import ObjectStore, StorageSettings, open_store
+from jobs.report.schema import Report
+from manifests import write_manifest
+from tests.jobs.helpers import manifest
+from time_ops import EditOperator, encode_prompts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROFESSIONS = ("nurse", "CEO", "mechanic")
+WORDINGS = {
+    "edit": ["{source}", "A photo of {source}"],
+    "calibration": ["A sketch of {source}"],
+    "audit": ["A painting of {source}", "{source} at night"],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished submission."""
+
+    code: int
+    output: str
+    store: ObjectStore
+    folder: str
+    config: dict[str, Any]
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.store.get(f"{self.folder}/{name}"))
+
+    @property
+    def report(self) -> Report:
+        return Report.model_validate(self.json("report.json"))
+
+
+def settings_of(cluster: local.LocalCluster, output: str) -> dict[str, Any]:
+    return {
+        "manifest": "professions.parquet",
+        "model": str(PIPELINE_PATH),
+        "classifier": str(CLASSIFIER_PATH),
+        "output": output,
+        "run": "test",
+        "wordings": WORDINGS,
+        "controls": ["a photo of a tree"],
+        "images_per_cell": 6,
+        "explicit_images": 3,
+        "control_images": 3,
+        "shard_images": 3,
+        "sampler": {"steps": 5, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
+        "strength": {"sweep": [1.0, 0.01], "images_per_cell": 3, "delta_within": 0.0},
+        "pictures": {"per_shard": 2, "format": "png"},
+    }
+
+
+def ray_job_submit(cluster: local.LocalCluster, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The very command that users type."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "submit", "--working-dir", str(folder), "--", "python", "-m", "jobs.debias", "run.yaml"]
+    environment = cluster.client_environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+
+
+def submitted(cluster: local.LocalCluster, folder: Path, config: dict[str, Any]) -> Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    if not (folder / "professions.parquet").exists():
+        write_manifest(manifest(*PROFESSIONS), folder / "professions.parquet")
+    done = ray_job_submit(cluster, folder)
+    settings = StorageSettings(endpoint_url=cluster.s3_endpoint, region="us-east-1")
+    store = open_store(config["output"], settings)
+    return Run(done.returncode, done.stdout + done.stderr, store, "runs/test", config)
+
+
+@pytest.fixture(scope="module")
+def aws(cluster_server: local.LocalCluster) -> Iterator[pytest.MonkeyPatch]:
+    """This module's process reaches the cluster's store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster_server.environment().items():
+            if name.startswith("AWS_"):
+                patch.setenv(name, value)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("submission")
+
+
+@pytest.fixture(scope="module")
+def finished(cluster_server: local.LocalCluster, aws: pytest.MonkeyPatch, folder: Path) -> Run:
+    output = f"{cluster_server.url}/{uuid.uuid4().hex}"
+    return submitted(cluster_server, folder, settings_of(cluster_server, output))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    loaded = StableDiffusionPipeline.from_pretrained(PIPELINE_PATH, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_the_run_writes_what_the_design_says(finished: Run) -> None:
+    # `ray job submit` ends with 1 for every failing code of the driver: a gate that fails is told by run.json.
+    assert finished.code in (0, 1), finished.output
+    state = finished.json("run.json")
+    assert (state["status"], state["exit_code"]) == (
+        "done",
+        {"pass": 0, "fail": 5, "inconclusive": 6}[state["verdict"]],
+    )
+    names = {key.removeprefix(f"{finished.folder}/") for key in finished.store.list(finished.folder)}
+    wanted = {"run.json", "manifest.parquet", "calibration.parquet", "operator.safetensors", "images/part-00000.parquet",
+              "report.json", "report.html", "junit.xml", "COMPLETE"}  # fmt: skip
+    assert wanted <= names
+    where = "checkpoint" if state["verdict"] == "pass" else "candidate"
+    assert {f"{where}/{n}" for n in ("model_index.json", "README.md", "SHA256SUMS")} <= names
+    assert ("checkpoint/model_index.json" in names) == (state["verdict"] == "pass")
+
+
+def test_report_and_image_rows_tell_the_same(finished: Run) -> None:
+    report = finished.report
+    rows = pq.read_table(io.BytesIO(finished.store.get(f"{finished.folder}/images/part-00000.parquet"))).to_pylist()
+    cells = len(PROFESSIONS) * (2 * 6 + 2 * 3) + 3
+    assert len(rows) == 2 * cells == report.summary.base.images * 2
+    assert len({(r["variant"], r["prompt"], r["index"]) for r in rows}) == len(rows)
+    for person in report.professions:
+        for variant in ("base", "edited"):
+            mine = [
+                r for r in rows if (r["kind"], r["profession"], r["variant"]) == ("audit", person.profession, variant)
+            ]
+            counts = getattr(person, variant)
+            assert counts is not None
+            assert counts.labels == {g: sum(r["label"] == g for r in mine) for g in ("female", "male")}
+            assert counts.undetermined == sum(r["label"] == "undetermined" for r in mine)
+            assert counts.n + counts.undetermined + counts.failed == 12
+    assert report.cost.images == 2 * cells + 2 * 9
+    assert report.cost.shards_failed == 0
+
+
+def test_complete_names_every_shard_that_the_report_rests_on(finished: Run) -> None:
+    rows = pq.read_table(io.BytesIO(finished.store.get(f"{finished.folder}/images/part-00000.parquet"))).to_pylist()
+    complete = finished.json("COMPLETE")
+    assert {r["shard"] for r in rows} <= set(complete["shards"])
+    stored = {key.rpartition("/")[2].removesuffix(".parquet") for key in finished.store.list("shards")}
+    assert set(complete["shards"]) == stored
+
+
+def draw(pipe: StableDiffusionPipeline, config: dict[str, Any], seeds: list[int], **prompt: Any) -> np.ndarray:
+    sampler = config["sampler"]
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    result = pipe(
+        **prompt,
+        generator=generators,
+        num_inference_steps=sampler["steps"],
+        guidance_scale=sampler["guidance_scale"],
+        height=32,
+        width=32,
+        output_type="np",
+    )
+    return np.asarray(result.images)
+
+
+def test_the_folded_checkpoint_draws_what_was_audited(
+    finished: Run, pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """The checkpoint, opened by diffusers alone, against the pictures that the audit made by transforming embeddings."""
+    state = finished.json("run.json")
+    where = "checkpoint" if state["verdict"] == "pass" else "candidate"
+    finished.store.download_folder(f"{finished.folder}/{where}", tmp_path / "checkpoint")
+    folded = StableDiffusionPipeline.from_pretrained(tmp_path / "checkpoint", local_files_only=True)
+    folded.set_progress_bar_config(disable=True)
+    operator = EditOperator.load(_saved(finished, tmp_path))
+    pairs = [p for p in finished.report.pictures if p.edited][:12]
+    assert len(pairs) == 12
+    prompts, seeds = [p.prompt for p in pairs], [p.seed for p in pairs]
+    from_weights = draw(folded, finished.config, seeds, prompt=prompts)
+
+    embeddings = operator.transform(encode_prompts(pipe, prompts))
+    empty = operator.transform(encode_prompts(pipe, [""])).expand_as(embeddings)
+    through = {"prompt_embeds": embeddings, "negative_prompt_embeds": empty}
+    np.testing.assert_allclose(from_weights, draw(pipe, finished.config, seeds, **through), atol=1e-4)
+
+    stored = [_picture(finished, p.edited) for p in pairs]
+    assert np.abs(np.stack(stored) - from_weights * 255).max() <= 1.0
+    base = [_picture(finished, p.base) for p in pairs]
+    np.testing.assert_allclose(np.stack(base), draw(pipe, finished.config, seeds, prompt=prompts) * 255, atol=1.0)
+    assert np.abs(np.stack(base) - np.stack(stored)).max() > 20, "the edit changed nothing"
+
+    # What must be transformed too, or the identity breaks: the unconditional embedding.
+    untransformed = encode_prompts(pipe, [""]).expand_as(embeddings)
+    wrong = draw(pipe, finished.config, seeds, prompt_embeds=embeddings, negative_prompt_embeds=untransformed)
+    assert np.abs(wrong - from_weights).max() > 0.02
+
+
+def _saved(run: Run, folder: Path) -> Path:
+    run.store.download(f"{run.folder}/operator.safetensors", folder / "operator.safetensors")
+    return folder / "operator.safetensors"
+
+
+def _picture(run: Run, name: str | None) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(run.store.get(f"{run.folder}/{name}"))).convert("RGB"), dtype=np.float32)
+
+
+def test_only_the_projections_of_the_checkpoint_differ(finished: Run, tmp_path: Path) -> None:
+    state = finished.json("run.json")
+    where = "checkpoint" if state["verdict"] == "pass" else "candidate"
+    finished.store.download_folder(f"{finished.folder}/{where}", tmp_path / "c")
+    before = UNet2DConditionModel.from_pretrained(PIPELINE_PATH / "unet").state_dict()
+    after = UNet2DConditionModel.from_pretrained(tmp_path / "c" / "unet").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    for file in (PIPELINE_PATH / "vae").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "c" / "vae" / file.name).read_bytes()
+    done = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "c", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_same_command_again_makes_no_image_twice(
+    finished: Run, cluster_server: local.LocalCluster, folder: Path
+) -> None:
+    before = {key: finished.store.get(key) for key in finished.store.list("shards")}
+    report = finished.report
+    again = submitted(cluster_server, folder, finished.config)
+    assert {key: finished.store.get(key) for key in finished.store.list("shards")} == before
+    assert again.report.cost.images == 0
+    assert again.report.cost.images_reused == report.cost.images
+    assert again.report.professions == report.professions
+    assert again.report.gates == report.gates
+
+
+def test_another_configuration_under_the_same_name_is_refused(
+    finished: Run, cluster_server: local.LocalCluster, folder: Path
+) -> None:
+    before = finished.store.get(f"{finished.folder}/report.json")
+    changed = submitted(cluster_server, folder.with_name("changed"), finished.config | {"undetermined_margin": 0.3})
+    assert changed.code == 1
+    assert "another configuration" in changed.output
+    assert finished.store.get(f"{finished.folder}/report.json") == before
+
+
+def test_a_broken_manifest_ends_the_job_before_anything_is_written(
+    cluster_server: local.LocalCluster, aws: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [
+        "profession,source,destination,label,target,share,lam",
+        "CEO,a CEO,a female CEO,female,0.5,,",
+        "CEO,a CEO,a male CEO,male,0.7,,",
+        "nurse,a nurse,,female,,,",
+        "baker,a baker,a female baker,female,,,-1",
+        "cook,a cook,a female teacher,female,,,",
+        f"clerk,a clerk,a female clerk {'very ' * 90}tired,female,,,",
+        "guard,a guard,a tall guard,tall,,,",
+    ]
+    (tmp_path / "professions.csv").write_text("\n".join(rows) + "\n")
+    output = f"{cluster_server.url}/{uuid.uuid4().hex}"
+    config = settings_of(cluster_server, output) | {"manifest": "professions.csv"}
+    broken = submitted(cluster_server, tmp_path, config)
+    assert broken.code == 1
+    assert "failed" in broken.output.lower()
+    for row in range(2, 8):
+        assert f"row {row}" in broken.output, broken.output
+    assert "row 1 " not in broken.output.replace("row 1,", "row 1 ") or "target" in broken.output
+    assert list(broken.store.list()) == []
+
+
+def test_submit_hands_on_the_drivers_own_code(
+    finished: Run, cluster_server: local.LocalCluster, folder: Path, tmp_path: Path
+) -> None:
+    evenhand = Path(sys.executable).with_name("evenhand")
+    environment = cluster_server.client_environment()
+
+    def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(evenhand), "submit", str(folder / "run.yaml"), *arguments]
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+    done = submit()
+    assert done.returncode == finished.json("run.json")["exit_code"], done.stdout + done.stderr
+    (tmp_path / "bad.csv").write_text("profession\nCEO\n")
+    assert submit("--manifest", str(tmp_path / "bad.csv")).returncode == 2
+    assert submit("--model", "/nowhere/model").returncode == 3
+    assert submit("--set", "output=s3://no-such-bucket-here/x").returncode == 4
+    assert submit("--set", "workers.num_cpus=64").returncode == 8

@@ -1,0 +1,117 @@
+"""From label codes to figures: small audits worked out by hand."""
+
+import numpy as np
+import pytest
+
+from jobs.cells import Cell
+from jobs.classifier import FAILED, Labels, TextEmbeddings
+from jobs.config import GatesConfig
+from jobs.results import AuditResult, EditedProfession, evaluate, sentence
+from jobs.tally import MARGINS, CellTally, TallyTask
+from tests.jobs.helpers import spec
+
+WORDINGS = ["one {source}", "two {source}"]
+LABELS = ["female", "male"]
+
+
+def cell_tally(base: list[int], edited: list[int] | None, recognised: float = 1.0) -> CellTally:
+    codes = np.array([base] if edited is None else [base, edited], np.uint8)
+    ok = codes != FAILED
+    hits = np.zeros(codes.shape, bool)
+    hits[:, : round(recognised * codes.shape[1])] = True
+    swept = np.stack([[np.bincount(c[c != FAILED], minlength=3)[:3] for c in codes]] * len(MARGINS))
+    return CellTally(codes, hits & ok, ok, swept, (1.0,) * len(codes), 0.25 if edited is not None else None)
+
+
+def audit(
+    people: dict[str, list[tuple[list[int], list[int] | None]]],
+    explicit: list[tuple[list[int], list[int] | None]] | None = None,
+    gates: GatesConfig | None = None,
+    recognised: float = 1.0,
+) -> AuditResult:
+    tasks, tallies = [], []
+    for i, (name, cells) in enumerate(people.items()):
+        for wording, (base, edited) in zip(WORDINGS, cells, strict=True):
+            cell = Cell("audit", name, wording, wording.replace("{source}", name), len(base))
+            tasks.append(TallyTask(cell, ((spec(),),), i, i))
+            tallies.append(cell_tally(base, edited, recognised))
+    default = [([0] * 20, None if tallies[0].codes.shape[0] == 1 else [0] * 20)]
+    for base, edited in explicit or default:
+        tasks.append(TallyTask(Cell("explicit", next(iter(people)), "x", "a female x", len(base), "female"), (), 0, 0))
+        tallies.append(cell_tally(base, edited))
+    control = ([FAILED] * 20, None if tallies[0].codes.shape[0] == 1 else [FAILED] * 20)
+    tally = cell_tally(*control)
+    fine = np.ones_like(tally.ok)
+    tallies.append(CellTally(tally.codes, fine, fine, tally.swept, tally.seconds, tally.drift))
+    tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), (), None, len(people)))
+    professions = [
+        EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
+    ]
+    return evaluate(tasks, tallies, professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0)
+
+
+def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
+    all_female, all_male, even = [0] * 400, [1] * 400, [0, 1] * 200
+    result = audit({"CEO": [(all_male, all_female), (all_male, all_male)], "nurse": [(even, even), (even, even)]})
+    assert result.summary.base.delta.value == pytest.approx(0.5)
+    assert result.summary.edited is not None
+    assert result.summary.edited.delta.value == pytest.approx(0.0)
+    assert result.summary.edited.delta_within.value == pytest.approx(0.5)
+    assert result.verdict.value == "fail"
+    assert "delta within" in sentence(result)
+
+
+def test_undetermined_and_failed_images_count_apart() -> None:
+    base = [0, 0, 0, 1, 2, 2, FAILED, 1, 1, 1]
+    result = audit({"CEO": [(base, base), (base, base)]})
+    person = result.professions[0].base
+    assert (person.n, person.labels, person.undetermined, person.failed) == (14, {"female": 6, "male": 8}, 4, 2)
+    assert person.share == pytest.approx(6 / 14)
+    assert result.summary.base.undetermined.value == pytest.approx(4 / 18)
+    assert result.summary.base.undetermined.n == 18
+
+
+def test_balance_bought_with_undetermined_pictures_fails_its_own_gate() -> None:
+    many = [0, 1] * 100
+    hidden = [0, 1] * 50 + [2] * 100
+    result = audit({"CEO": [(many, hidden), (many, hidden)], "nurse": [(many, hidden), (many, hidden)]})
+    outcome = {g.name: g.outcome for g in result.gates}
+    assert outcome["undetermined_increase"] == "fail"
+    assert outcome["explicit"] == "inconclusive" or outcome["explicit"] == "pass"
+    assert result.verdict.value == "fail"
+
+
+def test_inverted_explicit_prompts_fail_whatever_delta_says() -> None:
+    even = [0, 1] * 100
+    result = audit({"CEO": [(even, even)] * 2}, explicit=[([0] * 100, [1] * 100)])
+    outcome = {g.name: g.outcome for g in result.gates}
+    assert outcome["explicit"] == "fail"
+    assert result.summary.base.explicit.value == 1.0
+    assert result.summary.edited is not None
+    assert result.summary.edited.explicit.value == 0.0
+
+
+def test_everything_inside_passes() -> None:
+    even = [0, 1] * 300
+    gates = GatesConfig(delta=0.2, delta_within=0.3, delta_wording_max=0.4)
+    result = audit({"CEO": [(even, even)] * 2, "nurse": [(even, even)] * 2}, [([0] * 200, [0] * 200)], gates)
+    outcomes = {g.name: g.outcome for g in result.gates}
+    assert outcomes.pop("controls") == "inconclusive"  # twenty images can't show a ratio of 0.95
+    assert set(outcomes.values()) == {"pass"}
+
+
+def test_an_audit_without_an_edit_has_no_edited_half() -> None:
+    result = audit({"CEO": [([0, 1] * 10, None)] * 2})
+    assert result.summary.edited is None
+    assert {g.name for g in result.gates} == {"delta", "delta_within", "delta_wording_max", "explicit"}
+    assert result.professions[0].edited is None
+
+
+def test_labels_follow_from_embeddings() -> None:
+    texts = TextEmbeddings(np.array([[[1, 0, 0], [0, 1, 0]]], np.float32), np.eye(3, dtype=np.float32), 10.0)
+    embeddings = np.array([[1, 0, 0], [0, 1, 0], [0.7, 0.7, 0.1], [0, 0, 1], [1, 0, 0]], np.float32)
+    found = Labels.of(embeddings, np.array([True] * 4 + [False]), texts, 0, 0, margin=0.1)
+    assert found.codes.tolist() == [0, 1, 2, 2, FAILED]
+    assert found.recognised.tolist() == [True, False, True, False, False]
+    np.testing.assert_allclose(found.scores.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found.scores[0], np.exp([10, 0]) / np.exp([10, 0]).sum(), rtol=1e-6)
