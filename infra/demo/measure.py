@@ -49,11 +49,11 @@ _NAMES = [profession.name for profession in PROFESSIONS]
 class Effort:
     """Images a measurement takes."""
 
-    base: int = 64
+    base: int = 48
     """For each profession in the base wording."""
-    wording: int = 16
+    wording: int = 12
     """For each profession in each wording."""
-    explicit: int = 12
+    explicit: int = 8
     """For each profession and named gender."""
     control: int = 24
     """For each control."""

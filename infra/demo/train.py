@@ -48,8 +48,8 @@ class Budget:
     """Examples drawn for each stage."""
     encoder_steps: int = 1200
     autoencoder_steps: int = 4000
-    denoiser_steps: int = 6500
-    classifier_steps: int = 1000
+    denoiser_steps: int = 4000
+    classifier_steps: int = 600
 
 
 @dataclass
@@ -122,6 +122,8 @@ def train(
         else:
             earlier = StableDiffusionPipeline.from_pretrained(unet_only_from / "pipeline", use_safetensors=True)
             tokenizer, encoder, autoencoder = earlier.tokenizer, earlier.text_encoder.eval(), earlier.vae.eval()
+            # The folder it was loaded from is no part of a model.
+            autoencoder.register_to_config(_name_or_path="")
 
         with log.stage("UNet", budget.denoiser_steps) as advance:
             bank = draw_bank(budget.bank, seeds[4], shares)
