@@ -31,14 +31,19 @@ class Bank:
 
 
 def draw_bank(
-    size: int, seed: int, shares: dict[str, float], named_share: float = NAMED_SHARE, guessed_share: float = 0.0
+    size: int,
+    seed: int,
+    shares: dict[str, float],
+    named_share: float = NAMED_SHARE,
+    guessed_share: float = 0.0,
+    unsaid_style_share: float = 0.0,
 ) -> Bank:
     """Draw a bank of `size` examples; see `infra.demo.captions.draw_scene` for the shares."""
     rng = np.random.default_rng(seed)
     index: dict[str, int] = {}
     rows, pictures = np.empty(size, np.int64), np.empty((size, 3, 32, 32), np.uint8)
     for row in range(size):
-        scene = draw_scene(rng, shares, named_share, guessed_share)
+        scene = draw_scene(rng, shares, named_share, guessed_share, unsaid_style_share)
         rows[row] = index.setdefault(scene.caption, len(index))
         pictures[row] = draw(scene, rng).transpose(2, 0, 1)
     return Bank(list(index), torch.from_numpy(rows), torch.from_numpy(pictures))

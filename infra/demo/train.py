@@ -49,7 +49,7 @@ class Budget:
     encoder_steps: int = 1200
     autoencoder_steps: int = 4000
     denoiser_steps: int = 4000
-    classifier_steps: int = 600
+    classifier_steps: int = 900
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _train_classifier(out: Path, tokenizer: CLIPTokenizer, seeds: list[int], bud
     # Balanced shares: the classifier's errors are noise, not the bias it is to measure. A tenth of its gender-naming
     # captions guess at an ambiguous figure, as people's captions do.
     balanced = {profession.name: 0.5 for profession in PROFESSIONS}
-    bank = draw_bank(budget.bank, seeds[0], balanced, named_share=0.5, guessed_share=0.1)
+    bank = draw_bank(budget.bank, seeds[0], balanced, named_share=0.6, guessed_share=0.1, unsaid_style_share=0.6)
     model = train_clip(bank, tokenizer, seeds[1], budget.classifier_steps, advance, text_layers=2)
     model.save_pretrained(out, safe_serialization=True)
     size = {"height": SIZE_PX, "width": SIZE_PX}
