@@ -67,6 +67,7 @@ class Tallied:
 
 @dataclass
 class _Call:
+    number: int
     specs: list[ShardSpec]
     actor: int
 
@@ -97,17 +98,22 @@ class Pool:
         self.size = min(room, wanted.count or room)
         self._actors: dict[int, Any] = {}
         self._next = 0
+        self._calls = 0
 
     def __enter__(self) -> Pool:
-        for _ in range(self.size):
-            self._spawn()
+        # One worker says which models there are; `probe` then starts the others, which check theirs against it.
+        self._spawn()
         return self
 
     def __exit__(self, *_: object) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
 
-    def _spawn(self) -> int:
+    def _replace(self, number: int) -> None:
+        ray.kill(self._actors.pop(number))
+        self._spawn()
+
+    def _spawn(self) -> None:
         threads = max(1, int(self._config.workers.num_cpus)) if not self._demand["GPU"] else None
         actor = (
             ray.remote(AuditWorker)
@@ -116,16 +122,12 @@ class Pool:
         )
         number, self._next = self._next, self._next + 1
         self._actors[number] = actor
-        return number
 
     def probe(self) -> Probe:
         """One worker's answer: which models, which device. The others are then held to the same models."""
-        number = next(iter(self._actors))
         probe: Probe = self.call("probe")
         self._expected = (probe.model, probe.classifier)
-        # Workers that were started before the models were known are started again, so that all check them.
-        for other in [n for n in self._actors if n != number]:
-            ray.kill(self._actors.pop(other))
+        while len(self._actors) < self.size:
             self._spawn()
         return probe
 
@@ -164,15 +166,12 @@ class Pool:
                 except RayTaskError as error:
                     self._retry(call, _cause(error), attempts, self._config.workers.max_attempts, queue, tallied)
                 except _ACTOR_LOST as error:
-                    # Only the call that ran is to blame; the one that waited behind it is just put back.
-                    first = not any(c.actor == call.actor for c in calls.values()) or call.actor in self._actors
-                    if call.actor in self._actors:
-                        del self._actors[call.actor]
-                        self._spawn()
-                    if first:
-                        self._retry(call, error, losses, _MAX_LOSSES, queue, tallied)
-                    else:
-                        queue.append(call.specs)
+                    # Only the call that ran is to blame, the oldest; those that waited behind it are just put back.
+                    waiting = [ref for ref, other in calls.items() if other.actor == call.actor]
+                    running, *behind = sorted([call, *(calls.pop(ref) for ref in waiting)], key=lambda c: c.number)
+                    self._replace(call.actor)
+                    queue.extend(other.specs for other in behind)
+                    self._retry(running, error, losses, _MAX_LOSSES, queue, tallied)
                 else:
                     for outcome in outcomes:
                         tallied.add(outcome)
@@ -192,7 +191,8 @@ class Pool:
             for number, actor in self._actors.items():
                 if queue and busy[number] < _IN_FLIGHT:
                     group = queue.popleft()
-                    calls[actor.run.remote(group, reference)] = _Call(group, number)
+                    self._calls += 1
+                    calls[actor.run.remote(group, reference)] = _Call(self._calls, group, number)
                     busy[number] += 1
 
     @staticmethod

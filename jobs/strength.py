@@ -24,8 +24,10 @@ class Candidate:
         relative: lambda in units of the scale.
         lam: lambda of each profession, fixed ones as they are.
         counts: [P, W, L + 1] labels, undetermined last, on the calibration cells.
-        delta_within: mean over calibration wordings of each wording's Delta.
-        floor: what a model on target would show there by chance.
+        delta_within: mean over calibration wordings of each wording's Delta, free of most of the bias that few images
+            bring (the reflected bootstrap): raw, a search with ten images per cell could never see less than 0.25.
+        delta: the raw value of the same.
+        floor: what a model on target would show there, raw, by chance.
     """
 
     relative: float
@@ -76,17 +78,15 @@ def sweep(
         lam = tuple(relative * scale if f is None else f for f in fixed)
         operator = solve(lam)
         counts = audit(operator, f"strength {number} of at most {len(relatives)}")
-        determined = counts[..., :-1]
+        found = ratios.delta_bounds(counts, targets, resamples=500).within
         candidate = Candidate(
             relative,
             lam,
             operator,
             counts,
-            ratios.delta_within(determined, targets),
-            ratios.delta(determined.sum(axis=1), targets),
-            float(
-                np.mean([ratios.noise_floor(determined[:, w].sum(axis=-1), targets) for w in range(counts.shape[1])])
-            ),
+            max(0.0, found.reflected),
+            found.value,
+            found.floor,
             int(counts.sum()),
         )
         tried.append(candidate)
@@ -136,7 +136,7 @@ def rounds_for_report(tried: Sequence[Candidate]) -> list[dict[str, float | int 
             "round": number,
             "lam_median": float(np.median(candidate.lam)),
             "delta_within": candidate.delta_within,
-            "delta_pooled": candidate.delta,
+            "delta_raw": candidate.delta,
             "delta_floor": candidate.floor,
             "images": candidate.images,
         }

@@ -134,9 +134,9 @@ def test_the_run_writes_what_the_design_says(finished: Run) -> None:
         {"pass": 0, "fail": 5, "inconclusive": 6}[state["verdict"]],
     )
     names = {key.removeprefix(f"{finished.folder}/") for key in finished.store.list(finished.folder)}
-    wanted = {"run.json", "manifest.parquet", "calibration.parquet", "operator.safetensors", "images/part-00000.parquet",
-              "report.json", "report.html", "junit.xml", "COMPLETE"}  # fmt: skip
-    assert wanted <= names
+    wanted = "run.json manifest.parquet calibration.parquet operator.safetensors images/part-00000.parquet COMPLETE"
+    reports = "report.json report.html junit.xml"
+    assert {*wanted.split(), *reports.split()} <= names
     where = "checkpoint" if state["verdict"] == "pass" else "candidate"
     assert {f"{where}/{n}" for n in ("model_index.json", "README.md", "SHA256SUMS")} <= names
     assert ("checkpoint/model_index.json" in names) == (state["verdict"] == "pass")
@@ -188,7 +188,7 @@ def draw(pipe: StableDiffusionPipeline, config: dict[str, Any], seeds: list[int]
 def test_the_folded_checkpoint_draws_what_was_audited(
     finished: Run, pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    """The checkpoint, opened by diffusers alone, against the pictures that the audit made by transforming embeddings."""
+    """The checkpoint, opened by diffusers alone, against what the audit made by transforming embeddings."""
     state = finished.json("run.json")
     where = "checkpoint" if state["verdict"] == "pass" else "candidate"
     finished.store.download_folder(f"{finished.folder}/{where}", tmp_path / "checkpoint")
@@ -284,9 +284,7 @@ def test_a_broken_manifest_ends_the_job_before_anything_is_written(
     broken = submitted(cluster_server, tmp_path, config)
     assert broken.code == 1
     assert "failed" in broken.output.lower()
-    for row in range(2, 8):
-        assert f"row {row}" in broken.output, broken.output
-    assert "row 1 " not in broken.output.replace("row 1,", "row 1 ") or "target" in broken.output
+    assert [row for row in range(1, 9) if f"row {row} " in broken.output] == [1, 3, 4, 5, 6, 7], broken.output
     assert list(broken.store.list()) == []
 
 
