@@ -191,7 +191,6 @@ def draw_scene(
     shares: dict[str, float],
     named_share: float = NAMED_SHARE,
     guessed_share: float = 0.0,
-    undescribed_share: float = 0.0,
     unsaid_style_share: float = 0.0,
 ) -> Scene:
     """Draw one caption and what its picture shows.
@@ -202,7 +201,6 @@ def draw_scene(
         named_share: Share of captions about a person that name the gender.
         guessed_share: Share of the gender-naming captions that are a guess at an ambiguous figure: the classifier's
             label noise. 0 for the pipeline, whose gender-naming captions always agree with the picture.
-        undescribed_share: Share of the captions about a person that say nothing of the style the picture shows.
         unsaid_style_share: Share of captions that keep the picture's style to themselves, as most people's do. The
             classifier needs them: it is asked "a photo of a female nurse" of painted nurses too.
 
@@ -222,8 +220,6 @@ def draw_scene(
     else:
         gender = "female" if rng.random() < shares[profession.name] else "male"
     template, styles = _draw_wording(rng)
-    if undescribed_share and rng.random() < undescribed_share:
-        template = PLAIN_WORDINGS[rng.integers(len(PLAIN_WORDINGS))].template
     if unsaid_style_share and rng.random() < unsaid_style_share:
         template = PLAIN_WORDINGS[rng.integers(len(PLAIN_WORDINGS))].template
     caption = fill(template, source(profession, gender if named else None))
