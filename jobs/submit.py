@@ -83,7 +83,11 @@ def submit(
             except RuntimeError as error:
                 raise ClusterError(f"the cluster at {address} refuses the job: {error}") from error
             console.print(f"submitted as {job} to {address}")
-        asyncio.run(_follow(client, job, console))
+        try:
+            asyncio.run(_follow(client, job, console))
+        except KeyboardInterrupt:
+            console.print(f"no longer following; the job goes on. To stop it: ray job stop {job} --address {address}")
+            raise
     return _exit_code(client, job)
 
 
