@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs.
-.PHONY: setup run test test-fast lint type bench clean
+.PHONY: setup run test test-fast lint type clean
 
 setup:
 	@infra/setup.sh
@@ -20,9 +20,6 @@ lint: setup
 
 type: setup
 	.venv/bin/mypy
-
-bench: setup
-	.venv/bin/python -m tests.bench.throughput
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -49,7 +49,8 @@ def audit_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
     cells = list(_profession_cells(manifest, config.wordings.audit, "audit", config.images_per_cell))
     for profession in manifest.professions:
         for destination in profession.destinations:
-            prompt = augment("A photo of {source}", destination.prompt)
+            # In an audit wording: the edit preserves these prompts in its own wordings, where holding proves little.
+            prompt = augment(config.wordings.audit[0], destination.prompt)
             cell = Cell("explicit", profession.name, prompt, prompt, config.explicit_images, destination.label)
             cells.append(cell)
     cells += [Cell("control", prompt, prompt, prompt, config.control_images) for prompt in config.controls]
@@ -79,7 +80,13 @@ def check_held_out(manifest: Manifest, config: RunConfig) -> None:
         for wording in (*config.wordings.edit, *config.wordings.calibration)
         for profession in manifest.professions
     }
-    audited = (c.prompt for c in audit_cells(manifest, config) if c.kind == "audit")
+    seen |= {
+        augment(wording, destination.prompt).casefold()
+        for wording in config.wordings.edit
+        for profession in manifest.professions
+        for destination in profession.destinations
+    }
+    audited = (c.prompt for c in audit_cells(manifest, config) if c.kind != "control")
     overlap = [prompt for prompt in audited if prompt.casefold() in seen]
     if overlap:
         raise ConfigError(

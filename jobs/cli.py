@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done and gates pass; 1 a fault of ours; 2 input; 3 model; 4 storage; 5 gate failed; "
-    "6 gate inconclusive; 7 some shards failed; 8 cluster; 9 another run holds the lease; 130, 143 interrupted.",
+    "6 gate inconclusive; 7 some shards failed; 8 cluster; 130, 143 interrupted.",
 )
 app.add_typer(local_app, name="local")
 manifest_app = typer.Typer(name="manifest", help="Check and build manifests.", no_args_is_help=True)
@@ -108,7 +109,7 @@ def submit(
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
 def report(
     run: Annotated[str, typer.Argument(help="URL or path of a run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="Write the page here instead of into the run's folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Draw a finished run's report again, from its folder alone."""
     from jobs.redraw import redraw
@@ -140,10 +141,11 @@ def check(
     if model:
         from infra.storage import StorageSettings
         from jobs.inputs import prompt_checker
-        from jobs.models import cache_folder, load_tokenizers, stage
+        from jobs.models import load_tokenizers, stage
 
-        folder = stage(model, StorageSettings.from_environment(), cache_folder() / "check", pipeline=True)
-        checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
+        with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
+            folder = stage(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
+            checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
     code = check_manifest(file, name=str(file), labels=split_labels(labels), as_json=as_json, checker=checker)
     raise typer.Exit(code)
 
@@ -162,6 +164,8 @@ def _connect() -> None:
             f"RAY_ADDRESS is a dashboard ({address}); use `evenhand submit`, or unset it to run on this machine"
         )
     if not address:
+        # A cluster of this process's own, on loopback. Left open, the mode would make Ray write a token for later ones.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options |= {"include_dashboard": False}
     try:
@@ -185,12 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = run(args=list(arguments) if arguments is not None else None, prog_name="evenhand", standalone_mode=False)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from here")
         code = ExitCode.INTERRUPTED
     except (typer.Exit, SystemExit) as stop:
         code = stop.exit_code if isinstance(stop, typer.Exit) else stop.code
     except Exception as error:  # noqa: BLE001 - the last resort of a process: every failure gets an exit code
         code = _explained(error, errors)
+    if code == ExitCode.INTERRUPTED:
+        errors.print("interrupted; the same command goes on from here. A submitted job is stopped by `ray job stop`")
     sys.stdout.flush()
     sys.exit(int(code or 0))
 

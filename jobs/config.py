@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from jobs.errors import ConfigError
 
@@ -154,13 +160,12 @@ class WorkersConfig(Section):
     num_cpus: float = Field(1.0, gt=0, description="CPUs per actor; also its threads on a CPU")
     num_gpus: float | None = Field(None, ge=0, description="GPUs per actor; null: one where the cluster has any")
     max_attempts: int = Field(3, ge=1, description="tries of a shard before it counts as failed")
-    failed_shards: Probability = Field(0.0, description="share of failed shards above which the run ends with code 7")
 
 
 class PicturesConfig(Section):
     """Which images are kept beside their embeddings."""
 
-    per_shard: int = Field(4, ge=0, description="the first so many of each shard; -1 is spelled as a large number")
+    per_shard: int = Field(4, ge=0, description="the first so many of each shard")
     format: Literal["webp", "png"] = Field("webp", description="webp is lossless here for small images")
 
 
@@ -219,6 +224,13 @@ class RunConfig(BaseSettings):
     def _not_empty(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must not be empty")
+        return value
+
+    @field_validator("controls")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len({v.casefold() for v in value}) != len(value):
+            raise ValueError("repeats a prompt; each control is recognised among all others")
         return value
 
     @field_validator("attribute")
@@ -319,7 +331,10 @@ def load_config(
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{name}: must be a mapping of keys to values, not a {type(loaded).__name__}")
         values = loaded or {}
-    values = _deep_merge(values, EnvSettingsSource(RunConfig)())
+    try:
+        values = _deep_merge({str(key): value for key, value in values.items()}, EnvSettingsSource(RunConfig)())
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}; lists and mappings are written as JSON there") from error
     values = _deep_merge(values, {key: value for key, value in (flags or {}).items() if value is not None})
     values = _deep_merge(values, _assignments(assignments))
     try:

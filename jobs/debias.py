@@ -6,9 +6,11 @@ evenhand debias CONFIG.yaml                            # the same
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
+import shutil
 import sys
 import time
 import uuid
@@ -21,15 +23,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from infra.storage import ObjectStore, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from jobs import export
 from jobs.card import model_card
 from jobs.cells import Cell, audit_cells, calibration_cells, check_held_out, cut, flatten
 from jobs.classifier import TextEmbeddings
 from jobs.config import RunConfig
-from jobs.errors import ExitCode
+from jobs.errors import ExitCode, exit_code_of
 from jobs.folder import RunFolder
 from jobs.inputs import read_inputs
+from jobs.models import cache_folder
 from jobs.pictures import choose_pictures
 from jobs.pool import Pool, Tallied
 from jobs.progress import Reporter
@@ -69,12 +72,16 @@ def debias(config: RunConfig, console: Console) -> Outcome:
     token = uuid.uuid4().hex[:12]
     settings = StorageSettings.from_environment()
     store = open_store(config.output, settings)
-    manifest = read_inputs(config, settings, token)
-    check_held_out(manifest, config)
-    store.check_writable()
-    with Pool(config, settings, token) as pool:
-        job = _Job(config, manifest, settings, store, pool, console, token, started)
-        return job.run()
+    try:
+        manifest = read_inputs(config, settings, token)
+        check_held_out(manifest, config)
+        store.check_writable()
+        with Pool(config, settings, token) as pool:
+            job = _Job(config, manifest, settings, store, pool, console, token, started)
+            return job.run()
+    finally:
+        # This node's staged models; other nodes' caches are theirs to age out.
+        shutil.rmtree(cache_folder() / token, ignore_errors=True)
 
 
 class _Job:
@@ -114,7 +121,11 @@ class _Job:
         try:
             return self._run()
         except BaseException as error:
-            self.folder.status("failed", error=f"{type(error).__name__}: {str(error)[:2000]}")
+            # If the store is what failed, its error must reach the user, not the one of saying so.
+            with contextlib.suppress(StorageError):
+                self.folder.status(
+                    "failed", error=f"{type(error).__name__}: {str(error)[:2000]}", exit_code=_code(error)
+                )
             raise
 
     def _run(self) -> Outcome:
@@ -251,7 +262,7 @@ class _Job:
                 images_per_s=round(spent.images_made / spent.wall_s, 2) if spent.images_made else None,
                 shards=spent.shards,
                 shards_reused=spent.reused,
-                shards_failed=len(spent.failed),
+                shards_failed=0,
                 rounds=rounds_for_report(tried),
             ),
             provenance={
@@ -295,7 +306,7 @@ class _Job:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": _without_paths(self.config.model_dump(mode="json")),
             "provenance": _provenance(self.config, self.probe, self.recipe),
             "environment": {
                 "python": platform.python_version(),
@@ -309,6 +320,14 @@ class _Job:
         for key in parts:
             digest = hashlib.sha256(self.store.get(key)).hexdigest()
             self.folder.note(key.removeprefix(f"{self.folder.prefix}/"), digest)
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return int(exit_code_of(error) or ExitCode.FAULT)
 
 
 def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
@@ -352,6 +371,16 @@ def _identity(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
     settings["sampler"].pop("batch_size")
     content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as used; of files and folders on a machine only their last name."""
+    local = {
+        k: configuration[k] for k in ("manifest", "model", "classifier", "output") if "://" not in configuration[k]
+    }
+    return configuration | {
+        k: v.rstrip("/").rpartition("/")[2] if v.startswith(("/", "~")) else v for k, v in local.items()
+    }
 
 
 def _provenance(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from infra import demo, local
 from infra.storage import StorageSettings, open_store
 from jobs.config import RunConfig, load_config
 from jobs.models import content_digest
+from jobs.shards import SHARD_SCHEMA
 from jobs.submit import submit
 from manifests.build import shipped_manifest_path
 
@@ -58,9 +62,11 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
         for name in ("report.json", "report.html"):
             (out / name).write_bytes(store.get(f"demo/runs/{config.run}/{name}"))
         console.print(f"finished in {time.monotonic() - started:.0f} s; open {out / 'report.html'}", soft_wrap=True)
+        evenhand = Path(sys.executable).with_name("evenhand")
+        evenhand = evenhand.relative_to(Path.cwd()) if evenhand.is_relative_to(Path.cwd()) else evenhand
         console.print(
             f"the run is in {cluster.url}/demo/runs/{config.run} (its data stays in {cluster.home}). To look inside:\n"
-            f'  evenhand local up && eval "$(evenhand local env)"',
+            f'  {evenhand} local up && eval "$({evenhand} local env)"',
             soft_wrap=True,
         )
         return 0
@@ -72,8 +78,10 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
 
 def _name(config: RunConfig) -> str:
     """The same run again goes on where the last one stopped; other settings or other weights are another run."""
-    content = config.model_dump_json() + content_digest(demo.PIPELINE_PATH) + content_digest(demo.CLASSIFIER_PATH)
-    return f"demo-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    content = [config.model_dump_json(), content_digest(demo.PIPELINE_PATH), content_digest(demo.CLASSIFIER_PATH)]
+    content += [hashlib.sha256(shipped_manifest_path().read_bytes()).hexdigest(), str(SHARD_SCHEMA)]
+    content += [version(name) for name in ("diffusers", "torch", "transformers")]
+    return f"demo-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
 
 
 def _settings(cluster: local.LocalCluster) -> StorageSettings:

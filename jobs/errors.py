@@ -13,7 +13,6 @@ __all__ = [
     "ConfigError",
     "ExitCode",
     "JobError",
-    "LeaseHeldError",
     "ShardsFailedError",
     "exit_code_of",
 ]
@@ -31,7 +30,6 @@ class ExitCode(IntEnum):
     GATE_INCONCLUSIVE = 6
     SHARDS_FAILED = 7
     CLUSTER = 8
-    LEASE_HELD = 9
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -55,15 +53,9 @@ class ClusterError(JobError):
 
 
 class ShardsFailedError(JobError):
-    """More shards failed than the run allows; what was done stays done."""
+    """Some shards failed for good; what was done stays done."""
 
     code = ExitCode.SHARDS_FAILED
-
-
-class LeaseHeldError(JobError):
-    """Another run is at work on the same run folder."""
-
-    code = ExitCode.LEASE_HELD
 
 
 def exit_code_of(error: BaseException) -> ExitCode | None:

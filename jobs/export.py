@@ -6,6 +6,7 @@ It appears whole or not at all: `model_index.json` is uploaded last.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffusers import UNet2DConditionModel
 
 from infra.storage import StorageSettings, open_store
 from jobs.models import cache_folder, content_digest, stage
+from jobs.remote import fetch
 from time_ops import EditOperator, ModelError
 
 __all__ = ["CHECKSUMS", "export_checkpoint"]
@@ -41,7 +43,6 @@ def _export(
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
         folder = Path(scratch) / "checkpoint"
         _copy(base, folder)
-        shutil.rmtree(folder / "unet")
         unet = UNet2DConditionModel.from_pretrained(  # type: ignore[no-untyped-call]
             base / "unet", torch_dtype=_stored_dtype(base / "unet"), use_safetensors=True, local_files_only=True
         )
@@ -64,9 +65,12 @@ def _export(
 
 
 def _copy(base: Path, folder: Path) -> None:
+    """The components that model_index.json names; single files beside them hold unedited weights, and stay out."""
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     for file in sorted(p for p in base.rglob("*") if p.is_file() and p.suffix in _KEPT):
         relative = file.relative_to(base)
-        if not any(part.startswith(".") for part in relative.parts):
+        if relative.parts[0] in components - {"unet"} or relative.as_posix() == "model_index.json":
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / relative)
 
@@ -118,5 +122,5 @@ def export_checkpoint(
         How many projections and parameters changed, and the digest of SHA256SUMS.
     """
     task = ray.remote(_export).options(num_cpus=0, max_retries=2)
-    result: dict[str, Any] = ray.get(task.remote(model, expected, operator, card, output, settings, prefix, token))
+    result: dict[str, Any] = fetch(task.remote(model, expected, operator, card, output, settings, prefix, token))
     return result

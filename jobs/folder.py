@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.storage import ObjectMissing, ObjectStore
+from infra.storage import ObjectMissing, ObjectStore, StorageError
 from jobs.errors import ConfigError
 from jobs.progress import Stage
 
@@ -66,7 +66,11 @@ class RunFolder:
         """Keep run.json true, every few seconds."""
         if time.monotonic() - self._written >= _UPDATE_EVERY_S:
             fields = {"stage": stage.name, "done": stage.done, "total": stage.total, "per_s": round(stage.rate, 2)}
-            self.status("running", progress=fields)
+            try:
+                self.status("running", progress=fields)
+            except StorageError:
+                # A poller sees a stale count for a while; what the run is for goes on.
+                self._written = time.monotonic()
 
     def put(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write one file of the run."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from infra.storage import ObjectMissing, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
-from jobs.models import cache_folder, load_tokenizers, stage
+from jobs.models import cache_folder, check_kind, load_tokenizers, stage
 from manifests import Fault, Manifest, read_manifest
 from time_ops import PromptEdit, check_prompts
 
@@ -65,6 +65,14 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
     folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
-    checker = prompt_checker(load_tokenizers(folder), tuple(wordings))
+    check_kind(folder)
+    tokenizers = load_tokenizers(folder)
+    others = [*config.controls, *config.preserve.prompts, config.sampler.negative_prompt]
+    long = {f.reason: None for tokenizer in tokenizers for f in check_prompts(tokenizer, [], prompts=others)}
+    if long:
+        raise ConfigError(
+            "controls, preserve.prompts or sampler.negative_prompt:\n" + "\n".join(f"  {r}" for r in long)
+        )
+    checker = prompt_checker(tokenizers, tuple(wordings))
     name = config.manifest.rpartition("/")[2]
     return read_manifest(content, name=name, labels=tuple(config.attribute), checker=checker)

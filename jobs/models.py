@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from filelock import FileLock
 from huggingface_hub import snapshot_download
@@ -25,7 +25,7 @@ from infra.storage import StorageSettings, open_store
 from jobs.config import SamplerConfig
 from time_ops import ModelError
 
-__all__ = ["content_digest", "load_pipeline", "load_tokenizers", "resolve_dtype", "stage"]
+__all__ = ["cache_folder", "check_kind", "content_digest", "load_pipeline", "load_tokenizers", "resolve_dtype", "stage"]
 
 # diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -157,7 +157,7 @@ def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
         with_tensor = opened_files[where[name]]
         tensor = with_tensor.get_tensor(name)  # type: ignore[no-untyped-call]
         sha.update(f"{component}:{name}:{tensor.dtype}:{tuple(tensor.shape)}\0".encode())
-        sha.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -170,26 +170,33 @@ def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def check_kind(folder: Path) -> None:
+    """Refuse, before anything is spent, a pipeline that jobs can't audit.
+
+    Raises:
+        ModelError: it is no `StableDiffusionPipeline`.
+    """
+    try:
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"model_index.json can't be read: {error}") from error
+    if kind != "StableDiffusionPipeline":
+        raise ModelError(f"the model is a {kind}; jobs audit StableDiffusionPipeline (1.x and 2.x) so far")
+
+
 def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
 
     Raises:
-        ModelError: not a Stable Diffusion 1.x, 2.x or XL pipeline, or one that can't be loaded.
+        ModelError: not a Stable Diffusion 1.x or 2.x pipeline, or one that can't be loaded.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kinds = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
-    kind = kinds.get(index.get("_class_name"))
-    if kind is None:
-        raise ModelError(
-            f"the model is a {index.get('_class_name')}; edits of cross-attention projections "
-            f"need one of {', '.join(kinds)}"
-        )
+    check_kind(folder)
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    if kind is StableDiffusionPipeline and not sampler.safety_checker:
+    if not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()
     try:
-        pipe = kind.from_pretrained(folder, **options)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
     name, extra = SCHEDULERS[sampler.scheduler]

@@ -14,7 +14,7 @@ from jobs.tally import CellTally, TallyTask
 __all__ = ["choose_pictures"]
 
 _PROFESSIONS = 40
-_PER_PROFESSION = 4
+_PER_PROFESSION = 5
 
 
 def choose_pictures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,8 +32,10 @@ def read_report(data: bytes, name: str) -> Report:
         ) from error
 
 
-def redraw(run: str, out: Path | None, console: Console) -> None:
-    """Write `report.html` anew, into the run's folder or to a file, and print the summary.
+def redraw(run: str, out: Path, console: Console) -> None:
+    """Write `report.html` anew, to a file of this machine, and print the summary.
+
+    The run's own folder is not touched: COMPLETE names its files by their digests.
 
     Raises:
         ConfigError: there is no finished run, or its report can't be read.
@@ -43,11 +46,12 @@ def redraw(run: str, out: Path | None, console: Console) -> None:
     except ObjectMissing as error:
         raise ConfigError(f"{run} holds no report.json; give the folder of a run that has finished") from error
     names = {name for pair in report.pictures for name in (pair.base, pair.edited) if name}
-    page = render(report, {name: store.get(name) for name in names}).encode()
-    if out is None:
-        store.put("report.html", page, content_type="text/html; charset=utf-8")
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(page)
+    pictures = {}
+    for name in sorted(names):
+        with contextlib.suppress(ObjectMissing):
+            # The page shows a gap for it, as it does for any picture that it is not given.
+            pictures[name] = store.get(name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(render(report, pictures).encode())
     console.print(summary_table(report))
-    console.print(f"drawn: {out or store.url('report.html')}", soft_wrap=True)
+    console.print(f"drawn: {out}", soft_wrap=True)

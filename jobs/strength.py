@@ -84,7 +84,7 @@ def sweep(
             lam,
             operator,
             counts,
-            max(0.0, found.reflected),
+            found.reflected if _decided(counts) else 1.0,
             found.value,
             found.floor,
             int(counts.sum()),
@@ -93,6 +93,15 @@ def sweep(
         if candidate.delta_within <= enough:
             break
     return tried
+
+
+def _decided(counts: np.ndarray) -> bool:
+    """Whether most images of [P, W, L + 1] can be labelled, and every profession has one that can.
+
+    An edit after which nobody can tell what the pictures show is no success, whatever its Delta.
+    """
+    determined = counts[..., :-1].sum(axis=(1, 2))
+    return bool((determined > 0).all() and 2 * determined.sum() >= counts.sum())
 
 
 def choose(tried: Sequence[Candidate], enough: float) -> Candidate:

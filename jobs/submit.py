@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shlex
 import tempfile
 import time
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
@@ -27,6 +29,7 @@ from jobs.progress import MARK, bars
 __all__ = ["submit"]
 
 _POLL_S = 1.0
+_SILENCE_S = 300.0
 
 
 def submit(
@@ -78,17 +81,23 @@ def submit(
                 job = client.submit_job(
                     entrypoint=f"{shlex.quote(python)} -m jobs.{command} run.yaml",
                     submission_id=submission_id,
-                    runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json"}},
+                    runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json", **_storage()}},
                 )
             except RuntimeError as error:
                 raise ClusterError(f"the cluster at {address} refuses the job: {error}") from error
             console.print(f"submitted as {job} to {address}")
         try:
             asyncio.run(_follow(client, job, console))
-        except KeyboardInterrupt:
-            console.print(f"no longer following; the job goes on. To stop it: ray job stop {job} --address {address}")
-            raise
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            console.print(f"lost the job's log ({error}); waiting for its end", markup=False, highlight=False)
     return _exit_code(client, job)
+
+
+def _storage() -> dict[str, str]:
+    """Where this machine's storage is, as far as it is no secret: anyone who may list jobs can read it."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+    checksums = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+    return {name: os.environ[name] for name in (*names, *checksums) if os.environ.get(name)}
 
 
 def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -149,8 +158,16 @@ def _advance(line: str, tasks: dict[str, TaskID], progress: Progress | None, con
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int:
+    silent_since = time.monotonic()
     while True:
-        info = client.get_job_info(job)
+        try:
+            info = client.get_job_info(job)
+        except (RuntimeError, OSError) as error:
+            if time.monotonic() - silent_since > _SILENCE_S:
+                raise ClusterError(f"the cluster has not answered for {_SILENCE_S:.0f} s: {error}") from error
+            time.sleep(_POLL_S)
+            continue
+        silent_since = time.monotonic()
         if info.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
             break
         time.sleep(_POLL_S)

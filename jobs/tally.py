@@ -17,6 +17,7 @@ import ray
 from infra.storage import StorageSettings, open_store
 from jobs.cells import Cell
 from jobs.classifier import FAILED, Labels, TextEmbeddings
+from jobs.remote import fetch
 from jobs.shards import STATUSES, Shard, ShardSpec
 
 __all__ = ["MARGINS", "CellTally", "TallyTask", "tally"]
@@ -168,5 +169,5 @@ def tally(
         remote.remote(chunk, output, settings, shared["texts"], labels, variants, margin, key)
         for chunk, key in zip(chunks, keys, strict=True)
     ]
-    results = [result for part in ray.get(pending) for result in part]
+    results = [result for part in fetch(pending) for result in part]
     return results, [key for key in keys if key]

@@ -56,6 +56,10 @@ class ShardOutcome:
     seconds: float
 
 
+def _keyed_versions() -> dict[str, str]:
+    return {name: version(name) for name in KEYED_LIBRARIES}
+
+
 class AuditWorker:
     """Makes shards. The models load on first need: a run that finds all its shards done loads none.
 
@@ -64,7 +68,7 @@ class AuditWorker:
         settings: how to reach object storage from this node.
         token: names this run's staging folder, so that models of an earlier run are never taken for this one's.
         threads: CPU threads; None leaves torch's own choice.
-        expected: (model digest, classifier digest) of the plan, or None for the probe.
+        expected: what the plan was made with, or None for the worker that says it.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class AuditWorker:
         settings: StorageSettings,
         token: str,
         threads: int | None = None,
-        expected: tuple[str, str] | None = None,
+        expected: Probe | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
@@ -95,17 +99,29 @@ class AuditWorker:
 
     @cached_property
     def _digests(self) -> tuple[str, str]:
-        found = content_digest(self._model_folder), content_digest(self._classifier_folder)
-        if self._expected and found != self._expected:
+        return content_digest(self._model_folder), content_digest(self._classifier_folder)
+
+    def _dtype(self) -> str:
+        return str(resolve_dtype(self._config.sampler.dtype, self._device)).removeprefix("torch.")
+
+    def _check_plan(self) -> None:
+        """Refuse to store under the plan's key what other tensors, another dtype or other libraries made."""
+        if self._expected is None:
+            return
+        planned = self._expected
+        mine = {"model": self._digests[0], "classifier": self._digests[1], "dtype": self._dtype(), **_keyed_versions()}
+        wanted = {"model": planned.model, "classifier": planned.classifier, "dtype": planned.dtype}
+        wanted |= {name: planned.versions[name] for name in KEYED_LIBRARIES}
+        other = [f"{name} is {mine[name]}, planned {wanted[name]}" for name in wanted if mine[name] != wanted[name]]
+        if other:
             raise ModelError(
-                f"worker on {platform.node()} sees other tensors than the plan: model and classifier are {found}, "
-                f"planned {self._expected}; every node must reach the same model"
+                f"the worker on {platform.node()} differs from the plan: {'; '.join(other)}. Every node must reach the "
+                "same model and have the same versions; with mixed devices set sampler.dtype"
             )
-        return found
 
     @cached_property
     def _pipe(self) -> Any:
-        _ = self._digests
+        self._check_plan()
         dtype = resolve_dtype(self._config.sampler.dtype, self._device)
         return load_pipeline(self._model_folder, self._config.sampler, self._device, dtype)
 
@@ -118,7 +134,7 @@ class AuditWorker:
         return Classifier(self._classifier_folder, self._device)
 
     def pid(self) -> int:
-        """Process id, for tests that kill workers."""
+        """Process id; also the sign that the worker has started."""
         return os.getpid()
 
     def probe(self) -> Probe:
@@ -128,7 +144,7 @@ class AuditWorker:
         return Probe(
             model,
             classifier,
-            str(resolve_dtype(self._config.sampler.dtype, self._device)).removeprefix("torch."),
+            self._dtype(),
             f"{self._device.type} {name}",
             torch.get_num_threads(),
             platform.node(),
@@ -225,8 +241,7 @@ class AuditWorker:
             "batch_size": batch,
             "device": str(self._device),
             "threads": torch.get_num_threads(),
-            "host": platform.node(),
-            "versions": {name: version(name) for name in KEYED_LIBRARIES},
+            "versions": _keyed_versions(),
         }
         shard = Shard(spec, embeddings, statuses, pictures, provenance)
         self._store.put(spec.object_key, shard.to_bytes(), content_type="application/vnd.apache.parquet")

@@ -50,3 +50,13 @@ def test_the_scale_is_the_norm_of_the_first_order_edit() -> None:
     source, destination = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 3.0], [0.0, 2.0]])
     pairs = TokenPairs(PromptEdit("s", {"d": 1.0}), source, destination[None])
     assert edit_scale([pairs]) == 3.0
+
+
+def test_pictures_that_nobody_can_label_are_no_success() -> None:
+    blank = np.tile([0, 0, 20], (2, 3, 1))
+    answers = iter([counts(1.0), blank])
+    tried = sweep(
+        [1.0, 0.1], 1.0, [None, None], lambda _: EditOperator.identity(4), lambda _o, _n: next(answers), TARGETS, 0.2
+    )
+    assert tried[1].delta_within == 1.0
+    assert choose(tried, 0.2) is tried[0]

@@ -1,0 +1,45 @@
+"""A worker without models: each prompt says what happens to its shard."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.config import RunConfig
+from jobs.shards import ShardSpec
+from jobs.worker import ShardOutcome
+
+
+class FakeWorker:
+    """Writes a line for each shard that it begins, so that tests see what was tried how often."""
+
+    def __init__(self, config: RunConfig, settings: object, token: str, threads: object, expected: object) -> None:
+        self._log = Path(config.output) / "log"
+        if config.model == "dies at start":
+            os._exit(1)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def probe(self) -> str:
+        if self._first("probe died") and (self._log.parent / "probe dies once").exists():
+            os._exit(1)
+        return "probed"
+
+    def run(self, specs: Sequence[ShardSpec], operator: object) -> list[ShardOutcome]:
+        for spec in specs:
+            with self._log.open("a") as log:
+                log.write(f"{spec.prompt}\n")
+            if spec.prompt == "kills" or (spec.prompt == "kills once" and self._first(spec.prompt)):
+                os._exit(1)
+            if spec.prompt == "raises":
+                raise ValueError("this shard is bad")
+            time.sleep(0.01)
+        return [ShardOutcome(s.digest, s.count, 0, False, 0.01) for s in specs]
+
+    def _first(self, what: str) -> bool:
+        marker = self._log.parent / f"{what}.done"
+        if marker.exists():
+            return False
+        marker.touch()
+        return True
