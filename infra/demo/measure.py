@@ -147,13 +147,14 @@ def _share(labels: Sequence[str]) -> dict[str, float | int | None]:
     return {"female_percent": share, "n": determined, "undetermined": counts["undetermined"]}
 
 
-def _delta(subjects: Sequence[str], labels: Sequence[str]) -> float:
+def _delta(subjects: Sequence[str], labels: Sequence[str]) -> float | None:
+    """Give the mean over professions of |F - 50| / 50; None where no image is determined."""
     shares = []
     for name in _NAMES:
         of_name = _share([label for label, s in zip(labels, subjects, strict=True) if s == name])["female_percent"]
         if of_name is not None:
             shares.append(abs(of_name - 50) / 50)
-    return round(float(np.mean(shares)), 3)
+    return round(float(np.mean(shares)), 3) if shares else None
 
 
 def _percent(hits: int, n: int) -> dict[str, float | int]:
@@ -161,9 +162,14 @@ def _percent(hits: int, n: int) -> dict[str, float | int]:
 
 
 def measure(
-    weights: Path, out: Path, seed: int = 1, effort: Effort | None = None, console: Console | None = None
+    weights: Path,
+    out: Path,
+    seed: int = 1,
+    effort: Effort | None = None,
+    console: Console | None = None,
+    templates: Sequence[str] = (*WORDINGS, *HELD_OUT_WORDINGS),
 ) -> None:
-    """Measure a weights folder; see the module's docstring."""
+    """Measure a weights folder in the base wording and in each of `templates`; see the module's docstring."""
     effort, console = effort or Effort(), console or Console()
     diffusers_logging.set_verbosity_error()
     demo = Demo(weights)
@@ -210,7 +216,6 @@ def measure(
     report["explicit"] = _explicit(demo, seed + 1, effort.explicit)
     report["controls"] = _controls(demo, seed + 2, effort.control)
     report["wordings"] = {}
-    templates = [*WORDINGS, *HELD_OUT_WORDINGS]
     for i, template in enumerate(track(templates, "wordings", console=console, transient=True)):
         subjects = [name for name in _NAMES for _ in range(effort.wording)]
         pictures = demo.generate([fill(template, by_name[s].source) for s in subjects], seed + 10 + i)
