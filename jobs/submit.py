@@ -28,6 +28,8 @@ from jobs.progress import MARK, bars
 
 __all__ = ["submit"]
 
+# They set a level of their own, so that of "ray" does not reach them.
+_CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _POLL_S = 1.0
 _SILENCE_S = 300.0
 
@@ -62,7 +64,8 @@ def submit(
     Raises:
         ClusterError: the cluster can't be reached or refuses the job.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
         existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()

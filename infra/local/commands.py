@@ -61,7 +61,9 @@ def up(
     _console.print("[green]The cluster is up.[/green]")
     _show(cluster)
     _console.print(
-        '\nNext, in this shell:\n  eval "$(evenhand local env)"\n  evenhand doctor', markup=False, highlight=False
+        '\nNext, in this shell:\n  eval "$(evenhand local env)"\n  evenhand submit run.yaml',
+        markup=False,
+        highlight=False,
     )
 
 
