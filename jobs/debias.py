@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import platform
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from jobs.classifier import TextEmbeddings
 from jobs.config import RunConfig
 from jobs.errors import ExitCode, exit_code_of
 from jobs.folder import RunFolder
+from jobs.identity import identity_of, preserved_prompts, provenance_of, recipe_of, without_paths
 from jobs.inputs import read_inputs
 from jobs.models import cache_folder
 from jobs.pictures import choose_pictures
@@ -41,7 +40,7 @@ from jobs.report.page import render
 from jobs.report.schema import Cost, Report
 from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, EditedProfession, evaluate, label_counts, sentence
-from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.shards import BASE, ShardSpec
 from jobs.strength import Candidate, calibration_parquet, choose, edit_scale, rounds_for_report, sweep
 from jobs.tally import CellTally, TallyTask, tally
 from jobs.worker import Probe
@@ -110,8 +109,8 @@ class _Job:
         self.used: list[str] = []
         console.print(f"{len(self.names)} professions, {pool.size} worker(s); loading the models")
         self.probe: Probe = pool.probe()
-        self.recipe = _recipe(config, self.probe)
-        identity = _identity(config, manifest, self.recipe)
+        self.recipe = recipe_of(config, self.probe)
+        identity = identity_of(config, manifest, self.recipe)
         self.folder = RunFolder(store, config.run or f"run-{identity[:16]}")
         self.folder.open(identity, self._facts())
         self.reporter = Reporter(console, self.folder.progress)
@@ -266,7 +265,7 @@ class _Job:
                 rounds=rounds_for_report(tried),
             ),
             provenance={
-                **_provenance(self.config, self.probe, self.recipe),
+                **provenance_of(self.config, self.probe, self.recipe),
                 "manifest": self.manifest.digest,
                 "operator": operator.digest,
                 "operator_checksum": operator.checksum,
@@ -306,8 +305,8 @@ class _Job:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "configuration": _without_paths(self.config.model_dump(mode="json")),
-            "provenance": _provenance(self.config, self.probe, self.recipe),
+            "configuration": without_paths(self.config.model_dump(mode="json")),
+            "provenance": provenance_of(self.config, self.probe, self.recipe),
             "environment": {
                 "python": platform.python_version(),
                 "workers": self.pool.size,
@@ -328,76 +327,6 @@ def _code(error: BaseException) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     return int(exit_code_of(error) or ExitCode.FAULT)
-
-
-def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
-    """Prompts that keep their embeddings: explicit ones in all edit wordings, and those that the user names."""
-    from time_ops.encoding import augment
-
-    explicit = [
-        augment(wording, destination.prompt)
-        for profession in manifest.professions
-        for destination in profession.destinations
-        for wording in config.wordings.edit
-    ]
-    return list(dict.fromkeys([*config.preserve.prompts, *(explicit if config.preserve.explicit else [])]))
-
-
-def _recipe(config: RunConfig, probe: Probe) -> Recipe:
-    sampler = config.sampler
-    majors = {
-        name: ".".join(probe.versions[name].split("+")[0].split(".")[:2])
-        for name in ("diffusers", "torch", "transformers")
-    }
-    return Recipe(
-        model=probe.model,
-        classifier=probe.classifier,
-        scheduler=sampler.scheduler,
-        steps=sampler.steps,
-        guidance_scale=sampler.guidance_scale,
-        height=sampler.height,
-        width=sampler.width,
-        dtype=probe.dtype,
-        negative_prompt=sampler.negative_prompt,
-        safety_checker=sampler.safety_checker,
-        seed=config.seed,
-        versions=tuple(sorted(majors.items())),
-    )
-
-
-def _identity(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
-    """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it."""
-    settings = config.model_dump(mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers"})
-    settings["sampler"].pop("batch_size")
-    content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as used; of files and folders on a machine only their last name."""
-    local = {
-        k: configuration[k] for k in ("manifest", "model", "classifier", "output") if "://" not in configuration[k]
-    }
-    return configuration | {
-        k: v.rstrip("/").rpartition("/")[2] if v.startswith(("/", "~")) else v for k, v in local.items()
-    }
-
-
-def _provenance(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, Any]:
-    """What a report says of its making; models by their last name and digest, so that no machine's path gets out."""
-    return {
-        "model": config.model.rstrip("/").rpartition("/")[2],
-        "model_digest": probe.model,
-        "classifier": config.classifier.rstrip("/").rpartition("/")[2],
-        "classifier_digest": probe.classifier,
-        "device": probe.device,
-        "threads": probe.threads,
-        "versions": {**probe.versions, "python": platform.python_version(), "evenhand": version("evenhand")},
-        "sampler": {k: v for k, v in asdict(recipe).items() if k not in ("model", "classifier", "versions", "schema")},
-        "undetermined_margin": config.undetermined_margin,
-        "wordings": config.wordings.model_dump(mode="json"),
-        "seed": config.seed,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

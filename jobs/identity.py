@@ -1,0 +1,84 @@
+"""What a run is: the recipe of its shards, the identity that resuming asks for, the provenance that a report gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from jobs.config import RunConfig
+from jobs.shards import Recipe
+from jobs.worker import KEYED_LIBRARIES, Probe
+from manifests import Manifest
+from time_ops.encoding import augment
+
+__all__ = ["identity_of", "preserved_prompts", "provenance_of", "recipe_of", "without_paths"]
+
+
+def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
+    """Prompts that keep their embeddings: explicit ones in all edit wordings, and those that the user names."""
+    explicit = [
+        augment(wording, destination.prompt)
+        for profession in manifest.professions
+        for destination in profession.destinations
+        for wording in config.wordings.edit
+    ]
+    return list(dict.fromkeys([*config.preserve.prompts, *(explicit if config.preserve.explicit else [])]))
+
+
+def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
+    """What all shards of the run share, with the dtype and the libraries of the probed worker."""
+    sampler = config.sampler
+    majors = {name: ".".join(probe.versions[name].split("+")[0].split(".")[:2]) for name in KEYED_LIBRARIES}
+    return Recipe(
+        model=probe.model,
+        classifier=probe.classifier,
+        scheduler=sampler.scheduler,
+        steps=sampler.steps,
+        guidance_scale=sampler.guidance_scale,
+        height=sampler.height,
+        width=sampler.width,
+        dtype=probe.dtype,
+        negative_prompt=sampler.negative_prompt,
+        safety_checker=sampler.safety_checker,
+        seed=config.seed,
+        versions=tuple(sorted(majors.items())),
+    )
+
+
+def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
+    """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it."""
+    settings = config.model_dump(mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers"})
+    settings["sampler"].pop("batch_size")
+    content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as used; of files and folders on a machine only their last name."""
+    local = {
+        k: configuration[k] for k in ("manifest", "model", "classifier", "output") if "://" not in configuration[k]
+    }
+    return configuration | {
+        k: v.rstrip("/").rpartition("/")[2] if v.startswith(("/", "~")) else v for k, v in local.items()
+    }
+
+
+def provenance_of(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, Any]:
+    """What a report says of its making; models by their last name and digest, so that no machine's path gets out."""
+    return {
+        "model": config.model.rstrip("/").rpartition("/")[2],
+        "model_digest": probe.model,
+        "classifier": config.classifier.rstrip("/").rpartition("/")[2],
+        "classifier_digest": probe.classifier,
+        "device": probe.device,
+        "threads": probe.threads,
+        "versions": {**probe.versions, "python": platform.python_version(), "evenhand": version("evenhand")},
+        "sampler": {k: v for k, v in asdict(recipe).items() if k not in ("model", "classifier", "versions", "schema")},
+        "undetermined_margin": config.undetermined_margin,
+        "wordings": config.wordings.model_dump(mode="json"),
+        "seed": config.seed,
+    }
