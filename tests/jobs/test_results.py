@@ -77,7 +77,6 @@ def test_balance_bought_with_undetermined_pictures_fails_its_own_gate() -> None:
     result = audit({"CEO": [(many, hidden), (many, hidden)], "nurse": [(many, hidden), (many, hidden)]})
     outcome = {g.name: g.outcome for g in result.gates}
     assert outcome["undetermined_increase"] == "fail"
-    assert outcome["explicit"] == "inconclusive" or outcome["explicit"] == "pass"
     assert result.verdict.value == "fail"
 
 
