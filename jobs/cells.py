@@ -109,7 +109,7 @@ def cut(
                 cell.prompt,
                 first,
                 min(block, cell.images - first),
-                pictures=config.pictures.per_shard if pictures else 0,
+                pictures=config.pictures.of_shard(first, min(block, cell.images - first)) if pictures else 0,
                 picture_format=config.pictures.format,
             )
             for first in range(0, cell.images, block)

@@ -27,6 +27,7 @@ __all__ = [
     "PreserveConfig",
     "RunConfig",
     "SamplerConfig",
+    "StorageConfig",
     "StrengthConfig",
     "WordingsConfig",
     "WorkersConfig",
@@ -132,6 +133,7 @@ class SamplerConfig(Section):
     batch_size: int | Literal["auto"] = Field("auto", description="images per forward pass")
     negative_prompt: str = Field("", description="transformed by the edit just as the prompt is")
     safety_checker: bool = Field(True, description="use the model's safety checker where it has one")
+    compile: bool = Field(False, description="torch.compile the UNet: slower to start, faster on a GPU")
 
     @field_validator("batch_size")
     @classmethod
@@ -158,15 +160,40 @@ class WorkersConfig(Section):
 
     count: int | None = Field(None, ge=1, description="actors; null: as many as the cluster's resources hold")
     num_cpus: float = Field(1.0, gt=0, description="CPUs per actor; also its threads on a CPU")
-    num_gpus: float | None = Field(None, ge=0, description="GPUs per actor; null: one where the cluster has any")
-    max_attempts: int = Field(3, ge=1, description="tries of a shard before it counts as failed")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs per actor, a fraction to share one; null: one where the cluster has any"
+    )
+    max_attempts: int = Field(3, ge=1, description="tries of a shard that raises, before it counts as failed")
+    failed_shards: Probability = Field(
+        0.0, description="share of a stage's shards that may fail; their images are counted as failed, never labelled"
+    )
+    wait_s: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to bring what a worker needs")
+
+
+class StorageConfig(Section):
+    """How patient a run is with its object store."""
+
+    patience_s: float = Field(
+        600.0, ge=0, description="how long one operation is tried again while the store is away, throttles or breaks off"
+    )
 
 
 class PicturesConfig(Section):
     """Which images are kept beside their embeddings."""
 
-    per_shard: int = Field(4, ge=0, description="the first so many of each shard")
+    per_cell: int | Literal["all"] = Field(4, description="the first so many of each cell, all, or 0 for none")
     format: Literal["webp", "png"] = Field("webp", description="webp is lossless here for small images")
+
+    @field_validator("per_cell")
+    @classmethod
+    def _not_negative(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError("must be 0 or more, or all")
+        return value
+
+    def of_shard(self, first: int, count: int) -> int:
+        """How many images of a shard are kept, from its first on, where the shard begins at the cell's `first`."""
+        return count if self.per_cell == "all" else max(0, min(self.per_cell - first, count))
 
 
 DEFAULT_CONTROLS = (
@@ -217,6 +244,7 @@ class RunConfig(BaseSettings):
     gates: GatesConfig = Field(default_factory=GatesConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
+    storage: StorageConfig = Field(default_factory=StorageConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="decides every image, together with prompt and index")
 
     @field_validator("manifest", "model", "classifier", "output")

@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "ExitCode",
     "JobError",
+    "LeaseHeldError",
     "ShardsFailedError",
     "exit_code_of",
 ]
@@ -30,6 +31,7 @@ class ExitCode(IntEnum):
     GATE_INCONCLUSIVE = 6
     SHARDS_FAILED = 7
     CLUSTER = 8
+    LEASE_HELD = 9
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -50,6 +52,12 @@ class ClusterError(JobError):
     """The Ray cluster can't run this job, now or ever."""
 
     code = ExitCode.CLUSTER
+
+
+class LeaseHeldError(JobError):
+    """Another driver is working on this run."""
+
+    code = ExitCode.LEASE_HELD
 
 
 class ShardsFailedError(JobError):

@@ -51,8 +51,9 @@ def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
 
 def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
     """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it."""
-    settings = config.model_dump(mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers"})
-    settings["sampler"].pop("batch_size")
+    settings = config.model_dump(mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage"})
+    for how in ("batch_size", "compile"):
+        settings["sampler"].pop(how)
     content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -74,7 +74,7 @@ def settings_of(cluster: local.LocalCluster, output: str) -> dict[str, Any]:
         "shard_images": 3,
         "sampler": {"steps": 5, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
         "strength": {"sweep": [1.0, 0.01], "images_per_cell": 3, "delta_within": 0.0},
-        "pictures": {"per_shard": 2, "format": "png"},
+        "pictures": {"per_cell": 4, "format": "png"},
     }
 
 
