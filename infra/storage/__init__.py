@@ -1,0 +1,31 @@
+"""One small object store over S3 and local folders: whole objects, relative keys, errors that say what to mend.
+
+    store = open_store("s3://bucket/prefix", StorageSettings.from_environment())
+    store.put("runs/a/report.json", b"{}")
+
+Settings carry no secret. Credentials come from boto3's own chain on the machine that makes the request, so settings and
+stores pickle, and a driver hands them to its workers.
+"""
+
+from infra.storage.base import FOLDER_THREADS, ObjectStore
+from infra.storage.errors import InvalidKey, ObjectExists, ObjectMissing, StorageError
+from infra.storage.keys import check_key, safe_name
+from infra.storage.local import LocalStore
+from infra.storage.opening import open_store
+from infra.storage.s3 import S3Store
+from infra.storage.settings import StorageSettings
+
+__all__ = [
+    "FOLDER_THREADS",
+    "InvalidKey",
+    "LocalStore",
+    "ObjectExists",
+    "ObjectMissing",
+    "ObjectStore",
+    "S3Store",
+    "StorageError",
+    "StorageSettings",
+    "check_key",
+    "open_store",
+    "safe_name",
+]

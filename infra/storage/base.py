@@ -1,0 +1,177 @@
+"""What every object store does, and moving folders to and from one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from infra.storage.errors import ObjectExists, ObjectMissing, StorageError
+from infra.storage.keys import check_key
+
+__all__ = ["FOLDER_THREADS", "ObjectStore", "existing_file"]
+
+FOLDER_THREADS = 4
+"""Files of a folder in flight at once; each large one moves in as many parts again."""
+
+
+class ObjectStore(ABC):
+    """Objects under one prefix; keys are relative posix paths (`check_key`), and a write is seen whole or not at all.
+
+    Every method raises `InvalidKey` for a bad key and `StorageError` when the storage refuses or fails. Stores pickle,
+    and may be used by several threads.
+    """
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes.
+
+        Raises:
+            ObjectMissing: there is none.
+
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: bytes, *, content_type: str | None = None, if_absent: bool = False) -> None:
+        """Write an object; with `if_absent`, only if there is none, with exactly one winner among many writers.
+
+        Raises:
+            ObjectExists: `if_absent`, and there is one.
+
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object with exactly this key."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below the folder `prefix` ("" for all), whole and sorted by code point."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete an object; a missing one is no error."""
+
+    @abstractmethod
+    def download(self, key: str, path: str | os.PathLike[str]) -> None:
+        """Copy an object to a local file, making its folder; the file appears whole, in bounded memory.
+
+        Raises:
+            ObjectMissing: there is none.
+
+        """
+
+    @abstractmethod
+    def upload(self, path: str | os.PathLike[str], key: str) -> None:
+        """Copy a local file to an object, in parts and in bounded memory."""
+
+    @abstractmethod
+    def url(self, key: str = "") -> str:
+        """Return what `open_store` and people call the object, or the store itself for ""."""
+
+    @abstractmethod
+    def sub(self, prefix: str) -> ObjectStore:
+        """Return the store of the keys below `prefix`; its keys can't leave it."""
+
+    def upload_folder(
+        self, path: str | os.PathLike[str], prefix: str = "", last: Sequence[str] = ("model_index.json",)
+    ) -> tuple[str, ...]:
+        """Upload all files below a folder in parallel; those named in `last` follow in that order, one by one.
+
+        Returns:
+            The keys written, sorted.
+
+        Raises:
+            StorageError: the folder is missing or has no file.
+
+        """
+        folder = Path(path)
+        store = self.sub(prefix) if prefix else self
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        if not names:
+            raise StorageError(f"upload {folder} to {store.url()}: no such folder, or no file in it.", store.url())
+        for name in names:
+            check_key(name)
+        _in_order(names, last, lambda name: store.upload(folder / name, name))
+        return tuple(f"{prefix}/{name}" if prefix else name for name in names)
+
+    def download_folder(
+        self, prefix: str, path: str | os.PathLike[str], last: Sequence[str] = ("model_index.json",)
+    ) -> tuple[Path, ...]:
+        """Download all objects below `prefix` ("" for all) into a folder in parallel; those in `last` at the end.
+
+        Returns:
+            The files written, sorted.
+
+        Raises:
+            ObjectMissing: nothing is below the prefix.
+
+        """
+        folder = Path(path)
+        store = self.sub(prefix) if prefix else self
+        names = tuple(check_key(name) for name in store.list())
+        if not names:
+            raise ObjectMissing(f"download {store.url()}: no object is below it. Correct the URL.", store.url())
+        _in_order(names, last, lambda name: store.download(name, folder / name))
+        return tuple(folder / name for name in names)
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small object.
+
+        Raises:
+            StorageError: one of the three failed, or gave back other bytes.
+
+        """
+        key, data = f"evenhand-probe-{uuid.uuid4().hex}", os.urandom(64)
+        self.put(key, data)
+        try:
+            if self.get(key) != data:
+                raise StorageError(
+                    f"read {self.url(key)}: not the bytes just written. The store is broken.", self.url(key)
+                )
+        finally:
+            self.delete(key)
+
+    def supports_conditional_put(self) -> bool:
+        """Return whether `put(if_absent=True)` really refuses to replace an object here; some servers ignore it."""
+        key = f"evenhand-probe-{uuid.uuid4().hex}"
+        self.put(key, b"first")
+        try:
+            self.put(key, b"second", if_absent=True)
+        except ObjectExists:
+            return True
+        except StorageError as error:
+            if error.retriable:
+                raise
+        finally:
+            self.delete(key)
+        return False
+
+
+def _in_order(names: Collection[str], last: Sequence[str], move: Callable[[str], None]) -> None:
+    """Move all names but `last` in parallel, stopping at the first failure, then the last ones in their order."""
+    pool = ThreadPoolExecutor(FOLDER_THREADS, thread_name_prefix="evenhand-folder")
+    try:
+        for done in [pool.submit(move, name) for name in names if name not in last]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for name in last:
+        if name in names:
+            move(name)
+
+
+def existing_file(path: str | os.PathLike[str], url: str) -> Path:
+    """Return the file to upload.
+
+    Raises:
+        StorageError: there is none.
+
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise StorageError(f"upload {source} to {url}: there is no such file.", url)
+    return source

@@ -1,0 +1,148 @@
+"""A local folder as an object store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.storage.base import ObjectStore, existing_file
+from infra.storage.errors import InvalidKey, ObjectExists, ObjectMissing, StorageError
+from infra.storage.keys import PARTIAL, check_key, join
+
+__all__ = ["LocalStore"]
+
+
+class LocalStore(ObjectStore):
+    """A folder as an object store. Writes go beside, to disk, then into place; links that lead out are refused."""
+
+    def __init__(self, root: str | os.PathLike[str], prefix: str = "") -> None:
+        self._root = Path(root).absolute()
+        self._prefix = check_key(prefix) if prefix else ""
+
+    def _base(self) -> Path:
+        return Path(os.path.realpath(self._root)) / self._prefix
+
+    def _path(self, key: str) -> Path:
+        base = self._base()
+        path = base / check_key(key)
+        if not Path(os.path.realpath(path)).is_relative_to(base):
+            raise InvalidKey(f"key {key!r}: a symbolic link on its way leads out of {base}")
+        return path
+
+    @contextmanager
+    def _reporting(self, operation: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise ObjectMissing(
+                f"{operation} {self.url(key)}: {error.strerror} ({error.filename}).", self.url(key)
+            ) from error
+        except OSError as error:
+            advice = {
+                errno.EACCES: "Give this user access to the folder.",
+                errno.EPERM: "Give this user access to the folder.",
+                errno.ENOSPC: "Free some space.",
+                errno.EROFS: "Choose a folder that can be written.",
+                errno.ENOTDIR: "A file stands where the key needs a folder: choose another key or folder.",
+            }.get(error.errno or 0, "Check the folder and its disk.")
+            raise StorageError(
+                f"{operation} {self.url(key)}: {error.strerror or error}. {advice}", self.url(key)
+            ) from error
+
+    def _write(self, key: str, fill: Callable[[Path], object], *, if_absent: bool) -> None:
+        path = self._path(key)
+        with self._reporting("write", key):
+            if path.is_dir():
+                raise StorageError(f"write {path}: a folder has this name. Choose another key.", self.url(key))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_beside(path, fill, if_absent=if_absent)
+
+    def get(self, key: str) -> bytes:
+        """See `ObjectStore.get`."""
+        path = self._path(key)
+        with self._reporting("read", key):
+            return path.read_bytes()
+
+    def put(self, key: str, data: bytes, *, content_type: str | None = None, if_absent: bool = False) -> None:
+        """See `ObjectStore.put`; a folder keeps no `content_type`."""
+        del content_type
+        self._write(key, lambda beside: beside.write_bytes(data), if_absent=if_absent)
+
+    def exists(self, key: str) -> bool:
+        """See `ObjectStore.exists`."""
+        path = self._path(key)
+        with self._reporting("look up", key):
+            return path.is_file()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `ObjectStore.list`; links that lead out are left out."""
+        base = self._base()
+        start = self._path(prefix.removesuffix("/")) if prefix else base
+        found = []
+        for folder, _, names in os.walk(start):
+            for name in names:
+                path = Path(folder, name)
+                if name.startswith(PARTIAL) or not path.is_file():
+                    continue
+                if not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(base):
+                    found.append(path.relative_to(base).as_posix())
+        yield from sorted(found)
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        path = self._path(key)
+        with self._reporting("delete", key):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+    def download(self, key: str, path: str | os.PathLike[str]) -> None:
+        """See `ObjectStore.download`."""
+        source, target = self._path(key), Path(path)
+        with self._reporting("download", key):
+            if not source.is_file():
+                raise ObjectMissing(f"download {source}: no such object.", self.url(key))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_beside(target, lambda beside: shutil.copyfile(source, beside), if_absent=False)
+
+    def upload(self, path: str | os.PathLike[str], key: str) -> None:
+        """See `ObjectStore.upload`."""
+        source = existing_file(path, self.url(key))
+        self._write(key, lambda beside: shutil.copyfile(source, beside), if_absent=False)
+
+    def url(self, key: str = "") -> str:
+        """See `ObjectStore.url`: an absolute path."""
+        return (self._root / self._prefix / check_key(key) if key else self._root / self._prefix).as_posix()
+
+    def sub(self, prefix: str) -> LocalStore:
+        """See `ObjectStore.sub`."""
+        return LocalStore(self._root, join(self._prefix, check_key(prefix.removesuffix("/"))))
+
+
+def _write_beside(path: Path, fill: Callable[[Path], object], *, if_absent: bool) -> None:
+    """Fill a file beside `path`, sync it, then rename it (or link it, which refuses to replace) and sync the folder."""
+    beside = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        fill(beside)
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if if_absent:
+            try:
+                os.link(beside, path)
+            except FileExistsError as error:
+                raise ObjectExists(f"write {path}: it exists already.", path.as_posix()) from error
+        else:
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
