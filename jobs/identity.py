@@ -5,17 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 from jobs.config import RunConfig
 from jobs.shards import Recipe
-from jobs.worker import KEYED_LIBRARIES, Probe
 from manifests import Manifest
 from time_ops.encoding import augment
 
-__all__ = ["identity_of", "preserved_prompts", "provenance_of", "recipe_of", "without_paths"]
+__all__ = [
+    "KEYED_LIBRARIES",
+    "Probe",
+    "identity_of",
+    "preserved_prompts",
+    "provenance_of",
+    "recipe_of",
+    "without_paths",
+]
+
+KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
+"""Whose major and minor versions are part of the shards' key."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a worker is: what the shards' key needs, and where it runs."""
+
+    model: str
+    classifier: str
+    dtype: str
+    device: str
+    threads: int
+    host: str
+    versions: dict[str, str]
 
 
 def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
@@ -51,7 +74,9 @@ def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
 
 def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
     """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it."""
-    settings = config.model_dump(mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage"})
+    settings = config.model_dump(
+        mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage"}
+    )
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)
     content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}

@@ -1,6 +1,7 @@
-"""Models by hub id, local folder or `s3://` prefix: brought to this node, identified by their tensors, loaded.
+"""Models by hub id, local folder or `s3://` prefix: brought to this node and identified by their tensors.
 
-Only safetensors are ever opened, and no code that comes with a model is run.
+Only safetensors are ever opened, and no code that comes with a model is run. Neither torch nor diffusers is imported
+here: a plan reads models in a small process. Pipelines are loaded by `jobs.pipelines`.
 """
 
 from __future__ import annotations
@@ -10,36 +11,30 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import diffusers
-import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from infra.storage import StorageSettings, open_store
-from jobs.config import SamplerConfig
-from time_ops import ModelError
+from time_ops.errors import ModelError
 
-__all__ = ["cache_folder", "check_kind", "content_digest", "load_pipeline", "load_tokenizers", "resolve_dtype", "stage"]
+if TYPE_CHECKING:
+    import torch
 
-# diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
+__all__ = [
+    "cache_folder",
+    "check_kind",
+    "content_digest",
+    "load_tokenizers",
+    "resolve_dtype",
+    "safetensors_header",
+    "stage",
+]
 
+_READ_BYTES = 1 << 20
 _TEXT_SUFFIXES = (".json", ".txt", ".model")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
@@ -95,6 +90,9 @@ def _from_hub(reference: str, *, pipeline: bool) -> Path:
     name, _, revision = reference.partition("@")
     try:
         if pipeline:
+            # It knows which files a pipeline needs, and costs 200 MB: only who names a hub model pays.
+            from diffusers import DiffusionPipeline
+
             found = DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
         else:
             patterns = ["*.json", "*.txt", "*.safetensors"]
@@ -145,23 +143,40 @@ def _text_content(file: Path) -> bytes:
 
 def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
     default = [f for f in files if not any(v in f.name for v in _VARIANTS)]
-    where: dict[str, Path] = {}
+    where: dict[str, tuple[Path, dict[str, Any], int]] = {}
     for file in default or files:
         try:
-            with safe_open(file, "pt") as opened:
-                where.update(dict.fromkeys(opened.keys(), file))
+            # Opened by the library first: it refuses headers that lie about the file.
+            with safe_open(file, "np"), file.open("rb") as stream:
+                header, data_at = safetensors_header(stream)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{component}/{file.name} can't be read: {error}; fetch the model again") from error
-    opened_files = {file: safe_open(file, "pt") for file in set(where.values())}
+        where |= {name: (file, entry, data_at) for name, entry in header.items() if name != "__metadata__"}
     for name in sorted(where):
-        with_tensor = opened_files[where[name]]
-        tensor = with_tensor.get_tensor(name)  # type: ignore[no-untyped-call]
-        sha.update(f"{component}:{name}:{tensor.dtype}:{tuple(tensor.shape)}\0".encode())
-        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        file, entry, data_at = where[name]
+        sha.update(f"{component}:{name}:{entry['dtype']}:{tuple(entry['shape'])}\0".encode())
+        begin, end = entry["data_offsets"]
+        with file.open("rb") as stream:
+            stream.seek(data_at + begin)
+            left = end - begin
+            while left:
+                piece = stream.read(min(left, _READ_BYTES))
+                if not piece:
+                    raise ModelError(f"{component}/{file.name} can't be read: it ends early; fetch the model again")
+                sha.update(piece)
+                left -= len(piece)
+
+
+def safetensors_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin."""
+    size = int.from_bytes(stream.read(8), "little")
+    return json.loads(stream.read(size)), 8 + size
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+    import torch
+
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype
@@ -184,48 +199,36 @@ def check_kind(folder: Path) -> None:
         raise ModelError(f"the model is a {kind}; jobs audit StableDiffusionPipeline (1.x and 2.x) so far")
 
 
-def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
-
-    Raises:
-        ModelError: not a Stable Diffusion 1.x or 2.x pipeline, or one that can't be loaded.
-    """
-    check_kind(folder)
-    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    if not sampler.safety_checker:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    diffusers_logging.disable_progress_bar()
-    try:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
-        raise ModelError(f"the pipeline can't be loaded: {error}") from error
-    name, extra = SCHEDULERS[sampler.scheduler]
-    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **extra)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
-    if device.type == "cuda":
-        pipe.unet.to(memory_format=torch.channels_last)
-    return pipe
-
-
 def load_tokenizers(folder: Path) -> list[Any]:
-    """The pipeline's tokenizers alone, for checking prompts without loading weights.
+    """The pipeline's tokenizers alone, of the classes it names, for checking prompts without loading weights.
 
     Raises:
         ModelError: the folder has none that can be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
     found = []
     for name in ("tokenizer", "tokenizer_2"):
         if (folder / name).is_dir():
+            kind = _component_class(folder, name)
+            # AutoTokenizer imports torch; the named class, which the pipeline itself would load, does not.
+            loader = getattr(transformers, kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer")
             try:
-                found.append(AutoTokenizer.from_pretrained(folder / name, local_files_only=True))
+                found.append(loader.from_pretrained(folder / name, local_files_only=True))
             except (OSError, ValueError) as error:
                 raise ModelError(f"the model's {name} can't be loaded: {error}") from error
     if not found:
         raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")
     return found
+
+
+def _component_class(folder: Path, name: str) -> str:
+    """The transformers class of one of the pipeline's components, "" where model_index.json names none."""
+    try:
+        library, kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(kind) if library == "transformers" else ""
 
 
 def cache_folder() -> Path:

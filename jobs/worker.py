@@ -23,26 +23,13 @@ from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_stor
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
 from jobs.generator import Generator, ImageRequest, encode_picture
-from jobs.models import cache_folder, content_digest, load_pipeline, resolve_dtype, stage
+from jobs.identity import KEYED_LIBRARIES, Probe
+from jobs.models import cache_folder, content_digest, resolve_dtype, stage
+from jobs.pipelines import load_pipeline
 from jobs.shards import STATUSES, Shard, ShardError, ShardSpec
 from time_ops import EditOperator, ModelError, PromptEdit, TokenPairs, encode_edits, encode_preserved
 
 __all__ = ["AuditWorker", "Probe", "ShardOutcome"]
-
-KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a worker is: what the shards' key needs, and where it runs."""
-
-    model: str
-    classifier: str
-    dtype: str
-    device: str
-    threads: int
-    host: str
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
