@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 from jobs.config import RunConfig
@@ -13,7 +12,7 @@ from jobs.shards import Recipe, ShardSpec
 from manifests.schema import Manifest
 from time_ops.encoding import augment
 
-__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut"]
+__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "shards_of"]
 
 Kind = Literal["audit", "calibration", "explicit", "control"]
 
@@ -95,29 +94,29 @@ def check_held_out(manifest: Manifest, config: RunConfig) -> None:
         )
 
 
-def cut(
-    cells: Iterable[Cell], recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True
-) -> list[list[ShardSpec]]:
-    """The shards of each cell, in order: fixed blocks of `shard_images`, so that more images only append blocks."""
+def cut_cell(cell: Cell, recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True) -> list[ShardSpec]:
+    """The shards of one cell: fixed blocks of `shard_images`, so that more images only append blocks."""
     block = config.shard_images
-    return [
-        [
+    shards = []
+    for first in range(0, cell.images, block):
+        count = min(block, cell.images - first)
+        kept = config.pictures.of_shard(first, count) if pictures else 0
+        shards.append(
             ShardSpec(
-                recipe,
-                operator,
-                cell.stream,
-                cell.prompt,
-                first,
-                min(block, cell.images - first),
-                pictures=config.pictures.of_shard(first, min(block, cell.images - first)) if pictures else 0,
-                picture_format=config.pictures.format,
+                recipe, operator, cell.stream, cell.prompt, first, count, kept, picture_format=config.pictures.format
             )
-            for first in range(0, cell.images, block)
-        ]
-        for cell in cells
-    ]
+        )
+    return shards
 
 
-def flatten(shards: Iterable[Iterable[ShardSpec]]) -> list[ShardSpec]:
-    """All shards of all cells, each once: equal prompts of two cells are one shard."""
-    return list(dict.fromkeys(chain.from_iterable(shards)))
+def shards_of(
+    cells: Iterable[Cell], recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True
+) -> Iterator[ShardSpec]:
+    """All shards of all cells, each once, one at a time: equal prompts of two cells are one shard."""
+    seen: set[int] = set()
+    for cell in cells:
+        for spec in cut_cell(cell, recipe, operator, config, pictures=pictures):
+            place = hash((spec.stream, spec.prompt, spec.first, spec.count))
+            if place not in seen:
+                seen.add(place)
+                yield spec
