@@ -8,7 +8,7 @@ stores pickle, and a driver hands them to its workers.
 """
 
 from infra.storage.base import FOLDER_THREADS, ObjectStore
-from infra.storage.errors import InvalidKey, ObjectExists, ObjectMissing, StorageError
+from infra.storage.errors import InvalidKey, ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key, safe_name
 from infra.storage.local import LocalStore
 from infra.storage.opening import open_store
@@ -19,6 +19,7 @@ __all__ = [
     "FOLDER_THREADS",
     "InvalidKey",
     "LocalStore",
+    "ObjectChanged",
     "ObjectExists",
     "ObjectMissing",
     "ObjectStore",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra.storage.errors import ObjectExists, ObjectMissing, StorageError
+from infra.storage.errors import ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key
 
 __all__ = ["FOLDER_THREADS", "ObjectStore", "existing_file"]
@@ -35,11 +35,39 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, data: bytes, *, content_type: str | None = None, if_absent: bool = False) -> None:
-        """Write an object; with `if_absent`, only if there is none, with exactly one winner among many writers.
+    def get_tagged(self, key: str) -> tuple[bytes, str]:
+        """Return an object's bytes and its entity tag, which `put(if_match=...)` takes; other bytes, another tag.
+
+        Raises:
+            ObjectMissing: there is none.
+
+        """
+
+    @abstractmethod
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        content_type: str | None = None,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> None:
+        """Write an object, whole.
+
+        A conditional write has exactly one winner among many conditional writers.
+
+        Args:
+            key: the object's name.
+            data: its bytes.
+            content_type: its media type, where the store keeps one.
+            if_absent: write only if there is none.
+            if_match: replace only the object that has this entity tag (`get_tagged`).
 
         Raises:
             ObjectExists: `if_absent`, and there is one.
+            ObjectChanged: `if_match`, and the object has another tag, or there is none.
+            ValueError: both conditions at once.
 
         """
 
@@ -136,18 +164,28 @@ class ObjectStore(ABC):
             self.delete(key)
 
     def supports_conditional_put(self) -> bool:
-        """Return whether `put(if_absent=True)` really refuses to replace an object here; some servers ignore it."""
+        """Return whether conditional puts really refuse and replace as they should here; some servers ignore them."""
         key = f"evenhand-probe-{uuid.uuid4().hex}"
         self.put(key, b"first")
         try:
-            self.put(key, b"second", if_absent=True)
-        except ObjectExists:
-            return True
+            tag = self.get_tagged(key)[1]
+            if self._refused(ObjectExists, key, b"second", if_absent=True):
+                self.put(key, b"third", if_match=tag)
+                return self._refused(ObjectChanged, key, b"fourth", if_match=tag)
         except StorageError as error:
             if error.retriable:
                 raise
         finally:
             self.delete(key)
+        return False
+
+    def _refused(
+        self, kind: type[StorageError], key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> bool:
+        try:
+            self.put(key, data, if_absent=if_absent, if_match=if_match)
+        except kind:
+            return True
         return False
 
 

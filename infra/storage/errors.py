@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InvalidKey", "ObjectExists", "ObjectMissing", "StorageError"]
+__all__ = ["InvalidKey", "ObjectChanged", "ObjectExists", "ObjectMissing", "StorageError"]
 
 
 class StorageError(OSError):
@@ -26,6 +26,10 @@ class ObjectMissing(StorageError):  # noqa: N818 - a state, not always a fault
 
 class ObjectExists(StorageError):  # noqa: N818 - a state, not always a fault
     """A conditional put found that the object is there already."""
+
+
+class ObjectChanged(StorageError):  # noqa: N818 - a state, not always a fault
+    """A conditional put found that the object is another than the one it was to replace, or gone."""
 
 
 class InvalidKey(ValueError):  # noqa: N818 - named as its siblings

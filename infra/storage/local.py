@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -10,11 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from infra.storage.base import ObjectStore, existing_file
-from infra.storage.errors import InvalidKey, ObjectExists, ObjectMissing, StorageError
+from infra.storage.errors import InvalidKey, ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import PARTIAL, check_key, join
 
 __all__ = ["LocalStore"]
+
+_LOCK_TIMEOUT_S = 60.0
 
 
 class LocalStore(ObjectStore):
@@ -70,10 +75,42 @@ class LocalStore(ObjectStore):
         with self._reporting("read", key):
             return path.read_bytes()
 
-    def put(self, key: str, data: bytes, *, content_type: str | None = None, if_absent: bool = False) -> None:
+    def get_tagged(self, key: str) -> tuple[bytes, str]:
+        """See `ObjectStore.get_tagged`; the tag is a digest of the bytes."""
+        data = self.get(key)
+        return data, _tag(data)
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        content_type: str | None = None,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> None:
         """See `ObjectStore.put`; a folder keeps no `content_type`."""
         del content_type
-        self._write(key, lambda beside: beside.write_bytes(data), if_absent=if_absent)
+        if if_match is None:
+            self._write(key, lambda beside: beside.write_bytes(data), if_absent=if_absent)
+        elif if_absent:
+            raise ValueError("put: if_absent and if_match exclude each other")
+        else:
+            self._replace(key, data, if_match)
+
+    def _replace(self, key: str, data: bytes, tag: str) -> None:
+        path, url = self._path(key), self.url(key)
+        with self._reporting("write", key):
+            if not path.is_file():
+                raise ObjectChanged(f"write {url}: it is gone.", url)
+            with FileLock(path.with_name(f"{PARTIAL}lock"), timeout=_LOCK_TIMEOUT_S):
+                try:
+                    found = _tag(path.read_bytes())
+                except FileNotFoundError as error:
+                    raise ObjectChanged(f"write {url}: it is gone.", url) from error
+                if found != tag:
+                    raise ObjectChanged(f"write {url}: it has changed.", url)
+                _write_beside(path, lambda beside: beside.write_bytes(data), if_absent=False)
 
     def exists(self, key: str) -> bool:
         """See `ObjectStore.exists`."""
@@ -123,6 +160,10 @@ class LocalStore(ObjectStore):
     def sub(self, prefix: str) -> LocalStore:
         """See `ObjectStore.sub`."""
         return LocalStore(self._root, join(self._prefix, check_key(prefix.removesuffix("/"))))
+
+
+def _tag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _write_beside(path: Path, fill: Callable[[Path], object], *, if_absent: bool) -> None:

@@ -16,7 +16,7 @@ from botocore import exceptions as aws
 from s3transfer.exceptions import RetriesExceededError
 
 from infra.storage.base import ObjectStore, existing_file
-from infra.storage.errors import ObjectExists, ObjectMissing, StorageError
+from infra.storage.errors import ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key, join
 from infra.storage.s3_client import Client
 from infra.storage.s3_errors import explain, no_bucket
@@ -25,6 +25,7 @@ from infra.storage.settings import StorageSettings
 __all__ = ["S3Store"]
 
 _BODY_ATTEMPTS = 3
+_WRITER = "evenhand-writer"
 # 4 parts of 16 MiB: a transfer holds at most 64 MiB and its 25 MiB queue, whatever the size of the object.
 _TRANSFER = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4, preferred_transfer_client="classic"
@@ -78,52 +79,73 @@ class S3Store(ObjectStore):
 
     def get(self, key: str) -> bytes:
         """See `ObjectStore.get`."""
+        return self.get_tagged(key)[0]
+
+    def get_tagged(self, key: str) -> tuple[bytes, str]:
+        """See `ObjectStore.get_tagged`; the tag is the ETag."""
         name = self._key(key)
         with self._reporting("read", key):
             for attempt in range(1, _BODY_ATTEMPTS + 1):  # botocore retries a request, not the reading of its answer
                 try:
-                    return self._client.get().get_object(Bucket=self._bucket, Key=name)["Body"].read()
+                    answer = self._client.get().get_object(Bucket=self._bucket, Key=name)
+                    return answer["Body"].read(), answer["ETag"]
                 except (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError):
                     if attempt == _BODY_ATTEMPTS:
                         raise
         raise StorageError(f"read {self.url(key)}: no answer.", self.url(key), retriable=True)
 
-    def put(self, key: str, data: bytes, *, content_type: str | None = None, if_absent: bool = False) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        content_type: str | None = None,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> None:
         """See `ObjectStore.put`."""
         name = self._key(key)
-        extra: dict[str, Any] = {"ContentType": content_type} if content_type else {}
+        if if_absent and if_match is not None:
+            raise ValueError("put: if_absent and if_match exclude each other")
+        request: dict[str, Any] = {"Bucket": self._bucket, "Key": name, "Body": data}
+        if content_type:
+            request["ContentType"] = content_type
         with self._reporting("write", key):
             if if_absent:
-                self._put_absent(key, name, data, extra)
+                self._put_conditionally(request | {"IfNoneMatch": "*"}, uuid.uuid4().hex)
+            elif if_match is not None:
+                self._put_conditionally(request | {"IfMatch": if_match}, uuid.uuid4().hex)
             else:
-                self._client.get().put_object(Bucket=self._bucket, Key=name, Body=data, **extra)
+                self._client.get().put_object(**request)
 
-    def _put_absent(self, key: str, name: str, data: bytes, extra: dict[str, Any]) -> None:
+    def _put_conditionally(self, request: dict[str, Any], writer: str) -> None:
         """Put once only. The object carries its writer's id, as a retried put may be refused for its own first try."""
-        client, writer = self._client.get(), uuid.uuid4().hex
         for attempt in range(1, self.settings.max_attempts + 1):
             try:
-                client.put_object(
-                    Bucket=self._bucket,
-                    Key=name,
-                    Body=data,
-                    IfNoneMatch="*",
-                    Metadata={"evenhand-writer": writer},
-                    **extra,
-                )
+                self._client.get().put_object(**request, Metadata={_WRITER: writer})
             except aws.ClientError as error:
                 code = str(error.response.get("Error", {}).get("Code"))
-                if code in ("PreconditionFailed", "412"):
-                    if error.response["ResponseMetadata"].get("RetryAttempts", 0) or attempt > 1:
-                        found = client.head_object(Bucket=self._bucket, Key=name)["Metadata"].get("evenhand-writer")
-                        if found == writer:
-                            return
-                    raise ObjectExists(f"write {self.url(key)}: it exists already.", self.url(key)) from error
+                if code in ("PreconditionFailed", "412") or (code in ("NoSuchKey", "404") and "IfMatch" in request):
+                    if self._writer_of(request["Key"]) == writer:
+                        return
+                    url = f"s3://{self._bucket}/{request['Key']}"
+                    if "IfMatch" in request:
+                        raise ObjectChanged(f"write {url}: it has changed or is gone.", url) from error
+                    raise ObjectExists(f"write {url}: it exists already.", url) from error
                 if code not in ("ConditionalRequestConflict", "409") or attempt == self.settings.max_attempts:
                     raise
                 time.sleep(0.1 * 2**attempt)
             else:
                 return
+
+    def _writer_of(self, name: str) -> str | None:
+        """Return who wrote an object conditionally; None for another object, or none."""
+        try:
+            return self._client.get().head_object(Bucket=self._bucket, Key=name)["Metadata"].get(_WRITER)
+        except aws.ClientError as error:
+            if str(error.response.get("Error", {}).get("Code")) in ("404", "NoSuchKey"):
+                return None
+            raise
 
     def exists(self, key: str) -> bool:
         """See `ObjectStore.exists`."""

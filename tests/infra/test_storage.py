@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from infra.storage import (
     InvalidKey,
     LocalStore,
+    ObjectChanged,
     ObjectExists,
     ObjectMissing,
     ObjectStore,
@@ -94,6 +95,44 @@ def test_exactly_one_conditional_put_wins(store: ObjectStore) -> None:
     assert store.supports_conditional_put()
     store.check_writable()
     assert list(store.list()) == ["lease"]
+
+
+def test_exactly_one_replacement_wins(store: ObjectStore) -> None:
+    store.put("lease", b"begin")
+    data, tag = store.get_tagged("lease")
+    assert data == b"begin"
+    barrier = threading.Barrier(8)
+
+    def contend(number: int) -> bool:
+        barrier.wait()
+        try:
+            store.put("lease", str(number).encode(), if_match=tag)
+        except ObjectChanged:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(contend, range(8)))
+    assert sum(won) == 1
+    data, renewed = store.get_tagged("lease")
+    assert data == str(won.index(True)).encode()
+    assert renewed != tag
+    store.put("lease", b"end", if_match=renewed)
+    assert store.get("lease") == b"end"
+    assert list(store.list()) == ["lease"]
+
+
+def test_what_is_gone_is_not_replaced(store: ObjectStore) -> None:
+    store.put("lease", b"begin")
+    _, tag = store.get_tagged("lease")
+    store.delete("lease")
+    with pytest.raises(ObjectChanged, match="gone"):
+        store.put("lease", b"end", if_match=tag)
+    assert list(store.list()) == []
+    with pytest.raises(ObjectMissing):
+        store.get_tagged("lease")
+    with pytest.raises(ValueError, match="exclude each other"):
+        store.put("lease", b"end", if_match=tag, if_absent=True)
 
 
 BAD_KEYS = [
