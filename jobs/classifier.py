@@ -47,13 +47,23 @@ class Classifier:
         return int(self._model.config.projection_dim)
 
     @torch.inference_mode()
-    def images(self, pixels: np.ndarray) -> np.ndarray:
-        """Unit embeddings [n, D] float32 of images [n, H, W, 3] uint8."""
+    def images(self, pixels: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """Unit embeddings [n, D] float32 of images [n, H, W, 3] uint8; n may be 0.
+
+        Their bits depend on how many are encoded together: with a `batch_size` a short batch is padded to it.
+
+        Raises:
+            ValueError: more images than `batch_size`.
+        """
+        n = len(pixels)
+        if n == 0:
+            return np.zeros((0, self.width), np.float32)
+        batch = np.pad(pixels, [(0, (batch_size or n) - n), (0, 0), (0, 0), (0, 0)], mode="edge")
         inputs = self._processor.image_processor(
-            images=list(pixels), return_tensors="pt", input_data_format="channels_last"
+            images=list(batch), return_tensors="pt", input_data_format="channels_last"
         )
         features = self._model.get_image_features(pixel_values=inputs["pixel_values"].to(self._device))
-        return _unit(features)
+        return _unit(features)[:n]
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> np.ndarray:

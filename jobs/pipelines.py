@@ -26,13 +26,17 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as Stable Diffusion ships it; the warm-up needs four steps
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
 
 def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
+
+    Attention is scaled dot-product, diffusers' default. On a GPU layouts are channels-last, the VAE decodes image by
+    image, and TF32 is allowed unless the dtype is float32. A compiled UNet compiles at its first batch, and again for
+    every other batch size.
 
     Raises:
         ModelError: not a Stable Diffusion 1.x or 2.x pipeline, or one that can't be loaded.
@@ -52,4 +56,11 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     pipe.to(device)
     if device.type == "cuda":
         pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+        # Decoding takes more memory per image than denoising, and would decide the batch's size.
+        pipe.vae.enable_slicing()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != torch.float32
+    if sampler.compile:
+        # Without CUDA graphs, which overwrite the outputs of earlier steps that multistep schedulers keep.
+        pipe.unet.compile(mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
     return pipe

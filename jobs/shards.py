@@ -24,8 +24,8 @@ SHARD_SCHEMA = 1
 """Raised whenever our code changes what the same key would hold."""
 BASE = "base"
 """The operator's name where there is none."""
-STATUSES = ("ok", "black", "nan")
-"""ok; blacked out by the safety checker; not finite. Only `ok` images are ever labelled."""
+STATUSES = ("ok", "black", "nan", "undecodable")
+"""ok; blacked out by the safety checker; not finite; the VAE raised. Only `ok` images are ever labelled."""
 
 
 class ShardError(ValueError):
