@@ -263,37 +263,71 @@ def encode_edits(
         ModelError: The pipeline can't be edited or its encoder can't be run in float32.
 
     """
-    check_pipeline(pipe)
     edits, templates = list(edits), _checked_templates(augmentations)
-    tokenizers = _agreeing_tokenizers(pipe)
-    converted = [_Converted(pipe, tokenizer) for tokenizer in tokenizers]
-    faults = [
-        fault.reason
-        for tokenizer in converted
-        for fault in check_prompts(tokenizer, edits, augmentations=templates, alignment=alignment)
-    ]
-    if faults:
-        raise EditError.listing("these edits must be mended:", list(dict.fromkeys(faults)))
-    prompts = [augment(t, p) for e in edits for t in templates for p in (e.source, *e.destinations)]
-    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    embeddings = _encode(pipe, list(rows), batch_size)
-    encoder = encoder_digest(pipe)
-    positions = embeddings.shape[1]
-
-    def aligned(source: str, destination: str) -> torch.Tensor:
-        index = _joint_alignment(converted, source, destination, positions, alignment)
-        return embeddings[rows[destination]][torch.from_numpy(index)]
-
+    encoded = encode_checked(pipe, edits, (), augmentations=templates, alignment=alignment, batch_size=batch_size)
     pairs = []
     for edit in edits:
         sources = [augment(t, edit.source) for t in templates]
         destinations = [
-            torch.cat([aligned(s, augment(t, name)) for s, t in zip(sources, templates, strict=True)])
+            torch.cat([encoded.aligned(s, augment(t, name)) for s, t in zip(sources, templates, strict=True)])
             for name in edit.destinations
         ]
-        source = torch.cat([embeddings[rows[s]] for s in sources])
-        pairs.append(TokenPairs(edit, source, torch.stack(destinations), templates, alignment, encoder))
+        source = torch.cat([encoded.embeddings[encoded.places[s]] for s in sources])
+        pairs.append(TokenPairs(edit, source, torch.stack(destinations), templates, alignment, encoded.encoder))
     return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """All prompts of some edits, each distinct one encoded once.
+
+    Attributes:
+        embeddings: [P, n, d] float32.
+        places: Index in `embeddings` of each rendered prompt.
+        encoder: The text encoder's digest.
+
+    """
+
+    embeddings: torch.Tensor
+    places: dict[str, int]
+    encoder: EncoderDigest
+    _tokenizers: Sequence[Any]
+    _alignment: Alignment
+
+    def positions(self, source: str, destination: str) -> torch.Tensor:
+        """Destination position of each source position, [n] int64; both prompts as rendered."""
+        index = _joint_alignment(self._tokenizers, source, destination, self.embeddings.shape[1], self._alignment)
+        return torch.from_numpy(index)
+
+    def aligned(self, source: str, destination: str) -> torch.Tensor:
+        """The destination's embeddings at these positions, [n, d] float32."""
+        return self.embeddings[self.places[destination]][self.positions(source, destination)]
+
+
+def encode_checked(
+    pipe: Any,
+    edits: Sequence[PromptEdit],
+    prompts: Sequence[str],
+    *,
+    augmentations: Sequence[str],
+    alignment: Alignment,
+    batch_size: int,
+) -> Encoded:
+    """Check edits and further prompts, and encode what they render to; the parameters and errors of `encode_edits`."""
+    check_pipeline(pipe)
+    templates = _checked_templates(augmentations)
+    converted = [_Converted(pipe, tokenizer) for tokenizer in _agreeing_tokenizers(pipe)]
+    faults = [
+        fault.reason
+        for tokenizer in converted
+        for fault in check_prompts(tokenizer, edits, prompts=prompts, augmentations=templates, alignment=alignment)
+    ]
+    if faults:
+        raise EditError.listing("these edits must be mended:", list(dict.fromkeys(faults)))
+    rendered = [augment(t, p) for e in edits for t in templates for p in (e.source, *e.destinations)]
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys([*rendered, *prompts]))}
+    embeddings = _encode(pipe, list(places), batch_size)
+    return Encoded(embeddings, places, encoder_digest(pipe), converted, alignment)
 
 
 def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> list[TokenPairs]:
@@ -395,19 +429,30 @@ def _float32_encoders(pipe: Any) -> Iterator[None]:
 
 
 class _Converted:
-    """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out."""
+    """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out.
+
+    It remembers what `token_ids` and the alignment ask of it, each prompt many times: asked anew, tokenizing takes
+    longer than a small encoder's forward pass.
+    """
 
     def __init__(self, pipe: Any, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._convert = getattr(pipe, "maybe_convert_prompt", None)
+        self._tokenized: dict[str, Any] = {}
+        self._decoded: dict[tuple[int, ...], str] = {}
         self.model_max_length = int(tokenizer.model_max_length)
 
     def __call__(self, prompt: str, **kwargs: Any) -> Any:
-        text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
-        return self._tokenizer(text, **kwargs)
+        if prompt not in self._tokenized:
+            text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
+            self._tokenized[prompt] = self._tokenizer(text, **kwargs)
+        return self._tokenized[prompt]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids))
+        key = tuple(ids)
+        if key not in self._decoded:
+            self._decoded[key] = str(self._tokenizer.decode(ids))
+        return self._decoded[key]
 
 
 def _agreeing_tokenizers(pipe: Any) -> list[Any]:

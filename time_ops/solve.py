@@ -71,10 +71,10 @@ def solve(
     strengths = plan.strengths(lam, preserve_lam)
     used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
     if sum(len(pair.source) for pair, _ in used) < plan.d:
-        return plan.operator(*_token_form([(_Rows.of(p), w) for p, w in used], plan.d, device), strengths)
-    sums = _Sums(plan.d, device)
+        return plan.operator(*_token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
+    sums = Sums(plan.d, device)
     for pair, weight in used:
-        sums.add(_Rows.of(pair), weight)
+        sums.add(Rows.of(pair), weight)
     return plan.operator(*_factored(*sums.total(), strengths), strengths)
 
 
@@ -116,8 +116,8 @@ class Statistics:
         """
         if preserved:
             _check_preserved([pairs])
-        sums = _Sums(pairs.source.shape[1], "cpu")
-        sums.add(_Rows.of(pairs), 1.0)
+        sums = Sums(pairs.source.shape[1], "cpu")
+        sums.add(Rows.of(pairs), 1.0)
         record = (_record(pairs, None),)
         return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder)
 
@@ -128,7 +128,7 @@ class Statistics:
             EditError: lam is not positive, or they have a lam already.
 
         """
-        _check_lams([lam], "lam")
+        check_lams([lam], "lam")
         if any(r.lam is not None for r in (*self.edits, *self.preserved)):
             raise EditError("these statistics have their lam already")
         weight = 1 / lam
@@ -242,8 +242,8 @@ class Problem:
         self._device = device
         d = self._plan.d
         # The preserved prompts share one lam, so they are one edit to the sums.
-        self._rows = [_Rows.each(p) for p in self._plan.edits]
-        self._kept = _Rows.joined([_Rows.of(p) for p in self._plan.kept], d)
+        self._rows = [Rows.each(p) for p in self._plan.edits]
+        self._kept = Rows.joined([Rows.of(p) for p in self._plan.kept], d)
         self._gram: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
         self._moves = [len(rows.shifts) > 0 for rows in self._rows]
@@ -284,7 +284,7 @@ class Problem:
         used = chain(zip(blends, weights, strict=True), [(self._kept, kept_weight)])
         if self._gram is not None:
             return plan.operator(*_token_form(list(used), plan.d, self._device, self._gram), strengths)
-        sums = _Sums(plan.d, self._device)
+        sums = Sums(plan.d, self._device)
         for rows, weight in used:
             sums.add(rows, weight)
         return plan.operator(*_factored(*sums.total(), strengths), strengths)
@@ -315,7 +315,7 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class Rows:
     """Distinct token rows of one edit.
 
     Attributes:
@@ -330,17 +330,17 @@ class _Rows:
     shifts: torch.Tensor
 
     @classmethod
-    def each(cls, pairs: TokenPairs) -> _Rows:
+    def each(cls, pairs: TokenPairs) -> Rows:
         """With the shifts of every destination apart."""
         return cls._made(pairs, np.eye(len(pairs.shares)).tolist())
 
     @classmethod
-    def of(cls, pairs: TokenPairs) -> _Rows:
+    def of(cls, pairs: TokenPairs) -> Rows:
         """With the blend of the destinations; sum_k a_k (c*_k - c)."""
         return cls._made(pairs, [pairs.shares.tolist()])
 
     @classmethod
-    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> _Rows:
+    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> Rows:
         source = pairs.source.detach().cpu().numpy()
         first, repeats, counts = _distinct(source)
         tokens = torch.from_numpy(source[first])
@@ -360,7 +360,7 @@ class _Rows:
         return cls(tokens, counts, torch.from_numpy(shifts if len(first) == len(source) else shifts[:, first]))
 
     @classmethod
-    def joined(cls, parts: Sequence[_Rows], d: int) -> _Rows:
+    def joined(cls, parts: Sequence[Rows], d: int) -> Rows:
         """Rows of several preserved prompts, those that they share summed once."""
         if not parts:
             empty = torch.zeros(0, d, dtype=torch.float64)
@@ -371,14 +371,14 @@ class _Rows:
             counts[place] += counts[again]
         return cls(tokens[first], counts[first], torch.zeros(0, len(first), d, dtype=torch.float64))
 
-    def blended(self, shares: torch.Tensor) -> _Rows:
+    def blended(self, shares: torch.Tensor) -> Rows:
         """With one shift, the blend of those of the destinations."""
         if len(self.shifts) == 0:
             return self
         return replace(self, shifts=torch.einsum("k,kud->ud", shares, self.shifts)[None])
 
 
-class _Sums:
+class Sums:
     """Weighted G and B over many rows, a few thousand of which are multiplied at a time."""
 
     _CAPACITY = 4096
@@ -389,7 +389,7 @@ class _Sums:
         self._shifts = torch.empty_like(self._tokens)
         self._filled = 0
 
-    def add(self, rows: _Rows, weight: float) -> None:
+    def add(self, rows: Rows, weight: float) -> None:
         """G += weight sum c c^T, B += weight sum (c* - c) c^T."""
         if weight == 0:
             return
@@ -471,10 +471,10 @@ class _Plan:
         lams = [float(value) for value in (given if given.ndim else given.repeat(len(self.edits)))]
         if len(lams) != len(self.edits):
             raise EditError(f"{len(self.edits)} edits, but {len(lams)} lams: give one for each, or one number for all")
-        _check_lams(lams, "lam", [p.edit for p in self.edits])
+        check_lams(lams, "lam", [p.edit for p in self.edits])
         if preserve_lam is None:
             preserve_lam = min(lams, default=1.0)
-        _check_lams([preserve_lam], "preserve_lam")
+        check_lams([preserve_lam], "preserve_lam")
         return lams + [float(preserve_lam)] * len(self.kept)
 
     def operator(self, matrix: torch.Tensor, condition: float, strengths: Sequence[float]) -> EditOperator:
@@ -494,7 +494,7 @@ def _factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> t
 
 
 def _token_form(
-    used: Sequence[tuple[_Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
+    used: Sequence[tuple[Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
     """Compute the same A from a system as large as the number of tokens, where those are fewer than d.
 
@@ -564,7 +564,7 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
 
 
-def _check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | None = None) -> None:
+def check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | None = None) -> None:
     faults = []
     for i, value in enumerate(lams):
         # 1 / lam must be a number too, which it is not for the least subnormal ones.

@@ -312,10 +312,10 @@ def test_each_form_is_taken_where_it_is_the_cheaper() -> None:
 
 
 def test_shared_tokens_are_summed_once() -> None:
-    from time_ops.solve import _Rows
+    from time_ops.solve import Rows
 
     pair = make_pairs(16, 5)[0]
-    rows = _Rows.of(pair)
+    rows = Rows.of(pair)
     # Start token and article stand in all four augmentations: 4 x 5 tokens, 2 + 4 x 3 distinct.
     assert len(rows.tokens) == 14
     assert sorted(rows.counts.tolist())[-2:] == [4.0, 4.0]

@@ -1,0 +1,270 @@
+"""The tokens of many edits in the least space: each distinct embedding once, edits as places among them.
+
+    rows = encode_rows(pipe, edits, preserved)
+    part = rows.statistics(lam=[30.0] * len(edits), preserve_lam=30.0)      # other lams or shares: no prompt again
+    operator = solve_statistics(part + other_part)
+
+Edits too many for one process are cut into parts, each is encoded where there is room, and only the sums travel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as arrays_bytes
+
+from time_ops.alignment import Alignment
+from time_ops.encoders import EncoderDigest
+from time_ops.encoding import DEFAULT_AUGMENTATIONS, PromptEdit, augment, encode_checked
+from time_ops.errors import EditError
+from time_ops.operator import EditRecord
+from time_ops.solve import Device, Rows, Statistics, Sums, check_lams
+
+__all__ = ["TokenRows", "encode_rows"]
+
+Places = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Edits and preserved prompts as places in one table of distinct token embeddings.
+
+    Attributes:
+        tokens: [u, d] float32, no row twice.
+        edits: The edits, E of them.
+        sources: [E, n] int32, row of each source token; n = augmentations x positions.
+        destinations: [D, n] int32, row of the token that corresponds to it in each destination, edit by edit.
+        preserved: Preserved prompts, R of them.
+        kept: [R, positions] int32, their rows.
+        augmentations: Templates that were used.
+        alignment: Rule that matched the tokens.
+        encoder: The text encoder's digest.
+
+    """
+
+    tokens: npt.NDArray[np.float32]
+    edits: tuple[PromptEdit, ...]
+    sources: Places
+    destinations: Places
+    preserved: tuple[str, ...]
+    kept: Places
+    augmentations: tuple[str, ...]
+    alignment: Alignment
+    encoder: EncoderDigest
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays, in bytes."""
+        return sum(a.nbytes for a in (self.tokens, self.sources, self.destinations, self.kept))
+
+    def statistics(
+        self,
+        lam: Sequence[float],
+        shares: Sequence[Sequence[float]] | None = None,
+        preserve_lam: float | None = None,
+        *,
+        device: Device = "cpu",
+    ) -> Statistics:
+        """Weighted statistics of all of them, ready to be merged with other parts and solved.
+
+        Args:
+            lam: Strength of each edit.
+            shares: For each edit other shares of its destinations, in their order; None: its own.
+            preserve_lam: Strength of the preserved prompts; None: the smallest lam given here.
+            device: Where to compute; needs float64.
+
+        Returns:
+            Statistics on the CPU.
+
+        Raises:
+            EditError: Bad lams or shares, or not one for each edit.
+
+        """
+        edits = self._with_shares(shares)
+        if len(lam) != len(edits):
+            raise EditError(f"{len(edits)} edits, but {len(lam)} lams: give one for each")
+        check_lams(lam, "lam", edits)
+        kept_lam = min(lam, default=1.0) if preserve_lam is None else preserve_lam
+        check_lams([kept_lam], "preserve_lam")
+        sums = Sums(self.tokens.shape[1], device)
+        for source, places, edit, strength in zip(self.sources, self._places(), edits, lam, strict=True):
+            if 1 / strength > 0:
+                sums.add(self._rows(source, places, edit), 1 / strength)
+        sums.add(self._kept_rows(), 1 / kept_lam)
+        G, B = (matrix.cpu() for matrix in sums.total())
+        templates = tuple(sorted(self.augmentations))
+        return Statistics(
+            G,
+            B,
+            tuple(
+                EditRecord(e.source, tuple(sorted(e.destinations.items())), float(s), templates, self.alignment)
+                for e, s in zip(edits, lam, strict=True)
+            ),
+            tuple(EditRecord(prompt, ((prompt, 1.0),), float(kept_lam)) for prompt in self.preserved),
+            self.encoder,
+        )
+
+    def norms(self, shares: Sequence[Sequence[float]] | None = None) -> list[float]:
+        """Spectral norm of B_p = sum (c* - c) c^T of each edit: the lam at which it begins to bite.
+
+        Args:
+            shares: As for `statistics`.
+
+        Raises:
+            EditError: As for `statistics`.
+
+        """
+        found = []
+        for source, places, edit in zip(self.sources, self._places(), self._with_shares(shares), strict=True):
+            rows = self._rows(source, places, edit)
+            moved = rows.shifts[0].any(dim=1)
+            # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
+            factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
+            found.append(
+                float(torch.linalg.matrix_norm(factors[0] @ factors[1].T, ord=2)) if bool(moved.any()) else 0.0
+            )
+        return found
+
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
+        facts = {
+            "edits": [[e.source, list(e.destinations.items())] for e in self.edits],
+            "preserved": self.preserved,
+            "augmentations": self.augmentations,
+            "alignment": self.alignment,
+            "encoder": asdict(self.encoder),
+        }
+        arrays = {
+            "tokens": self.tokens,
+            "sources": self.sources,
+            "destinations": self.destinations,
+            "kept": self.kept,
+        }
+        return arrays_bytes(arrays, metadata={"rows": json.dumps(facts)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TokenRows:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            EditError: The bytes are no token rows.
+
+        """
+        try:
+            arrays = load_arrays(data)
+            size = int.from_bytes(data[:8], "little")
+            facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["rows"])
+            return cls(
+                tokens=arrays["tokens"],
+                edits=tuple(PromptEdit(source, dict(destinations)) for source, destinations in facts["edits"]),
+                sources=arrays["sources"],
+                destinations=arrays["destinations"],
+                preserved=tuple(facts["preserved"]),
+                kept=arrays["kept"],
+                augmentations=tuple(facts["augmentations"]),
+                alignment=facts["alignment"],
+                encoder=EncoderDigest(**facts["encoder"]),
+            )
+        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise EditError(f"these bytes are no token rows: {error!r}") from error
+
+    def _with_shares(self, shares: Sequence[Sequence[float]] | None) -> tuple[PromptEdit, ...]:
+        if shares is None:
+            return self.edits
+        wanted, given = [len(e.destinations) for e in self.edits], [len(s) for s in shares]
+        if wanted != given:
+            raise EditError(f"edits have {wanted} destinations, shares are for {given}")
+        pairs = zip(self.edits, shares, strict=True)
+        return tuple(PromptEdit(e.source, dict(zip(e.destinations, s, strict=True))) for e, s in pairs)
+
+    def _places(self) -> list[Places]:
+        """Rows of each edit's destinations, [K, n] each."""
+        ends = np.cumsum([0, *(len(e.destinations) for e in self.edits)])
+        return [self.destinations[start:end] for start, end in pairwise(ends)]
+
+    def _rows(self, source: Places, destinations: Places, edit: PromptEdit) -> Rows:
+        """Distinct tokens of one edit, with the blend of its shifts."""
+        distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
+        shifts = torch.zeros(1, len(distinct), self.tokens.shape[1], dtype=torch.float64)
+        for share, places in zip(edit.destinations.values(), destinations, strict=True):
+            moves = np.flatnonzero(places != source) if share else np.zeros(0, np.int64)
+            moved = torch.from_numpy(np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float))
+            shifts[0].index_add_(0, torch.from_numpy(inverse[moves]), moved, alpha=share)
+        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
+
+    def _kept_rows(self) -> Rows:
+        """Distinct tokens of all preserved prompts; none moves."""
+        distinct, counts = np.unique(self.kept, return_counts=True)
+        none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
+        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)
+
+
+def encode_rows(
+    pipe: object,
+    edits: Sequence[PromptEdit],
+    preserved: Sequence[str] = (),
+    *,
+    augmentations: Sequence[str] = DEFAULT_AUGMENTATIONS,
+    alignment: Alignment = "published",
+    batch_size: int = 32,
+) -> TokenRows:
+    """What `encode_edits` and `encode_preserved` give, each distinct prompt encoded once and each token kept once.
+
+    Args:
+        pipe: As for `encode_edits`.
+        edits: The edits; at least one.
+        preserved: Prompts that must keep their embeddings, as they will be drawn. Repeated ones are taken once.
+        augmentations: As for `encode_edits`.
+        alignment: As for `encode_edits`.
+        batch_size: Prompts encoded at a time.
+
+    Raises:
+        EditError: A prompt is too long or can't be aligned; all of them are named. Or there is no edit.
+        ModelError: As for `encode_edits`.
+
+    """
+    if not edits:
+        raise EditError("no edits to encode")
+    templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
+    encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
+    tokens, numbers = _distinct(encoded.embeddings.numpy())
+    rows = {prompt: numbers[place] for prompt, place in encoded.places.items()}
+    sources, destinations = [], []
+    for edit in edits:
+        rendered = [augment(t, edit.source) for t in templates]
+        sources.append(np.concatenate([rows[s] for s in rendered]))
+        for name in edit.destinations:
+            targets = [augment(t, name) for t in templates]
+            aligned = [rows[d][encoded.positions(s, d)] for s, d in zip(rendered, targets, strict=True)]
+            destinations.append(np.concatenate(aligned))
+    return TokenRows(
+        tokens=tokens,
+        edits=tuple(edits),
+        sources=np.stack(sources),
+        destinations=np.stack(destinations),
+        preserved=kept,
+        kept=np.stack([rows[p] for p in kept]) if kept else np.zeros((0, numbers.shape[1]), np.int32),
+        augmentations=templates,
+        alignment=alignment,
+        encoder=encoded.encoder,
+    )
+
+
+def _distinct(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Places]:
+    """Distinct rows of [P, n, d]: [u, d], and the number of each row, [P, n]."""
+    flat = np.ascontiguousarray(embeddings.reshape(-1, embeddings.shape[-1]))
+    # By a digest, as the rows themselves would be held a second time as keys.
+    seen: dict[bytes, int] = {}
+    numbers = [seen.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(seen)) for row in flat]
+    _, first = np.unique(numbers, return_index=True)
+    return flat[first], cast(Places, np.asarray(numbers, np.int32).reshape(embeddings.shape[:2]))
