@@ -4,33 +4,71 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from infra.storage import ObjectMissing, ObjectStore, StorageError
 from jobs.errors import ConfigError
-from jobs.progress import Stage
+from jobs.progress import Counts, Stage
 
-__all__ = ["RunFolder"]
+__all__ = ["BEAT_S", "RunFolder"]
 
-_UPDATE_EVERY_S = 5.0
+BEAT_S = 5.0
+"""Seconds between beats: within Ray's report interval (10 s), so that `Metrics.beat` can go along."""
+_GONE_BEATS = 4
 
 
 class RunFolder:
-    """Writes below `runs/<run>/`, and remembers the digest of every file for COMPLETE."""
+    """Writes below `runs/<run>/`, and remembers the digest of every file for COMPLETE.
 
-    def __init__(self, store: ObjectStore, run: str) -> None:
+    `run.json` has, among what `open` is given: `run`, `status` (queued, running, done, failed), `reason` while queued,
+    `started` and `updated` (UTC), `attempt`, `stage` (see `Stage.facts`), `counts` of this attempt (what earlier ones
+    made is found again, so it is in `images_reused`), and at the end `finished`, `exit_code`, `verdict`, `error`.
+    An interrupted run has failed, with exit code 130 or 143. `updated` moves every `beat_s` seconds while the driver
+    lives; where it is older than four times that, the driver is gone, whatever `status` says.
+
+    Args:
+        store: the run's output.
+        run: its name.
+        beat_s: how often somebody will call `beat`, from any thread.
+    """
+
+    def __init__(self, store: ObjectStore, run: str, beat_s: float = BEAT_S) -> None:
         self.run = run
         self.prefix = f"runs/{run}"
         self._store = store
+        self._beat_s = beat_s
+        self._driver = uuid.uuid4().hex
         self._files: dict[str, str] = {}
         self._status: dict[str, Any] = {}
+        self._counts = Counts()
+        self._complete = False
         self._written = 0.0
+        # Two, so that progress is noted while a beat waits for the store; no write overtakes a later one.
+        self._noting = threading.Lock()
+        self._writing = threading.Lock()
 
     def url(self, name: str = "") -> str:
         """Where a file of this run lies."""
         return self._store.url(f"{self.prefix}/{name}" if name else self.prefix)
+
+    def queue(self, reason: str) -> None:
+        """Before `open`: say that the run waits, and for what, unless the folder is another run's or driver's.
+
+        Raises:
+            StorageError: run.json can't be read or written.
+        """
+        with self._writing:
+            before = self._read()
+            if before and before.get("driver") != self._driver and not _abandoned(before):
+                return
+            self._note({**self._head(), "queued": self._status.get("queued", _now()), "reason": reason})
+            self._write(status="queued")
 
     def open(self, identity: str, facts: dict[str, Any]) -> None:
         """Begin, or go on with, a run.
@@ -41,36 +79,55 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder belongs to a run under another configuration.
+            StorageError: run.json can't be read or written.
         """
-        try:
-            before = json.loads(self._store.get(f"{self.prefix}/run.json"))
-        except ObjectMissing:
-            before = {}
-        if before and before.get("identity") != identity:
-            raise ConfigError(
-                f"{self.url()} holds a run under another configuration, manifest or model; "
-                "give this one a name of its own (--set run=...), or leave the name to be derived"
-            )
-        # A run that goes on is not complete, whatever it was before.
-        self._store.delete(f"{self.prefix}/COMPLETE")
-        self._status = {"run": self.run, "identity": identity, "started": _now(), **facts}
-        self.status("running")
+        with self._writing:
+            before = self._read()
+            # A run that never got beyond the queue has none, and stands in nobody's way.
+            known = "identity" in before
+            if known and before["identity"] != identity:
+                raise ConfigError(
+                    f"{self.url()} holds a run under another configuration, manifest or model; "
+                    "give this one a name of its own (--set run=...), or leave the name to be derived"
+                )
+            # A run that goes on is not complete, whatever it was before.
+            self._store.delete(f"{self.prefix}/COMPLETE")
+            self._complete = False
+            self._counts = Counts()
+            begun = {
+                "identity": identity,
+                "started": before["started"] if known else _now(),
+                "attempt": before.get("attempt", 1) + 1 if known else 1,
+                "stage": None,
+                "counts": asdict(self._counts),
+                **dict.fromkeys(("finished", "exit_code", "verdict", "error")),
+            }
+            self._note(self._head() | begun | facts)
+            self._write(status="running")
 
     def status(self, status: str, **fields: Any) -> None:
-        """Write run.json: `running`, `done` or `failed`, and what else is known."""
-        self._status |= {"status": status, "updated": _now(), **fields}
-        self._store.put(f"{self.prefix}/run.json", _json(self._status), content_type="application/json")
-        self._written = time.monotonic()
+        """Write run.json: `running`, `done` or `failed`, and what else is known.
 
-    def progress(self, stage: Stage) -> None:
-        """Keep run.json true, every few seconds."""
-        if time.monotonic() - self._written >= _UPDATE_EVERY_S:
-            fields = {"stage": stage.name, "done": stage.done, "total": stage.total, "per_s": round(stage.rate, 2)}
-            try:
-                self.status("running", progress=fields)
-            except StorageError:
-                # A poller sees a stale count for a while; what the run is for goes on.
-                self._written = time.monotonic()
+        Raises:
+            StorageError: it can't be written.
+        """
+        with self._writing:
+            self._write(status=status, **fields)
+
+    def progress(self, stage: Stage, delta: Counts) -> None:
+        """Keep run.json true: as a stage begins and ends, and every few seconds between. Listens to a `Reporter`."""
+        with self._noting:
+            self._counts += delta
+            before = self._status.get("stage") or {}
+            now = stage.facts()
+            self._status |= {"stage": now, "counts": asdict(self._counts)}
+        turned = (before.get("stage"), before.get("state")) != (now["stage"], now["state"])
+        if turned or time.monotonic() - self._written >= self._beat_s:
+            self._refresh()
+
+    def beat(self) -> None:
+        """Refresh `updated` while the run is queued or running; does nothing before and after. From any thread."""
+        self._refresh()
 
     def put(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write one file of the run."""
@@ -87,9 +144,71 @@ class RunFolder:
 
     def complete(self, verdict: str, exit_code: int, shards: list[str]) -> None:
         """The last write: digests of all files and of the shards used."""
-        self.status("done", verdict=verdict, exit_code=exit_code, progress=None, finished=_now())
+        self.status("done", verdict=verdict, exit_code=exit_code, stage=None, finished=_now())
         content = {"run": self.run, "verdict": verdict, "files": self._files, "shards": sorted(set(shards))}
         self._store.put(f"{self.prefix}/COMPLETE", _json(content), content_type="application/json")
+        self._complete = True
+
+    def fail(self, error: BaseException, exit_code: int) -> None:
+        """Say that the run has failed, if run.json is still this driver's and the run is not complete.
+
+        So a driver that never came to write, or that another one has taken over from, changes nothing.
+
+        Raises:
+            StorageError: run.json can't be read or written.
+        """
+        text = f"{type(error).__name__}: {str(error)[:2000]}"
+        with self._writing:
+            if self._status and not self._complete and self._is_ours():
+                self._write(status="failed", error=text, exit_code=exit_code, finished=_now())
+
+    def _head(self) -> dict[str, Any]:
+        return {"run": self.run, "driver": self._driver, "beat_s": self._beat_s}
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(self.get("run.json"))
+        except ObjectMissing:
+            return {}
+        return content
+
+    def _is_ours(self) -> bool:
+        return self._read().get("driver") == self._driver
+
+    def _note(self, status: dict[str, Any]) -> None:
+        with self._noting:
+            self._status = status
+
+    def _write(self, **fields: Any) -> None:
+        """Write run.json; the caller holds `_writing`."""
+        with self._noting:
+            self._status |= {**fields, "updated": _now()}
+            data = _json(self._status)
+        # Also after a failure: not at once again.
+        self._written = time.monotonic()
+        self._store.put(f"{self.prefix}/run.json", data, content_type="application/json")
+
+    def _refresh(self) -> None:
+        # Whoever writes just now moves `updated` too.
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
+            # A poller sees a stale count for a while; what the run is for goes on.
+            with suppress(StorageError):
+                status = self._status.get("status")
+                # A queued run is nobody's yet: another driver may have opened it.
+                if status == "running" or (status == "queued" and self._is_ours()):
+                    self._write()
+        finally:
+            self._writing.release()
+
+
+def _abandoned(before: dict[str, Any]) -> bool:
+    """Whether a run never got beyond the queue and its driver has ended or is gone."""
+    if "identity" in before:
+        return False
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(before["updated"])).total_seconds()
+    return before["status"] != "queued" or age_s > _GONE_BEATS * float(before["beat_s"])
 
 
 def _json(content: Any) -> bytes:
