@@ -170,6 +170,7 @@ class Stage:
             "total": self.total,
             "done": self.done,
             "reused": self.counts.images_reused,
+            "given_up": self.lost,
             "per_s": round(self.rate, 2),
             "left_s": None if left is None else round(left, 1),
         }
@@ -209,7 +210,7 @@ def update_bar(progress: Progress, task: TaskID, facts: Mapping[str, Any]) -> No
     left = _duration(facts["left_s"])
     texts = {
         "running": f"{facts['per_s']:.1f}/s" + (f", {left} left" if left else ""),
-        "done": "done",
+        "done": f"done, {facts['given_up']} given up" if facts["given_up"] else "done",
         "stopped": "stopped",
     }
     progress.update(task, completed=facts["done"], total=facts["total"], rate=texts[facts["state"]])

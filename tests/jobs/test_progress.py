@@ -65,6 +65,18 @@ def test_counts_do_not_overlap_and_a_shard_given_up_is_not_done() -> None:
     assert (stage.done, stage.lost) == (20, 10)
     stage.end(whole=True)
     assert stage.state == "stopped"
+    stage.add(10)
+    stage.end(whole=True)
+    assert stage.facts() | {"per_s": 0} == {
+        "stage": "audit",
+        "state": "done",
+        "total": 40,
+        "done": 30,
+        "reused": 9,
+        "given_up": 10,
+        "per_s": 0,
+        "left_s": 0.0,
+    }
 
 
 def _marks(text: str) -> list[dict[str, object]]:
