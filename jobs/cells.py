@@ -12,7 +12,7 @@ from jobs.shards import Recipe, ShardSpec
 from manifests.schema import Manifest
 from time_ops.encoding import augment
 
-__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "shards_of"]
+__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "iter_audit_cells", "shards_of"]
 
 Kind = Literal["audit", "calibration", "explicit", "control"]
 
@@ -45,15 +45,19 @@ class Cell:
 
 def audit_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
     """The cells of the audit: professions x wordings, explicit prompts, controls."""
-    cells = list(_profession_cells(manifest, config.wordings.audit, "audit", config.images_per_cell))
+    return list(iter_audit_cells(manifest, config))
+
+
+def iter_audit_cells(manifest: Manifest, config: RunConfig) -> Iterator[Cell]:
+    """The same, one after the other."""
+    yield from _profession_cells(manifest, config.wordings.audit, "audit", config.images_per_cell)
     for profession in manifest.professions:
         for destination in profession.destinations:
             # In an audit wording: the edit preserves these prompts in its own wordings, where holding proves little.
             prompt = augment(config.wordings.audit[0], destination.prompt)
-            cell = Cell("explicit", profession.name, prompt, prompt, config.explicit_images, destination.label)
-            cells.append(cell)
-    cells += [Cell("control", prompt, prompt, prompt, config.control_images) for prompt in config.controls]
-    return cells
+            yield Cell("explicit", profession.name, prompt, prompt, config.explicit_images, destination.label)
+    for prompt in config.controls:
+        yield Cell("control", prompt, prompt, prompt, config.control_images)
 
 
 def calibration_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
@@ -85,7 +89,7 @@ def check_held_out(manifest: Manifest, config: RunConfig) -> None:
         for profession in manifest.professions
         for destination in profession.destinations
     }
-    audited = (c.prompt for c in audit_cells(manifest, config) if c.kind != "control")
+    audited = (c.prompt for c in iter_audit_cells(manifest, config) if c.kind != "control")
     overlap = [prompt for prompt in audited if prompt.casefold() in seen]
     if overlap:
         raise ConfigError(
