@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
-from s3transfer.exceptions import RetriesExceededError
 
 from infra.storage.base import ObjectStore, existing_file
 from infra.storage.errors import ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key, join
+from infra.storage.patience import patiently
 from infra.storage.s3_client import Client
-from infra.storage.s3_errors import explain, no_bucket
+from infra.storage.s3_errors import FAILURES, explain, no_bucket
 from infra.storage.settings import StorageSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
 
 __all__ = ["S3Store"]
 
 _BODY_ATTEMPTS = 3
+_MISSING = ("NoSuchKey", "404")
 _WRITER = "evenhand-writer"
+_Result = TypeVar("_Result")
 # 4 parts of 16 MiB: a transfer holds at most 64 MiB and its 25 MiB queue, whatever the size of the object.
 _TRANSFER = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4, preferred_transfer_client="classic"
@@ -51,11 +54,17 @@ class S3Store(ObjectStore):
         check_key(key)
         return check_key(join(self._prefix, key))
 
-    @contextmanager
-    def _reporting(self, operation: str, key: str) -> Iterator[None]:
+    def _request(self, operation: str, key: str, action: Callable[[S3Client], _Result]) -> _Result:
+        """Return what `action` does with the client, its failures explained and, with patience, tried again.
+
+        Every request goes through here. An action is harmless to repeat: what must stay the same is made outside it.
+        """
+        return patiently(lambda: self._try(operation, key, action), self.settings.patience_s)
+
+    def _try(self, operation: str, key: str, action: Callable[[S3Client], _Result]) -> _Result:
         try:
-            yield
-        except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, RetriesExceededError) as error:
+            return action(self._client.get())
+        except FAILURES as error:
             failure = explain(error, operation, self.url(key), self._client)
             if isinstance(failure, ObjectMissing) and not self._client.bucket_seen:
                 self._see_bucket()  # a HEAD's 404 does not tell a missing object from a missing bucket
@@ -72,9 +81,12 @@ class S3Store(ObjectStore):
         url = f"s3://{self._bucket}"
         try:
             self._client.get().head_bucket(Bucket=self._bucket)
-        except aws.ClientError as error:
-            if str(error.response.get("Error", {}).get("Code")) in ("404", "NoSuchBucket"):
+        except FAILURES as error:
+            failure = explain(error, "look up", url, self._client)
+            if isinstance(failure, ObjectMissing):
                 raise no_bucket(f"look up {url}", url, self.settings) from error
+            if failure.retriable:
+                raise failure from error
         self._client.bucket_seen = True  # a bucket that exists but may not be looked at counts as seen
 
     def get(self, key: str) -> bytes:
@@ -84,15 +96,19 @@ class S3Store(ObjectStore):
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         """See `ObjectStore.get_tagged`; the tag is the ETag."""
         name = self._key(key)
-        with self._reporting("read", key):
-            for attempt in range(1, _BODY_ATTEMPTS + 1):  # botocore retries a request, not the reading of its answer
+
+        def read(client: S3Client) -> tuple[bytes, str]:
+            attempt = 0
+            while True:  # botocore retries a request, not the reading of its answer
+                attempt += 1
                 try:
-                    answer = self._client.get().get_object(Bucket=self._bucket, Key=name)
+                    answer = client.get_object(Bucket=self._bucket, Key=name)
                     return answer["Body"].read(), answer["ETag"]
                 except (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError):
                     if attempt == _BODY_ATTEMPTS:
                         raise
-        raise StorageError(f"read {self.url(key)}: no answer.", self.url(key), retriable=True)
+
+        return self._request("read", key, read)
 
     def put(
         self,
@@ -104,29 +120,30 @@ class S3Store(ObjectStore):
         if_match: str | None = None,
     ) -> None:
         """See `ObjectStore.put`."""
-        name = self._key(key)
         if if_absent and if_match is not None:
             raise ValueError("put: if_absent and if_match exclude each other")
-        request: dict[str, Any] = {"Bucket": self._bucket, "Key": name, "Body": data}
+        request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(key), "Body": data}
         if content_type:
             request["ContentType"] = content_type
-        with self._reporting("write", key):
-            if if_absent:
-                self._put_conditionally(request | {"IfNoneMatch": "*"}, uuid.uuid4().hex)
-            elif if_match is not None:
-                self._put_conditionally(request | {"IfMatch": if_match}, uuid.uuid4().hex)
-            else:
-                self._client.get().put_object(**request)
+        if if_absent:
+            request["IfNoneMatch"] = "*"
+        if if_match is not None:
+            request["IfMatch"] = if_match
+        if if_absent or if_match is not None:
+            # A retried put may be refused for its own first try: the object says who wrote it.
+            request["Metadata"] = {_WRITER: uuid.uuid4().hex}
+            self._request("write", key, lambda client: self._put_once(client, request))
+        else:
+            self._request("write", key, lambda client: client.put_object(**request))
 
-    def _put_conditionally(self, request: dict[str, Any], writer: str) -> None:
-        """Put once only. The object carries its writer's id, as a retried put may be refused for its own first try."""
+    def _put_once(self, client: S3Client, request: dict[str, Any]) -> None:
         for attempt in range(1, self.settings.max_attempts + 1):
             try:
-                self._client.get().put_object(**request, Metadata={_WRITER: writer})
+                client.put_object(**request)
             except aws.ClientError as error:
                 code = str(error.response.get("Error", {}).get("Code"))
-                if code in ("PreconditionFailed", "412") or (code in ("NoSuchKey", "404") and "IfMatch" in request):
-                    if self._writer_of(request["Key"]) == writer:
+                if code in ("PreconditionFailed", "412") or (code in _MISSING and "IfMatch" in request):
+                    if _writer_of(client, request) == request["Metadata"][_WRITER]:
                         return
                     url = f"s3://{self._bucket}/{request['Key']}"
                     if "IfMatch" in request:
@@ -138,56 +155,51 @@ class S3Store(ObjectStore):
             else:
                 return
 
-    def _writer_of(self, name: str) -> str | None:
-        """Return who wrote an object conditionally; None for another object, or none."""
-        try:
-            return self._client.get().head_object(Bucket=self._bucket, Key=name)["Metadata"].get(_WRITER)
-        except aws.ClientError as error:
-            if str(error.response.get("Error", {}).get("Code")) in ("404", "NoSuchKey"):
-                return None
-            raise
-
     def exists(self, key: str) -> bool:
         """See `ObjectStore.exists`."""
         name = self._key(key)
         try:
-            with self._reporting("look up", key):
-                self._client.get().head_object(Bucket=self._bucket, Key=name)
+            self._request("look up", key, lambda client: client.head_object(Bucket=self._bucket, Key=name))
         except ObjectMissing:
             return False
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `ObjectStore.list`; folder markers (keys that end in "/") are left out."""
-        folder = self._key(prefix.removesuffix("/")) if prefix else self._prefix
+        prefix = prefix.removesuffix("/")
+        folder = self._key(prefix) if prefix else self._prefix
         start = f"{folder}/" if folder else ""
         skip = len(self._prefix) + 1 if self._prefix else 0
-        found: set[str] = set()
-        with self._reporting("list", prefix.removesuffix("/")):
-            pages = self._client.get().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
-            for page in pages:
-                found.update(item["Key"][skip:] for item in page.get("Contents", ()))
+
+        def list_all(client: S3Client) -> set[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+            return {item["Key"][skip:] for page in pages for item in page.get("Contents", ())}
+
         # Sorted here: servers that keep folders (SeaweedFS) list "a/b" before "a.b", AWS after.
+        found = self._request("list", prefix, list_all)
         yield from sorted(key for key in found if key and not key.endswith("/"))
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
         name = self._key(key)
-        with self._reporting("delete", key):
-            self._client.get().delete_object(Bucket=self._bucket, Key=name)
+        self._request("delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=name))
 
     def download(self, key: str, path: str | os.PathLike[str]) -> None:
         """See `ObjectStore.download`."""
         name, target = self._key(key), Path(path)
-        with self._reporting("download", key):
+
+        def fetch(client: S3Client) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._client.get().download_file(self._bucket, name, str(target), Config=_TRANSFER)
+            client.download_file(self._bucket, name, str(target), Config=_TRANSFER)
+
+        self._request("download", key, fetch)
 
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
         """See `ObjectStore.upload`."""
         source, name = existing_file(path, self.url(key)), self._key(key)
-        with self._reporting("upload", key):
-            self._client.get().upload_file(str(source), self._bucket, name, Config=_TRANSFER)
+        self._request(
+            "upload", key, lambda client: client.upload_file(str(source), self._bucket, name, Config=_TRANSFER)
+        )
 
     def url(self, key: str = "") -> str:
         """See `ObjectStore.url`: `s3://bucket/prefix/key`."""
@@ -197,3 +209,13 @@ class S3Store(ObjectStore):
     def sub(self, prefix: str) -> S3Store:
         """See `ObjectStore.sub`."""
         return S3Store(self._bucket, join(self._prefix, check_key(prefix.removesuffix("/"))), _client=self._client)
+
+
+def _writer_of(client: S3Client, request: dict[str, Any]) -> str | None:
+    """Return who wrote the object of a conditional put; None for an unconditional writer, or no object."""
+    try:
+        return client.head_object(Bucket=request["Bucket"], Key=request["Key"])["Metadata"].get(_WRITER)
+    except aws.ClientError as error:
+        if str(error.response.get("Error", {}).get("Code")) in _MISSING:
+            return None
+        raise

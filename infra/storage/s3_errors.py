@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import boto3.exceptions
 from botocore import exceptions as aws
+from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
 
 from infra.storage.errors import ObjectMissing, StorageError
 from infra.storage.s3_client import Client
 from infra.storage.settings import StorageSettings
 
-__all__ = ["explain", "no_bucket"]
+__all__ = ["FAILURES", "explain", "no_bucket"]
+
+FAILURES = (
+    aws.BotoCoreError,
+    aws.ClientError,
+    boto3.exceptions.Boto3Error,
+    RetriesExceededError,
+    ResponseParserError,
+)
+"""What boto3 raises for a request that failed."""
 
 _BROKEN_OFF = (
     aws.HTTPClientError,
     aws.ConnectionError,
     aws.IncompleteReadError,
+    ResponseParserError,  # an answer cut off in its XML
     RetriesExceededError,
     boto3.exceptions.RetriesExceededError,
 )
+_PASSING = ("SlowDown", "RequestTimeout", "IncompleteBody", "ConditionalRequestConflict")
 _DENIED = "Let these credentials read, write, list and delete there, or use others."
 _CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role, on this machine and every node."
 _ANSWERS: dict[str, tuple[str, str]] = {
@@ -93,7 +105,7 @@ def _explain_answer(error: aws.ClientError, tried: str, url: str, client: Client
     if code in _ANSWERS:
         reason, advice = _ANSWERS[code]
         return StorageError(f"{tried}: {reason} ({code} from {server}). {advice}", url, retriable="checksum" in reason)
-    retriable = status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "ConditionalRequestConflict")
+    retriable = status >= 500 or status in (408, 429) or code in _PASSING
     said = client.redact(str(answer.get("Message") or ""))[:200]
     advice = "Try again later." if retriable else "Check the server's log."
     return StorageError(f"{tried}: {server} answered {code} ({status}): {said}. {advice}", url, retriable=retriable)

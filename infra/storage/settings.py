@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import botocore.session
 from botocore import exceptions as aws
 from botocore.configprovider import ConfiguredEndpointProvider
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from infra.storage.errors import StorageError
 
@@ -41,6 +41,8 @@ class StorageSettings(BaseModel):
     """Seconds to wait for a connection."""
     read_timeout_s: PositiveFloat = 60.0
     """Seconds to wait for the next byte of an answer."""
+    patience_s: NonNegativeFloat = 0.0
+    """Seconds to go on trying, beyond `max_attempts`, while the store is unreachable or overloaded; 0 is not at all."""
 
     @field_validator("endpoint_url")
     @classmethod
