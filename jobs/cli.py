@@ -6,6 +6,7 @@ What brings torch or Ray is imported by the command that needs it, so that `--he
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from infra.local.commands import app as local_app
 from jobs.config import RunConfig, WordingsConfig, load_config, read_text
-from jobs.errors import ClusterError, ExitCode, exit_code_of
+from jobs.errors import ClusterError, ConfigError, ExitCode, exit_code_of
 from manifests.commands import build, check_manifest, split_labels
 
 __all__ = ["app", "main"]
@@ -104,6 +105,37 @@ def submit(
         )
     code = submission.submit(settings, address, Console(), submission_id=submission_id, python=python)
     raise typer.Exit(code)
+
+
+@app.command(epilog="Example: evenhand plan run.yaml --rate 3.5 --workers 8")
+def plan(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    run: RunFlag = None,
+    assignments: SetFlag = None,
+    rate: Annotated[float | None, typer.Option(help="Images/s of one worker; default: of stored shards.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many; default: workers.count.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object.")] = False,
+) -> None:
+    """Say what the main job will do and cost, and how much of it is stored already. Nothing is written.
+
+    Takes what `evenhand debias` takes, refuses what it would refuse, and needs no cluster.
+    """
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
+    settings = _config(config, assignments, **flags)
+    if rate is not None and not (rate > 0 and math.isfinite(rate)):
+        raise ConfigError(f"--rate {rate}: give images/s of one worker, more than 0")
+    from jobs.plan import make_plan
+    from jobs.plan_text import plan_text
+
+    found = make_plan(settings, rate=rate, workers=workers)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        Console().print(plan_text(found))
 
 
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")

@@ -1,0 +1,428 @@
+"""What a run will do and cost, before it does it: images, shards, bytes, time, and what is stored already.
+
+evenhand plan run.yaml --rate 3.5 --workers 8
+
+Nothing is written, no weights are loaded, and neither Ray nor torch is needed: one process that stays small.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
+from jobs.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, shards_of
+from jobs.config import RunConfig
+from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
+from jobs.inputs import read_inputs
+from jobs.models import cache_folder, content_digest, safetensors_header, stage
+from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
+from jobs.shards import BASE, Recipe, Shard, ShardSpec
+from manifests import Manifest
+
+__all__ = ["make_plan", "stored_keys"]
+
+_SAMPLED_SHARDS = 8
+_LOOK_UPS = 1000
+"""Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
+_LOOK_UP_THREADS = 16
+_LIST_THREADS = 8
+_SHORT_SHARD_S, _LONG_SHARD_S = 2.0, 600.0
+# Bytes per pixel. Lossless WebP of small images and PNG: measured on the demo model's. WebP at quality 90: photographs.
+_LOSSLESS_BYTES_PER_PX, _PNG_BYTES_PER_PX, _WEBP_BYTES_PER_PX = 2.3, 2.3, 0.25
+_LOSSLESS_UP_TO_PX = 128
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One variant to generate.
+
+    Attributes:
+        operator: the edit's digest; None where it is not known yet.
+        rounds: how often, each time under another operator.
+    """
+
+    name: str
+    calibration: bool
+    operator: str | None
+    rounds: int = 1
+
+
+@dataclass
+class _Count:
+    """Distinct shards: how many, of how many images, and how many bytes they take."""
+
+    shards: int = 0
+    images: int = 0
+    bytes: int = 0
+
+    def add(self, images: int, size: int) -> None:
+        self.shards += 1
+        self.images += images
+        self.bytes += size
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What a run's folder knows already.
+
+    Attributes:
+        rounds: operators of the calibration's rounds; None where it has not ended.
+        operator: the chosen one.
+    """
+
+    rounds: tuple[str, ...] | None = None
+    operator: str | None = None
+    note: str | None = None
+
+
+def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | None = None) -> Plan:
+    """Plan `jobs.debias.debias` with the same configuration.
+
+    Args:
+        config: the run's configuration.
+        rate: images/s of one worker; None: from shards of this recipe that are stored already, if any.
+        workers: how many there will be; None: `workers.count`.
+
+    Raises:
+        ManifestError, ConfigError: the input must be mended, as `debias` would say.
+        ModelError: the model or the classifier is missing or of the wrong kind.
+        StorageError: the store can't be read.
+    """
+    token = uuid.uuid4().hex[:12]
+    settings = StorageSettings.from_environment()
+    store = open_store(config.output, settings)
+    try:
+        manifest = read_inputs(config, settings, token)
+        check_held_out(manifest, config)
+        cache = cache_folder() / token
+        model = stage(config.model, settings, cache, pipeline=True)
+        classifier = stage(config.classifier, settings, cache, pipeline=False)
+        recipe = recipe_of(config, _probe(config, model, classifier))
+        width, checkpoint_bytes = _embedding_width(classifier), _size(model)
+    finally:
+        shutil.rmtree(cache_folder() / token, ignore_errors=True)
+    planner = _Planner(config, manifest, store, recipe, width)
+    return planner.plan(rate, workers or config.workers.count, checkpoint_bytes)
+
+
+class _Planner:
+    def __init__(
+        self, config: RunConfig, manifest: Manifest, store: ObjectStore, recipe: Recipe, width: int | None
+    ) -> None:
+        self.config, self.manifest, self.store, self.recipe = config, manifest, store, recipe
+        self.identity = identity_of(config, manifest, recipe)
+        self.run = config.run or f"run-{self.identity[:16]}"
+        self.width = width or 512
+        self.shard_bytes = cache(self._shard_bytes)
+        self.samples: list[str] = []
+
+    def plan(self, rate: float | None, workers: int | None, checkpoint_bytes: int) -> Plan:
+        earlier = self._earlier()
+        audit, calibration = self._count(calibration=False), self._count(calibration=True)
+        stages = [
+            self._stage_plan(stage, calibration if stage.calibration else audit) for stage in self._stages(earlier)
+        ]
+        found_rate = RateEstimate(images_per_s=rate, source="given") if rate else self._measured_rate()
+        if found_rate.images_per_s:
+            stages = [_timed(stage, found_rate.images_per_s, workers) for stage in stages]
+        worker_s = _total(stage.worker_s for stage in stages)
+        return Plan(
+            run=self.run,
+            url=self.store.url(f"runs/{self.run}"),
+            identity=self.identity,
+            professions=len(self.manifest.professions),
+            stages=stages,
+            images=sum(s.images for s in stages),
+            shards=sum(s.shards for s in stages),
+            images_to_make=sum(s.images_to_make for s in stages),
+            shards_to_make=sum(s.shards_to_make for s in stages),
+            storage=self._storage(audit, calibration, stages, checkpoint_bytes),
+            rate=found_rate,
+            workers=workers,
+            worker_hours=None if worker_s is None else worker_s / 3600,
+            gpu_hours=None if worker_s is None else self._gpu_hours(worker_s / 3600, found_rate.device),
+            wall_hours=_hours(_total(stage.wall_s for stage in stages)),
+            dtype=self.recipe.dtype,
+            dtype_asked=self.config.sampler.dtype,
+            versions=dict(self.recipe.versions),
+            host=platform.node(),
+            advice=_advice(self.config, found_rate.images_per_s),
+            notes=[earlier.note] if earlier.note else [],
+        )
+
+    # Cells and shards
+
+    def _cells(self, *, calibration: bool) -> Iterable[Cell]:
+        cells = calibration_cells if calibration else iter_audit_cells
+        return cells(self.manifest, self.config)
+
+    def _specs(self, operator: str, *, calibration: bool) -> Iterator[ShardSpec]:
+        cells = self._cells(calibration=calibration)
+        return shards_of(cells, self.recipe, operator, self.config, pictures=not calibration)
+
+    def _count(self, *, calibration: bool) -> _Count:
+        count = _Count()
+        for spec in self._specs(BASE, calibration=calibration):
+            count.add(spec.count, self.shard_bytes(spec.count, spec.pictures))
+        return count
+
+    def _stages(self, earlier: _Earlier) -> Iterator[_Stage]:
+        yield _Stage("base audit", False, BASE)
+        if earlier.rounds is not None:
+            for number, operator in enumerate(earlier.rounds, start=1):
+                yield _Stage(f"calibration round {number}", True, operator)
+        else:
+            free = any(p.lam is None for p in self.manifest.professions)
+            rounds = len(self.config.strength.sweep) if free else 1
+            at_most = f"at most {rounds} rounds" if rounds > 1 else "1 round"
+            yield _Stage(f"calibration, {at_most}", True, None, rounds)
+        yield _Stage("edited audit", False, earlier.operator)
+
+    def _stage_plan(self, stage: _Stage, count: _Count) -> StagePlan:
+        rounds = stage.rounds
+        plan = StagePlan(
+            name=stage.name,
+            rounds_at_most=rounds,
+            images=rounds * count.images,
+            shards=rounds * count.shards,
+            images_to_make=rounds * count.images,
+            shards_to_make=rounds * count.shards,
+            shards_stored=None,
+            images_stored=None,
+        )
+        if stage.operator is None:
+            return plan
+        wanted = {spec.object_key: spec.count for spec in self._specs(stage.operator, calibration=stage.calibration)}
+        found = stored_keys(self.store, wanted)
+        if len(self.samples) < _SAMPLED_SHARDS:
+            # In the order of their digests, which is no order at all: a fair sample of prompts and of workers.
+            self.samples += sorted(found)[: _SAMPLED_SHARDS - len(self.samples)]
+        images = sum(wanted[key] for key in found)
+        return plan.model_copy(
+            update={
+                "shards_stored": len(found),
+                "images_stored": images,
+                "shards_to_make": count.shards - len(found),
+                "images_to_make": count.images - images,
+            }
+        )
+
+    # What the run's folder knows
+
+    def _earlier(self) -> _Earlier:
+        try:
+            before = json.loads(self.store.get(f"runs/{self.run}/run.json"))
+        except ObjectMissing:
+            return _Earlier()
+        # A run that never got beyond the queue has no identity, and stands in nobody's way.
+        if before.get("identity", self.identity) != self.identity:
+            return _Earlier(
+                note=f"runs/{self.run} holds a run under another configuration, manifest, model, dtype or library "
+                "version; debias will refuse this name unless its workers' dtype and versions are that run's"
+            )
+        return _Earlier(self._calibrated(), self._chosen())
+
+    def _calibrated(self) -> tuple[str, ...] | None:
+        try:
+            data = self.store.get(f"runs/{self.run}/calibration.parquet")
+            rows = pq.read_table(pa.BufferReader(data), columns=["round", "operator"]).to_pylist()
+        except (ObjectMissing, pa.ArrowException, KeyError):
+            return None
+        rounds = {int(row["round"]): str(row["operator"]) for row in rows}
+        return tuple(rounds[number] for number in sorted(rounds))
+
+    def _chosen(self) -> str | None:
+        try:
+            data = self.store.get(f"runs/{self.run}/operator.safetensors")
+            header, _ = safetensors_header(io.BytesIO(data))
+            (operator,) = (json.loads(value) for value in header["__metadata__"].values())
+            return str(operator["digest"])
+        except (ObjectMissing, ValueError, KeyError, AttributeError):
+            return None
+
+    # Estimates
+
+    def _shard_bytes(self, count: int, pictures: int) -> int:
+        """Bytes of one stored shard: written here, with random embeddings, which compress as little as real ones."""
+        rng = np.random.default_rng(0)
+        embeddings = rng.standard_normal((count, self.width), dtype=np.float32) / math.sqrt(self.width)
+        spec = ShardSpec(self.recipe, BASE, "audit", "A photo of a prompt of usual length", 0, count)
+        provenance = {"seconds": 12.3456, "device": "cuda", "versions": dict(self.recipe.versions)}
+        shard = Shard(spec, embeddings, np.zeros(count, np.uint8), [None] * count, provenance)
+        return len(shard.to_bytes()) + pictures * self._picture_bytes()
+
+    def _picture_bytes(self) -> int:
+        sampler = self.config.sampler
+        if self.config.pictures.format == "png":
+            per_px = _PNG_BYTES_PER_PX
+        else:
+            lossless = max(sampler.height, sampler.width) <= _LOSSLESS_UP_TO_PX
+            per_px = _LOSSLESS_BYTES_PER_PX if lossless else _WEBP_BYTES_PER_PX
+        return round(per_px * sampler.height * sampler.width)
+
+    def _storage(
+        self, audit: _Count, calibration: _Count, stages: Sequence[StagePlan], checkpoint_bytes: int
+    ) -> StorageEstimate:
+        rounds = sum(s.rounds_at_most for s in stages[1:-1])
+        total = 2 * audit.bytes + rounds * calibration.bytes
+        images = sum(s.images for s in stages)
+        to_make = sum(s.images_to_make for s in stages)
+        pictures = 2 * sum(spec.pictures for spec in self._specs(BASE, calibration=False))
+        per_picture = self._picture_bytes()
+        return StorageEstimate(
+            shards_bytes=total,
+            shards_bytes_to_write=round(total * to_make / images),
+            checkpoint_bytes=checkpoint_bytes,
+            basis=f"embeddings of {self.width} x 4 bytes and a row for each image, as shards of this shape written in "
+            f"memory take; {pictures:,} pictures at about {per_picture:,} bytes; a checkpoint as large as the model's "
+            "folder; the run's own tables and report are not counted",
+        )
+
+    def _measured_rate(self) -> RateEstimate:
+        rates, devices = [], set()
+        with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-plan") as pool:
+            for measured in pool.map(self._rate_of, self.samples):
+                if measured is not None:
+                    rates.append(measured[0])
+                    devices.add(measured[1])
+        if not rates:
+            return RateEstimate(images_per_s=None, source=None)
+        device = devices.pop() if len(devices) == 1 else None
+        return RateEstimate(
+            images_per_s=statistics.median(rates), source="measured", sampled_shards=len(rates), device=device
+        )
+
+    def _rate_of(self, key: str) -> tuple[float, str] | None:
+        """Images/s and device of one stored shard, from its footer."""
+        try:
+            footer = pq.read_metadata(pa.BufferReader(self.store.get(key)))
+            provenance = json.loads((footer.metadata or {})[b"evenhand.provenance"])
+            return footer.num_rows / float(provenance["seconds"]), str(provenance.get("device", ""))
+        except (ObjectMissing, pa.ArrowException, KeyError, ValueError, TypeError, ZeroDivisionError):
+            return None
+
+    def _gpu_hours(self, worker_hours: float, device: str | None) -> float | None:
+        """None where nobody can say yet whether workers have GPUs."""
+        each = self.config.workers.num_gpus
+        if each is None:
+            if not device:
+                return None
+            each = 1.0 if device.startswith("cuda") else 0.0
+        return worker_hours * each
+
+
+def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:
+    """Those of the objects that exist: few are looked up, of many their folders are listed, never one by one.
+
+    Raises:
+        StorageError: the store can't be read.
+    """
+    keys = set(wanted)
+    if len(keys) <= _LOOK_UPS:
+        with ThreadPoolExecutor(_LOOK_UP_THREADS, thread_name_prefix="evenhand-plan") as pool:
+            ordered = sorted(keys)
+            return {key for key, there in zip(ordered, pool.map(store.exists, ordered), strict=True) if there}
+    folders = sorted({key.rpartition("/")[0] for key in keys})
+    found: set[str] = set()
+    with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-plan") as pool:
+        for part in pool.map(_listed, repeat(store), folders, repeat(keys)):
+            found |= part
+    return found
+
+
+def _listed(store: ObjectStore, folder: str, keys: set[str]) -> set[str]:
+    return keys.intersection(store.list(folder))
+
+
+def _probe(config: RunConfig, model: Path, classifier: Path) -> Probe:
+    """What a worker on this machine would say of itself, as far as shards' keys need it."""
+    versions = {name: version(name) for name in KEYED_LIBRARIES}
+    dtype = config.sampler.dtype if config.sampler.dtype != "auto" else _automatic_dtype()
+    return Probe(content_digest(model), content_digest(classifier), dtype, "", 0, platform.node(), versions)
+
+
+def _automatic_dtype() -> str:
+    """`auto` on this machine, asked of a process of its own: torch is most of what this one would hold in memory."""
+    code = (
+        "import torch; from jobs.models import resolve_dtype; "
+        "print(resolve_dtype('auto', torch.device('cuda' if torch.cuda.is_available() else 'cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.split()[-1].removeprefix("torch.")
+
+
+def _embedding_width(classifier: Path) -> int | None:
+    """The width of a CLIP model's embeddings, from its configuration."""
+    try:
+        settings: dict[str, Any] = json.loads((classifier / "config.json").read_text(encoding="utf-8"))
+        return int(settings["projection_dim"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _timed(stage: StagePlan, rate: float, workers: int | None) -> StagePlan:
+    """With its time: a stage begins when the one before has ended, and ends with its last round of shards."""
+    worker_s = stage.images_to_make / rate
+    wall_s = None
+    if workers:
+        each_s = worker_s / stage.shards_to_make if stage.shards_to_make else 0.0
+        # Rounds of the calibration follow one another, too.
+        per_round = math.ceil(stage.shards_to_make / stage.rounds_at_most / workers)
+        wall_s = stage.rounds_at_most * per_round * each_s
+    return stage.model_copy(update={"worker_s": worker_s, "wall_s": wall_s})
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else math.fsum(v for v in known if v is not None)
+
+
+def _hours(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / 3600
+
+
+def _advice(config: RunConfig, rate: float | None) -> list[str]:
+    """Whether another block size would serve better. Only said: shards of another size are other shards."""
+    advice = []
+    block = config.shard_images
+    fit = "; shards that are stored under the present one can't be reused then"
+    if rate and block / rate < _SHORT_SHARD_S:
+        advice.append(
+            f"a shard takes {block / rate:.1f} s: a larger shard_images than {block} would spend less on storing{fit}"
+        )
+    if rate and block / rate > _LONG_SHARD_S:
+        advice.append(
+            f"a shard takes {block / rate / 60:.0f} min, which a lost worker loses: take a smaller shard_images than "
+            f"{block}{fit}"
+        )
+    if 2 * config.images_per_cell <= block:
+        advice.append(
+            f"images_per_cell ({config.images_per_cell}) is far below shard_images ({block}): shards hold "
+            f"{config.images_per_cell} images, and more images later will not reuse them. Set "
+            f"shard_images={config.images_per_cell} if you mean to enlarge the run"
+        )
+    return advice
