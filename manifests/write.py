@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.schema import COLUMNS, SCHEMA, Manifest
+from manifests.schema import COLUMNS, SCHEMA, Manifest, ManifestRow
 
-__all__ = ["manifest_bytes", "manifest_table", "write_manifest"]
+__all__ = ["manifest_bytes", "manifest_groups", "manifest_table", "write_manifest"]
 
 _ROW_GROUP_ROWS = 8192
 
@@ -23,8 +23,25 @@ def manifest_table(manifest: Manifest) -> pa.Table:
     )
 
 
-def manifest_bytes(manifest: Manifest, suffix: str = ".parquet") -> bytes:
-    """The file's content: CSV (UTF-8, shortest exact numbers) for the suffix ".csv", else Parquet."""
+def manifest_groups(manifest: Manifest, professions: int) -> list[Manifest]:
+    """So many professions at a time, in their order, each with all its rows wherever they stood."""
+    rows: dict[str, list[ManifestRow]] = {}
+    for row in manifest.rows:
+        rows.setdefault(row.profession, []).append(row)
+    whole = list(rows.values())
+    parts = (whole[start : start + professions] for start in range(0, len(whole), professions))
+    return [Manifest(tuple(row for profession in part for row in profession), manifest.name) for part in parts]
+
+
+def manifest_bytes(manifest: Manifest, suffix: str = ".parquet", *, group_professions: int | None = None) -> bytes:
+    """The file's content: CSV (UTF-8, shortest exact numbers) for the suffix ".csv", else Parquet.
+
+    Args:
+        manifest: the rows.
+        suffix: which of the two.
+        group_professions: one Parquet row group for each of `manifest_groups`, so that a reader of one has whole
+            professions; None: rows as they stand.
+    """
     if suffix.lower() == ".csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -36,7 +53,12 @@ def manifest_bytes(manifest: Manifest, suffix: str = ".parquet") -> bytes:
             )
         return text.getvalue().encode()
     sink = io.BytesIO()
-    pq.write_table(manifest_table(manifest), sink, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
+    if group_professions is None:
+        pq.write_table(manifest_table(manifest), sink, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
+    else:
+        with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as file:
+            for group in manifest_groups(manifest, group_professions):
+                file.write_table(manifest_table(group), row_group_size=len(group.rows))
     return sink.getvalue()
 
 
