@@ -1,0 +1,228 @@
+"""A plan says what the main job will do, finds what is stored, refuses what the job refuses, and writes nothing."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.demo.captions import draw_scene, draw_shares
+from infra.demo.world import draw_all
+from infra.storage import ObjectStore, StorageSettings
+from jobs import plan as planning
+from jobs.cells import audit_cells, calibration_cells, shards_of
+from jobs.cli import main
+from jobs.config import RunConfig, load_config
+from jobs.generator import encode_picture
+from jobs.identity import identity_of, recipe_of
+from jobs.plan import make_plan, stored_keys
+from jobs.plan_schema import Plan
+from jobs.plan_text import plan_text
+from jobs.shards import BASE, Shard, ShardSpec
+from jobs.strength import Candidate, calibration_parquet
+from jobs.worker import AuditWorker
+from manifests import manifest_bytes
+from tests.conftest import S3Server
+from tests.jobs.helpers import manifest
+from time_ops import EditOperator
+
+MANIFEST = manifest("nurse", "carpenter")
+WIDTH = 64
+SETTINGS = (
+    "sampler={steps: 2, height: 32, width: 32, dtype: float32}",
+    'wordings.audit=["A painting of {source}", "{source} working"]',
+    "shard_images=4",
+    "images_per_cell=8",
+    "explicit_images=2",
+    "control_images=2",
+    'controls=["a photo of a cat"]',
+    "strength={images_per_cell: 4, sweep: [1.0, 0.1]}",
+    "pictures.per_cell=0",
+)
+# By hand: 2 professions x 2 wordings x 8 images in blocks of 4; 4 explicit prompts and 1 control, 2 images each.
+AUDIT = {"shards": 2 * 2 * 2 + 4 + 1, "images": 2 * 2 * 8 + 4 * 2 + 2}
+# 2 professions x 2 calibration wordings x 4 images, twice.
+CALIBRATION = {"shards": 2 * 4, "images": 2 * 16}
+
+
+def configured(folder: Path, output: str, *assignments: str) -> RunConfig:
+    file = folder / "manifest.parquet"
+    file.write_bytes(manifest_bytes(MANIFEST))
+    flags = {"manifest": file, "model": PIPELINE_PATH, "classifier": CLASSIFIER_PATH, "output": output}
+    return load_config(flags={k: str(v) for k, v in flags.items()}, assignments=(*SETTINGS, *assignments))
+
+
+def put(store: ObjectStore, spec: ShardSpec, seconds: float) -> int:
+    embeddings = np.random.default_rng(spec.first).standard_normal((spec.count, WIDTH), dtype=np.float32)
+    statuses = np.zeros(spec.count, np.uint8)
+    provenance = {"seconds": seconds, "device": "cuda H200", "versions": {"torch": "2"}}
+    data = Shard(spec, embeddings, statuses, [None] * spec.count, provenance).to_bytes()
+    store.put(spec.object_key, data)
+    return len(data)
+
+
+def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -> None:
+    store = s3.store()
+    config = configured(tmp_path, store.url())
+    before = make_plan(config)
+    assert list(store.list()) == []
+    assert [(s.shards, s.images, s.shards_stored) for s in before.stages] == [
+        (AUDIT["shards"], AUDIT["images"], 0),
+        (CALIBRATION["shards"], CALIBRATION["images"], None),
+        (AUDIT["shards"], AUDIT["images"], None),
+    ]
+    assert before.shards == before.shards_to_make == 2 * AUDIT["shards"] + CALIBRATION["shards"]
+    assert before.rate.images_per_s is None
+    assert before.worker_hours is None
+
+    # The key's ingredients as the job gets them: from a worker.
+    recipe = recipe_of(config, AuditWorker(config, StorageSettings.from_environment(), "test").probe())
+    cells = audit_cells(MANIFEST, config)
+    base = list(shards_of(cells, recipe, BASE, config))
+    seconds = [1.0, 2.0, 4.0, 8.0, 16.0]
+    for spec, spent in zip(base, seconds, strict=False):
+        put(store, spec, spent)
+    half = make_plan(config, workers=2)
+    assert half.stages[0].shards_stored == len(seconds)
+    assert half.stages[0].shards_to_make == AUDIT["shards"] - len(seconds)
+    assert half.stages[0].images_to_make == AUDIT["images"] - sum(s.count for s in base[: len(seconds)])
+    assert (half.rate.images_per_s, half.rate.sampled_shards) == (1.0, len(seconds))
+    assert half.worker_hours == pytest.approx(half.images_to_make / 3600)
+    assert half.gpu_hours == half.worker_hours
+
+    identity = identity_of(config, MANIFEST, recipe)
+    assert half.run == f"run-{identity[:16]}"
+    operator = EditOperator(torch.eye(4))
+    counts = np.ones((2, 2, 3), np.int64)
+    tried = [Candidate(1.0, (1.0, 1.0), operator, counts, 0.1, 0.1, 0.1, 16)]
+    folder = store.sub(f"runs/{half.run}")
+    folder.put("run.json", json.dumps({"identity": identity}).encode())
+    folder.put("calibration.parquet", calibration_parquet(tried, ["nurse", "carpenter"], ["female"], [[1.0]] * 2))
+    folder.put("operator.safetensors", operator.to_bytes())
+    written = [put(store, spec, 4.0) for spec in base]
+    for spec in shards_of(calibration_cells(MANIFEST, config), recipe, operator.digest, config, pictures=False):
+        written.append(put(store, spec, 4.0))
+    edited = list(shards_of(cells, recipe, operator.digest, config))
+    written += [put(store, spec, 4.0) for spec in edited[:-1]]
+    after = make_plan(config)
+    assert [s.shards_to_make for s in after.stages] == [0, 0, 1]
+    assert [s.name for s in after.stages] == ["base audit", "calibration round 1", "edited audit"]
+    assert after.images_to_make == edited[-1].count
+    made = after.storage.shards_bytes - after.storage.shards_bytes_to_write
+    assert made == pytest.approx(sum(written), rel=0.1)
+
+
+def test_another_runs_folder_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), "run=mine")
+    folder = tmp_path / "out" / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"identity": "other"}')
+    (folder / "operator.safetensors").write_bytes(EditOperator(torch.eye(4)).to_bytes())
+    found = make_plan(config)
+    assert found.stages[-1].shards_stored is None
+    assert "another configuration" in found.notes[0]
+
+
+def test_many_objects_are_found_by_listing_as_few_are_one_by_one(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = s3.store()
+    keys = [f"shards/{i % 3:02x}/{i:04x}.parquet" for i in range(12)]
+    for key in keys[::2]:
+        store.put(key, b"")
+    store.put("shards/00/not-asked-for.parquet", b"")
+    assert stored_keys(store, keys) == set(keys[::2])
+    monkeypatch.setattr(planning, "_LOOK_UPS", 3)
+    monkeypatch.setattr(type(store), "exists", None)
+    assert stored_keys(store, keys) == set(keys[::2])
+
+
+def test_time_is_counted_in_whole_shards_and_stage_by_stage(tmp_path: Path) -> None:
+    found = make_plan(configured(tmp_path, str(tmp_path / "out")), rate=2.0, workers=4)
+    audit = AUDIT["images"] / 2.0
+    assert [s.worker_s for s in found.stages] == [audit, CALIBRATION["images"] / 2.0, audit]
+    # 13 shards on 4 workers take 4 turns; each round of 4 shards takes one.
+    each = audit / AUDIT["shards"]
+    assert found.wall_hours == pytest.approx((4 * each + 2 * 4 / 2.0 + 4 * each) / 3600)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rate", "assignment", "advice"),
+    [
+        (10.0, "shard_images=4", "0.4 s"),
+        (0.005, "shard_images=4", "13 min"),
+        (1.0, "shard_images=50", "far below shard_images"),
+        (1.0, "shard_images=4", None),
+    ],
+)
+def test_another_block_size_is_advised_never_taken(
+    tmp_path: Path, rate: float, assignment: str, advice: str | None
+) -> None:
+    found = make_plan(configured(tmp_path, str(tmp_path / "out"), assignment), rate=rate)
+    assert len(found.advice) == (advice is not None)
+    assert advice is None or advice in found.advice[0]
+
+
+@pytest.mark.parametrize("kind", ["webp", "png"])
+def test_pictures_take_about_what_is_estimated(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    shares = draw_shares(0)
+    sprites = draw_all([draw_scene(rng, shares) for _ in range(16)], rng)
+    real = np.mean([len(encode_picture(sprite, kind)) for sprite in sprites])
+    without = make_plan(configured(tmp_path, str(tmp_path / "out"))).storage.shards_bytes
+    kept = make_plan(configured(tmp_path, str(tmp_path / "out"), f"pictures={{per_cell: 2, format: {kind}}}"))
+    pictures = 2 * 2 * (2 * 2 + 4 + 1)
+    assert 0.5 < (kept.storage.shards_bytes - without) / pictures / real < 2
+
+
+def test_the_command_prints_one_json_object_or_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"))
+    arguments = [f"--{key}={getattr(config, key)}" for key in ("manifest", "model", "classifier", "output")]
+    arguments += [f"--set={line}" for line in SETTINGS]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments, "--json", "--rate=1"])
+    assert ended.value.code == 0
+    found = Plan.model_validate_json(capsys.readouterr().out)
+    assert found.images == 2 * AUDIT["images"] + CALIBRATION["images"]
+    sink = io.StringIO()
+    Console(file=sink, width=120).print(plan_text(found))
+    text = " ".join(sink.getvalue().split())
+    assert f"base audit {AUDIT['images']} {AUDIT['shards']} 0 {AUDIT['shards']}" in text
+    assert "Nothing was written" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        (["--manifest=nowhere.parquet"], 2, "can't read nowhere.parquet"),
+        (['--set=wordings.edit=["{source} working"]'], 2, "held out"),
+        (["--rate=0"], 2, "more than 0"),
+        ([f"--model={CLASSIFIER_PATH}"], 3, "model_index.json"),
+        (["--output=s3://no-such-bucket-here/x"], 4, "no-such-bucket-here"),
+    ],
+)
+def test_what_the_job_would_refuse_is_refused(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], code: int, says: str
+) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"))
+    given = {f"--{key}": getattr(config, key) for key in ("manifest", "model", "classifier", "output")}
+    arguments = [f"{key}={value}" for key, value in given.items()] + [f"--set={line}" for line in SETTINGS]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments, *changes])
+    assert ended.value.code == code
+    assert says in capsys.readouterr().err
+
+
+def test_an_unreachable_store_is_exit_code_4(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.apply(monkeypatch, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
+    config = configured(tmp_path, "s3://tests/x")
+    arguments = [f"--{key}={getattr(config, key)}" for key in ("manifest", "model", "classifier", "output")]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments])
+    assert ended.value.code == 4
+    assert "unreachable" in capsys.readouterr().err
