@@ -174,7 +174,7 @@ class StorageConfig(Section):
     """How patient a run is with its object store."""
 
     patience_s: float = Field(
-        600.0, ge=0, description="how long one operation is tried again while the store is away, throttles or breaks off"
+        600.0, ge=0, description="how long one operation is tried again while the store is away or throttles"
     )
 
 

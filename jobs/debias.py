@@ -6,45 +6,32 @@ evenhand debias CONFIG.yaml                            # the same
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import platform
-import shutil
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from jobs import export
 from jobs.card import model_card
-from jobs.cells import Cell, audit_cells, calibration_cells, check_held_out, cut, flatten
-from jobs.classifier import TextEmbeddings
+from jobs.cells import audit_cells, calibration_cells, cut_cell
 from jobs.config import RunConfig
-from jobs.errors import ExitCode, exit_code_of
-from jobs.folder import RunFolder
-from jobs.identity import identity_of, preserved_prompts, provenance_of, recipe_of, without_paths
-from jobs.inputs import read_inputs
-from jobs.models import cache_folder
+from jobs.errors import ExitCode
+from jobs.identity import made_on, preserved_prompts, provenance_of
 from jobs.pictures import choose_pictures
-from jobs.pool import Pool, Tallied
-from jobs.progress import Reporter
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
 from jobs.report.schema import Cost, Report
 from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, EditedProfession, evaluate, label_counts, sentence
+from jobs.session import Session, open_session
 from jobs.shards import BASE, ShardSpec
 from jobs.strength import Candidate, calibration_parquet, choose, edit_scale, rounds_for_report, sweep
-from jobs.tally import CellTally, TallyTask, tally
-from jobs.worker import Probe
-from manifests import Manifest, manifest_bytes, resolved_shares, resolved_targets
+from jobs.tally import Tallies, TallyTask
+from manifests import resolved_shares, resolved_targets
 from time_ops import EditOperator, Problem, PromptEdit
 
 __all__ = ["Outcome", "debias", "main"]
@@ -64,85 +51,38 @@ def debias(config: RunConfig, console: Console) -> Outcome:
     """Run the whole job on the Ray cluster that this process is connected to, or can reach.
 
     Raises:
-        ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
-        ModelError, StorageError, ClusterError, ShardsFailedError: see `jobs.errors`.
+        As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
     """
-    started = time.monotonic()
-    token = uuid.uuid4().hex[:12]
-    settings = StorageSettings.from_environment()
-    store = open_store(config.output, settings)
-    try:
-        manifest = read_inputs(config, settings, token)
-        check_held_out(manifest, config)
-        store.check_writable()
-        with Pool(config, settings, token) as pool:
-            job = _Job(config, manifest, settings, store, pool, console, token, started)
-            return job.run()
-    finally:
-        # This node's staged models; other nodes' caches are theirs to age out.
-        shutil.rmtree(cache_folder() / token, ignore_errors=True)
+    with open_session(config, console) as session:
+        return _Job(session, console).run()
 
 
 class _Job:
     """The steps of one run, in order."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        manifest: Manifest,
-        settings: StorageSettings,
-        store: ObjectStore,
-        pool: Pool,
-        console: Console,
-        token: str,
-        started: float,
-    ) -> None:
-        self.config, self.manifest, self.settings, self.store = config, manifest, settings, store
-        self.pool, self.console, self.token, self.started = pool, console, token, started
-        self.labels = list(config.attribute)
-        self.names = [p.name for p in manifest.professions]
+    def __init__(self, session: Session, console: Console) -> None:
+        self.session, self.console = session, console
+        self.config, self.manifest, self.folder = session.config, session.manifest, session.folder
+        self.labels = list(self.config.attribute)
+        self.names = [p.name for p in self.manifest.professions]
         self.targets = np.array(
-            [[resolved_targets(p, self.labels)[label] for label in self.labels] for p in manifest.professions]
+            [[resolved_targets(p, self.labels)[label] for label in self.labels] for p in self.manifest.professions]
         )
-        self.cells = audit_cells(manifest, config)
-        self.spent = Tallied()
-        self.used: list[str] = []
-        console.print(f"{len(self.names)} professions, {pool.size} worker(s); loading the models")
-        self.probe: Probe = pool.probe()
-        self.recipe = recipe_of(config, self.probe)
-        identity = identity_of(config, manifest, self.recipe)
-        self.folder = RunFolder(store, config.run or f"run-{identity[:16]}")
-        self.folder.open(identity, self._facts())
-        self.reporter = Reporter(console, self.folder.progress)
+        self.cells = audit_cells(self.manifest, self.config)
+        self.texts = session.texts()
 
     def run(self) -> Outcome:
-        """All steps; on a failure run.json says so before the error goes on."""
-        try:
-            return self._run()
-        except BaseException as error:
-            # If the store is what failed, its error must reach the user, not the one of saying so.
-            with contextlib.suppress(StorageError):
-                self.folder.status(
-                    "failed", error=f"{type(error).__name__}: {str(error)[:2000]}", exit_code=_code(error)
-                )
-            raise
-
-    def _run(self) -> Outcome:
-        config, pool = self.config, self.pool
-        self.folder.put("manifest.parquet", manifest_bytes(self.manifest), "application/vnd.apache.parquet")
-        self.texts: TextEmbeddings = pool.call(
-            "texts", [(p.name, p.source) for p in self.manifest.professions], config.controls
-        )
-        base = self._generate(self.cells, None, "base audit")
+        """All steps."""
+        config, session = self.config, self.session
+        session.generate(self.cells, None, "base audit")
         tried, chosen, shares = self._strengths()
         operator = chosen.operator
         self.folder.put("calibration.parquet", calibration_parquet(tried, self.names, self.labels, shares))
         self.folder.put("operator.safetensors", operator.to_bytes())
-        edited = self._generate(self.cells, operator, "edited audit")
-        tasks = self._tasks(self.cells, base, edited)
-        self.reporter.say("labelling and counting")
-        tallies, parts = self._tally(tasks, ("base", "edited"), f"{self.folder.prefix}/images")
-        self._note_parts(parts)
+        session.generate(self.cells, operator, "edited audit")
+        session.reporter.say("labelling and counting")
+        variants = {"base": BASE, "edited": operator.digest}
+        tallies = session.tally(session.tasks(self.cells), variants, self.texts, written=True)
         professions = [
             EditedProfession(
                 p.name,
@@ -153,50 +93,10 @@ class _Job:
             )
             for i, p in enumerate(self.manifest.professions)
         ]
-        result = evaluate(
-            tasks, tallies, professions, self.labels, list(config.wordings.audit), config.gates, config.seed
-        )
-        report = self._report(result, tasks, tallies, tried, operator)
+        result = evaluate(tallies, professions, self.labels, list(config.wordings.audit), config.gates, config.seed)
+        report = self._report(result, tallies, tried, operator)
         self._publish(report, operator)
         return self._finish(report)
-
-    # Steps
-
-    def _generate(self, cells: Sequence[Cell], operator: EditOperator | None, stage: str) -> list[list[ShardSpec]]:
-        digest = BASE if operator is None else operator.digest
-        pictures = cells is self.cells
-        shards = cut(cells, self.recipe, digest, self.config, pictures=pictures)
-        specs = flatten(shards)
-        with self.reporter.stage(stage, sum(s.count for s in specs)) as advance:
-            self.spent += self.pool.run(specs, operator, advance)
-        self.used += [s.digest for s in specs]
-        return shards
-
-    def _tasks(self, cells: Sequence[Cell], *variants: list[list[ShardSpec]]) -> list[TallyTask]:
-        subjects = {name: i for i, name in enumerate(self.names)}
-        controls = {prompt: len(self.names) + i for i, prompt in enumerate(self.config.controls)}
-        tasks = []
-        for i, cell in enumerate(cells):
-            shards = tuple(tuple(variant[i]) for variant in variants)
-            if cell.kind == "control":
-                tasks.append(TallyTask(cell, shards, None, controls[cell.subject]))
-            else:
-                tasks.append(TallyTask(cell, shards, subjects[cell.subject], subjects[cell.subject]))
-        return tasks
-
-    def _tally(
-        self, tasks: Sequence[TallyTask], variants: Sequence[str], prefix: str | None
-    ) -> tuple[list[CellTally], list[str]]:
-        return tally(
-            tasks,
-            output=self.config.output,
-            settings=self.settings,
-            texts=self.texts,
-            labels=self.labels,
-            variants=variants,
-            margin=self.config.undetermined_margin,
-            parts_prefix=prefix,
-        )
 
     def _strengths(self) -> tuple[list[Candidate], Candidate, list[tuple[float, ...]]]:
         """Encode the edits, then sweep where the manifest leaves a lambda open."""
@@ -207,7 +107,7 @@ class _Job:
             for p, s in zip(professions, shares, strict=True)
         ]
         preserved = preserved_prompts(self.manifest, config)
-        pairs, kept = self.pool.call("encode", edits, preserved, config.wordings.edit)
+        pairs, kept = self.session.pool.call("encode", edits, preserved, config.wordings.edit)
         problem = Problem(pairs, kept)
         cells = calibration_cells(self.manifest, config)
         wordings = config.wordings.calibration
@@ -216,8 +116,9 @@ class _Job:
             return problem.solve(list(lam), preserve_lam=config.preserve.lam)
 
         def audit(operator: EditOperator, name: str) -> np.ndarray:
-            shards = self._generate(cells, operator, name)
-            tallies, _ = self._tally(self._tasks(cells, shards), ("edited",), None)
+            self.session.generate(cells, operator, name, pictures=False)
+            tasks = self.session.tasks(cells)
+            tallies = self.session.tally(tasks, {"edited": operator.digest}, self.texts, written=False)
             counts = [label_counts(t.codes[0], len(self.labels)) for t in tallies]
             return np.array(counts).reshape(len(professions), len(wordings), len(self.labels) + 1)
 
@@ -230,16 +131,21 @@ class _Job:
     def _report(
         self,
         result: AuditResult,
-        tasks: Sequence[TallyTask],
-        tallies: Sequence[CellTally],
+        tallies: Tallies,
         tried: Sequence[Candidate],
         operator: EditOperator,
     ) -> Report:
-        pictures, files = choose_pictures(self.store, tasks, tallies, self.labels, result.professions)
+        digests = (BASE, operator.digest)
+
+        def first_shards(task: TallyTask) -> list[ShardSpec]:
+            specs = [cut_cell(task.cell, self.session.recipe, digest, self.config)[0] for digest in digests]
+            return [] if any(s.digest in self.session.spent.failed for s in specs) else specs
+
+        pictures, files = choose_pictures(self.session.store, tallies, first_shards, self.labels, result.professions)
         for name, data in files.items():
             self.folder.put(name, data, f"image/{name.rpartition('.')[2]}")
         self.pictures = files
-        spent = self.spent
+        spent = self.session.spent
         return Report(
             run=self.folder.run,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -254,40 +160,41 @@ class _Job:
             margin_sweep=result.margin_sweep,
             pictures=pictures,
             cost=Cost(
-                wall_s=round(time.monotonic() - self.started, 2),
+                wall_s=round(time.monotonic() - self.session.started, 2),
                 worker_s=round(spent.worker_s, 2),
                 images=spent.images_made,
                 images_reused=spent.images_reused,
                 images_per_s=round(spent.images_made / spent.wall_s, 2) if spent.images_made else None,
                 shards=spent.shards,
                 shards_reused=spent.reused,
-                shards_failed=0,
+                shards_failed=len(spent.failed),
                 rounds=rounds_for_report(tried),
             ),
             provenance={
-                **provenance_of(self.config, self.probe, self.recipe),
+                **provenance_of(self.config, self.session.probe, self.session.recipe),
                 "manifest": self.manifest.digest,
                 "operator": operator.digest,
                 "operator_checksum": operator.checksum,
                 "condition": operator.condition,
-                "workers": self.pool.size,
+                "workers": self.session.pool.size,
+                **made_on(tallies.makers),
             },
         )
 
     def _publish(self, report: Report, operator: EditOperator) -> None:
         """`checkpoint/` once the gates pass; until then `candidate/`, marked ungated."""
         name = "checkpoint" if report.verdict == "pass" else "candidate"
-        self.reporter.say(f"writing {name}/")
-        card = model_card(report, self.config.model, self.probe.model, self.labels)
+        self.session.reporter.say(f"writing {name}/")
+        card = model_card(report, self.config.model, self.session.probe.model, self.labels)
         written = export.export_checkpoint(
             self.config.model,
-            self.probe.model,
+            self.session.probe.model,
             operator,
             card,
             self.config.output,
-            self.settings,
+            self.session.settings,
             f"{self.folder.prefix}/{name}",
-            self.token,
+            self.session.token,
         )
         self.folder.note(f"{name}/{export.CHECKSUMS}", written["sha256sums"])
 
@@ -296,37 +203,10 @@ class _Job:
         self.folder.put("report.html", render(report, self.pictures).encode(), "text/html; charset=utf-8")
         self.folder.put("junit.xml", junit_xml(report), "application/xml")
         code = {"pass": ExitCode.DONE, "fail": ExitCode.GATE_FAILED}.get(report.verdict, ExitCode.GATE_INCONCLUSIVE)
-        self.folder.complete(report.verdict, int(code), self.used)
+        self.session.complete(report.verdict, code)
         self.console.print(summary_table(report))
         self.console.print(f"report: {self.folder.url('report.html')}", soft_wrap=True)
         return Outcome(self.folder.run, self.folder.url(), report, code)
-
-    # Facts
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "configuration": without_paths(self.config.model_dump(mode="json")),
-            "provenance": provenance_of(self.config, self.probe, self.recipe),
-            "environment": {
-                "python": platform.python_version(),
-                "workers": self.pool.size,
-                "device": self.probe.device,
-            },
-            "exit_code": None,
-        }
-
-    def _note_parts(self, parts: Sequence[str]) -> None:
-        for key in parts:
-            digest = hashlib.sha256(self.store.get(key)).hexdigest()
-            self.folder.note(key.removeprefix(f"{self.folder.prefix}/"), digest)
-
-
-def _code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return int(ExitCode.INTERRUPTED)
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code
-    return int(exit_code_of(error) or ExitCode.FAULT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -108,3 +109,13 @@ def provenance_of(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, 
         "wordings": config.wordings.model_dump(mode="json"),
         "seed": config.seed,
     }
+
+
+def made_on(makers: Mapping[str, int]) -> dict[str, Any]:
+    """What the images' last bits rest on, and whether that was one and the same for all of them.
+
+    Args:
+        makers: JSON of device, threads, batch size and versions -> images made so.
+    """
+    several = [{**json.loads(maker), "images": images} for maker, images in sorted(makers.items())]
+    return {"made_on": several, "mixed": len(several) > 1}

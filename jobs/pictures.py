@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from infra.storage import ObjectStore, safe_name
 from jobs.classifier import FAILED
 from jobs.report.schema import PairedPicture, ProfessionReport
-from jobs.shards import Shard
-from jobs.tally import CellTally, TallyTask
+from jobs.shards import Shard, ShardSpec
+from jobs.tally import CellTally, Tallies, TallyTask
 
 __all__ = ["choose_pictures"]
 
@@ -19,14 +19,21 @@ _PER_PROFESSION = 5
 
 def choose_pictures(
     store: ObjectStore,
-    tasks: Sequence[TallyTask],
-    tallies: Sequence[CellTally],
+    tallies: Tallies,
+    shards: Callable[[TallyTask], Sequence[ShardSpec]],
     labels: Sequence[str],
     professions: Sequence[ProfessionReport],
 ) -> tuple[list[PairedPicture], dict[str, bytes]]:
     """Pictures of the professions that moved most, over all wordings in turn.
 
     The first images of each cell are shown, whatever they show: a choice by their look would flatter or slander.
+
+    Args:
+        store: holds the shards.
+        tallies: what was found.
+        shards: the first shard of a cell in each variant; none where it was given up.
+        labels: the attribute's.
+        professions: the report's.
 
     Returns:
         The pairs, and the files to write, named below the run's folder.
@@ -38,30 +45,37 @@ def choose_pictures(
         return abs(p.edited.share - p.base.share)
 
     chosen = [p.profession for p in sorted(professions, key=change, reverse=True)[:_PROFESSIONS]]
+    cells: dict[str, list[int]] = {name: [] for name in chosen}
+    for i, task in enumerate(tallies.tasks):
+        if task.cell.kind == "audit" and task.cell.subject in cells:
+            cells[task.cell.subject].append(i)
     pairs: list[PairedPicture] = []
     files: dict[str, bytes] = {}
     for name in chosen:
-        cells = [
-            (t, c) for t, c in zip(tasks, tallies, strict=True) if t.cell.kind == "audit" and t.cell.subject == name
-        ]
-        turns = zip_longest(*([(task, found, i) for i in range(2)] for task, found in cells))
-        for task, found, i in [turn for column in turns for turn in column if turn][:_PER_PROFESSION]:
-            pair = _pair(store, task, found, labels, i, files)
+        turns = zip_longest(*([(cell, i) for i in range(2)] for cell in cells[name]))
+        for cell, i in [turn for column in turns for turn in column if turn][:_PER_PROFESSION]:
+            task = tallies.tasks[cell]
+            pair = _pair(store, task, shards(task), tallies[cell], labels, i, files)
             if pair:
                 pairs.append(pair)
     return pairs, files
 
 
 def _pair(
-    store: ObjectStore, task: TallyTask, found: CellTally, labels: Sequence[str], i: int, files: dict[str, bytes]
+    store: ObjectStore,
+    task: TallyTask,
+    shards: Sequence[ShardSpec],
+    found: CellTally,
+    labels: Sequence[str],
+    i: int,
+    files: dict[str, bytes],
 ) -> PairedPicture | None:
-    spec = task.shards[0][0]
-    if i >= spec.count:
+    if not shards or i >= shards[0].count:
         return None
+    spec = shards[0]
     names: list[str] = []
     shown: list[str] = []
-    for v, variant in enumerate(("base", "edited")[: len(task.shards)]):
-        shard = task.shards[v][0]
+    for v, (variant, shard) in enumerate(zip(("base", "edited"), shards, strict=False)):
         picture = Shard.from_bytes(store.get(shard.object_key), shard).pictures[i]
         if picture is None:
             return None

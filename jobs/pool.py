@@ -1,47 +1,36 @@
-"""The pool: Ray actors that make shards, fed through a window, with attempts counted per shard.
-
-Ray Core rather than Ray Data (docs/decisions): a shard is committed by its worker, so a lost worker costs only what
-it had in flight, and a shard that kills its process is counted and set aside instead of ending the run.
-"""
+"""The pool: what a run asks of its workers. Shards are made, and other work is mapped, in `jobs.dispatch`'s way."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    RuntimeEnvSetupError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayTaskError
 
-from infra.storage import StorageError, StorageSettings
+from infra.storage import StorageSettings
 from jobs.config import RunConfig
+from jobs.crew import Crew
+from jobs.dispatch import LOST, UNPLACEABLE, Dispatch, Failure
 from jobs.errors import ClusterError, ShardsFailedError
+from jobs.identity import Probe
+from jobs.progress import Advance
 from jobs.remote import raised_there
-from jobs.shards import ShardSpec
-from jobs.worker import AuditWorker, Probe, ShardOutcome
-from time_ops import EditError, EditOperator, ModelError
+from jobs.shards import ShardOutcome, ShardSpec
+from jobs.worker import AuditWorker
+from time_ops import EditOperator
 
 __all__ = ["Pool", "Tallied"]
 
-# Two calls per actor: one runs, one waits in the actor's queue, so that no actor idles while the driver decides.
-_IN_FLIGHT = 2
-_GROUP_IMAGES = 64
-# Losing a worker is mostly no fault of the shard; one that is lost this often is.
-_MAX_LOSSES = 4
-_START_S = 600.0
-_ACTOR_LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
-_UNPLACEABLE = (ActorUnschedulableError, RuntimeEnvSetupError)
+_CALL_S = 1800.0
+# A piece holds enough images to fill a device's batches, and not so many that a lost worker costs much.
+_PIECE_IMAGES = 64
+_MOST_IMAGES = 256
+_MOST_WASTE = 0.1
+# So many failed shards above the limit are no accident: what is left would fail too, and cost as much.
+_HOPELESS = 10
 
 
 @dataclass
@@ -52,12 +41,16 @@ class Tallied:
     reused: int = 0
     images_made: int = 0
     images_reused: int = 0
+    images_bad: int = 0
     worker_s: float = 0.0
     wall_s: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Digest of each shard that was given up -> why."""
 
     def add(self, outcome: ShardOutcome) -> None:
         """Count one committed shard."""
         self.shards += 1
+        self.images_bad += outcome.failed_images
         if outcome.reused:
             self.reused += 1
             self.images_reused += outcome.images
@@ -70,114 +63,62 @@ class Tallied:
         self.reused += other.reused
         self.images_made += other.images_made
         self.images_reused += other.images_reused
+        self.images_bad += other.images_bad
         self.worker_s += other.worker_s
         self.wall_s += other.wall_s
+        self.failed |= other.failed
         return self
 
 
-@dataclass
-class _Call:
-    number: int
-    specs: list[ShardSpec]
-    actor: int
-
-
-@dataclass
-class _Stage:
-    """The book of one stage: what is left, what runs, what went wrong with which shard."""
-
-    queue: deque[list[ShardSpec]]
-    calls: dict[Any, _Call] = field(default_factory=dict)
-    attempts: Counter[str] = field(default_factory=Counter)
-    losses: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, str] = field(default_factory=dict)
-    lost_in_a_row: int = 0
-
-
 class Pool:
-    """Workers on a Ray cluster. Use as a context manager; leaving it ends the actors.
+    """Workers on a Ray cluster. Use as a context manager; leaving it ends them.
 
     Args:
         config: the run's configuration.
         settings: how workers reach object storage.
         token: the run's staging folder, see `AuditWorker`.
         worker: the class that makes shards; tests put another one here.
+        say: tells people what is waited for.
 
     Raises:
-        ClusterError: no node has the resources that one worker asks for.
+        ClusterError: no node has the resources that one worker asks for, and none with them will come.
     """
 
     def __init__(
-        self, config: RunConfig, settings: StorageSettings, token: str, worker: type[AuditWorker] = AuditWorker
+        self,
+        config: RunConfig,
+        settings: StorageSettings,
+        token: str,
+        worker: type[AuditWorker] = AuditWorker,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._config = config
-        self._settings = settings
-        self._token = token
-        self._worker = worker
         self._expected: Probe | None = None
-        # Per node: what two nodes have together is of no use to one worker.
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        wanted = config.workers
-        has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-        gpus = wanted.num_gpus if wanted.num_gpus is not None else float(has_gpu)
-        self._demand = {"CPU": wanted.num_cpus, "GPU": gpus}
-        needs = {name: need for name, need in self._demand.items() if need > 0}
-        room = sum(min(int(node.get(name, 0) / need) for name, need in needs.items()) for node in nodes)
-        if room < 1:
-            raise ClusterError(
-                f"one worker asks for {needs}, and no node has that; the nodes have "
-                f"{[{name: node.get(name, 0) for name in needs} for node in nodes]}. "
-                "Lower workers.num_cpus or workers.num_gpus, or add larger nodes"
-            )
-        self.size = min(room, wanted.count or room)
-        self._actors: dict[int, Any] = {}
-        self._starting: dict[Any, int] = {}
-        self._next = 0
-        self._calls = 0
+
+        def arguments() -> tuple[Any, ...]:
+            threads = None if self._crew.demand.gpus else max(1, int(config.workers.num_cpus))
+            return config, settings, token, threads, self._expected
+
+        self._crew = Crew(worker, arguments, config.workers, say or (lambda _: None))
+
+    @property
+    def size(self) -> int:
+        """How many workers there should be now."""
+        return self._crew.size
 
     def __enter__(self) -> Pool:
         # One worker says which models there are; `probe` then starts the others, which check theirs against it.
-        self._spawn()
+        self._crew.spawn()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self._actors.values():
-            ray.kill(actor)
-
-    def _replace(self, number: int) -> None:
-        actor = self._actors.pop(number, None)
-        if actor is not None:
-            self._starting = {ref: n for ref, n in self._starting.items() if n != number}
-            ray.kill(actor)
-            self._spawn()
-
-    def _spawn(self) -> None:
-        threads = max(1, int(self._config.workers.num_cpus)) if not self._demand["GPU"] else None
-        actor: Any = (
-            ray.remote(self._worker)
-            .options(num_cpus=self._demand["CPU"], num_gpus=self._demand["GPU"], max_restarts=0, max_task_retries=0)
-            .remote(self._config, self._settings, self._token, threads, self._expected)
-        )
-        number, self._next = self._next, self._next + 1
-        self._actors[number] = actor
-        self._starting[actor.pid.remote()] = number
-
-    def _ready(self) -> list[int]:
-        """Actors that have answered once. One that Ray can't place yet gets no work, so none is stuck with it."""
-        if self._starting:
-            answered, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
-            for ref in answered:
-                # A failed start is seen, and counted, by the first call given to it.
-                del self._starting[ref]
-        waiting = set(self._starting.values())
-        return [number for number in self._actors if number not in waiting]
+        self._crew.close()
 
     def probe(self) -> Probe:
         """One worker's answer: which models, which device. The others are then held to the same."""
         probe: Probe = self.call("probe")
         self._expected = probe
-        while len(self._actors) < self.size:
-            self._spawn()
+        self._crew.grow()
         return probe
 
     def call(self, method: str, *args: Any) -> Any:
@@ -186,127 +127,122 @@ class Pool:
         Raises:
             ClusterError: workers die of it, or none can be started.
         """
-        for attempt in range(1, self._config.workers.max_attempts + 1):
-            number = next(iter(self._ready() or self._actors))
+        attempts = self._config.workers.max_attempts
+        for attempt in range(1, attempts + 1):
+            number = self._crew.wait()[0]
+            done, result = self._crew.send(number, method, *args)
             try:
-                return ray.get(getattr(self._actors[number], method).remote(*args), timeout=_START_S)
+                ray.get(done, timeout=_CALL_S)
+                return ray.get(result)
             except RayTaskError as error:
                 raise raised_there(error) from error
-            except (*_UNPLACEABLE, ray.exceptions.GetTimeoutError) as error:
+            except (*UNPLACEABLE, ray.exceptions.GetTimeoutError) as error:
                 raise ClusterError(f"no worker answers to {method}: {type(error).__name__}: {error}") from error
-            except _ACTOR_LOST as error:
-                self._replace(number)
-                if attempt == self._config.workers.max_attempts:
+            except LOST as error:
+                self._crew.replace(number)
+                if attempt == attempts:
                     raise ClusterError(f"{attempt} workers died in {method}; the last one: {error}") from error
         raise ClusterError(f"no worker answered to {method}")
 
-    def run(self, specs: Iterable[ShardSpec], operator: EditOperator | None, advance: Callable[[int], None]) -> Tallied:
-        """Make all shards, each once; `advance` is told of images as their shards are committed.
+    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """One call of a method for each tuple of arguments, spread over the workers, taken as they are needed.
+
+        Yields:
+            Index of the call and the reference of its result, as they are done.
 
         Raises:
-            ShardsFailedError: some shards failed for good; all others are committed.
+            As `Dispatch`; an error that a call keeps raising is raised as it was there.
+        """
+
+        def send(worker: int, items: tuple[tuple[int, Sequence[Any]], ...]) -> tuple[Any, Any]:
+            return self._crew.send(worker, method, *items[0][1])
+
+        pieces = (((i, args),) for i, args in enumerate(calls))
+        work: Dispatch[tuple[int, Sequence[Any]]] = Dispatch(
+            self._crew, pieces, send, lambda item: item[0], self._config.workers.max_attempts
+        )
+        for ((index, _),), result in work:
+            yield index, result
+        if work.failures:
+            error = work.failures[0].error
+            if isinstance(error, LOST):
+                raise ClusterError(f"workers die of {method}; the last one: {error}") from error
+            raise error
+
+    def run(
+        self,
+        specs: Iterable[ShardSpec],
+        operator: EditOperator | None,
+        advance: Advance,
+        total: int,
+    ) -> Tallied:
+        """Make all shards, each once; `advance` is told of each as it is committed, or given up.
+
+        Args:
+            specs: the shards, each once; taken as they are needed.
+            operator: the edit that they name, or None for the base.
+            advance: told of each shard.
+            total: how many shards they are.
+
+        Returns:
+            What was made, found and given up; within `workers.failed_shards` a run goes on without the latter.
+
+        Raises:
+            ShardsFailedError: more shards failed than that; what was done is stored.
             ModelError, EditError: the model or the edit itself is at fault, so no retry can help.
             ClusterError: workers die one after another, or none can be started.
         """
         start = time.monotonic()
-        stage = _Stage(deque(_groups(list(specs))))
-        total = sum(len(group) for group in stage.queue)
+        most = int(self._config.workers.failed_shards * total)
         reference = ray.put(operator) if operator is not None else None
+        batch = self._config.sampler.batch_size
+        # Chosen by the worker, a batch divides a shard, or holds several whole.
+        size = self._config.shard_images if batch == "auto" else int(batch)
+
+        def send(worker: int, items: tuple[ShardSpec, ...]) -> tuple[Any, Any]:
+            return self._crew.send(worker, "run", items, reference)
+
+        work: Dispatch[ShardSpec] = Dispatch(
+            self._crew,
+            _pieces(specs, size),
+            send,
+            lambda spec: spec.digest,
+            self._config.workers.max_attempts,
+            max_failures=max(most, _HOPELESS),
+        )
         tallied = Tallied()
-        last_answer = start
-        while stage.queue or stage.calls:
-            self._fill(stage, reference)
-            if not stage.calls:
-                if time.monotonic() - last_answer > _START_S:
-                    raise ClusterError(f"no worker could be started within {_START_S:.0f} s; see `ray status`")
-                time.sleep(0.1)
-                continue
-            last_answer = time.monotonic()
-            ray.wait(list(stage.calls), num_returns=1, timeout=1.0)
-            ready, _ = ray.wait(list(stage.calls), num_returns=len(stage.calls), timeout=0)
-            # In the order of their submission: what was done before a worker died is done, not blamed.
-            for done in sorted(ready, key=lambda ref: stage.calls[ref].number):
-                if done in stage.calls:
-                    self._collect(done, stage, tallied, advance)
+        for _, result in work:
+            for outcome in ray.get(result):
+                tallied.add(outcome)
+                advance(outcome.images, outcome.reused, outcome.failed_images)
         tallied.wall_s = time.monotonic() - start
-        if stage.failed:
-            some = "\n".join(f"  {why}" for why in list(stage.failed.values())[:5])
+        for failure in work.failures:
+            tallied.failed[failure.item.digest] = _why(failure)
+            advance(failure.item.count, shard_failed=True)
+        if len(work.failures) > most:
+            some = "\n".join(f"  {why}" for why in list(tallied.failed.values())[:5])
             raise ShardsFailedError(
-                f"{len(stage.failed)} of {total} shards failed; the others are stored, and the same command goes on "
-                f"from there. First failures:\n{some}"
+                f"{len(work.failures)} of {total} shards failed; {tallied.shards} are stored, and the same command "
+                f"goes on from there. First failures:\n{some}"
             )
         return tallied
 
-    def _fill(self, stage: _Stage, reference: Any) -> None:
-        busy = Counter(call.actor for call in stage.calls.values())
-        ready = self._ready()
-        # One each first, then the second: the last groups of a stage spread over all workers.
-        for depth in range(_IN_FLIGHT):
-            for number in ready:
-                if stage.queue and busy[number] <= depth:
-                    group = stage.queue.popleft()
-                    self._calls += 1
-                    call = self._actors[number].run.remote(group, reference)
-                    stage.calls[call] = _Call(self._calls, group, number)
-                    busy[number] += 1
 
-    def _collect(self, done: Any, stage: _Stage, tallied: Tallied, advance: Callable[[int], None]) -> None:
-        call = stage.calls.pop(done)
-        try:
-            outcomes: list[ShardOutcome] = ray.get(done)
-        except RayTaskError as error:
-            # A process with a broken device fails fast and would draw the whole queue: the retry meets a fresh one.
-            behind = self._take_back(call, stage)
-            self._replace(call.actor)
-            stage.queue.extend(other.specs for other in behind)
-            self._retry(call, raised_there(error), stage.attempts, self._config.workers.max_attempts, stage)
-        except _UNPLACEABLE as error:
-            raise ClusterError(f"a worker can't be started: {type(error).__name__}: {error}") from error
-        except _ACTOR_LOST as error:
-            # Only the call that ran is to blame, the oldest; those that waited behind it are just put back.
-            running, *behind = sorted([call, *self._take_back(call, stage)], key=lambda c: c.number)
-            self._replace(call.actor)
-            stage.queue.extend(other.specs for other in behind)
-            stage.lost_in_a_row += 1
-            if stage.lost_in_a_row > _MAX_LOSSES * self.size:
-                raise ClusterError(
-                    f"{stage.lost_in_a_row} workers died one after another and none made a shard; the last one: {error}"
-                ) from error
-            self._retry(running, error, stage.losses, _MAX_LOSSES, stage)
-        else:
-            stage.lost_in_a_row = 0
-            for outcome in outcomes:
-                tallied.add(outcome)
-                advance(outcome.images)
-
-    @staticmethod
-    def _take_back(call: _Call, stage: _Stage) -> list[_Call]:
-        """Calls that wait behind this one in the same actor's queue; they will never run there."""
-        waiting = [ref for ref, other in stage.calls.items() if other.actor == call.actor]
-        return [stage.calls.pop(ref) for ref in waiting]
-
-    @staticmethod
-    def _retry(call: _Call, error: Exception, counts: Counter[str], most: int, stage: _Stage) -> None:
-        if isinstance(error, (ModelError, EditError)):
-            raise error
-        for spec in call.specs:
-            counts[spec.digest] += 1
-            if counts[spec.digest] < most:
-                # Alone from now on: whichever shard of the group is at fault then stands alone too.
-                stage.queue.append([spec])
-            elif isinstance(error, StorageError):
-                raise error
-            else:
-                why = f"{spec.prompt!r} from image {spec.first}: {type(error).__name__}: {str(error)[:300]}"
-                stage.failed[spec.digest] = why
+def _why(failure: Failure[ShardSpec]) -> str:
+    spec, error = failure.item, failure.error
+    return f"{spec.prompt!r} from image {spec.first}: {type(error).__name__}: {str(error)[:300]}"
 
 
-def _groups(specs: Sequence[ShardSpec]) -> list[list[ShardSpec]]:
-    """Shards to be made in one call: enough images to fill a device's batches."""
-    groups: list[list[ShardSpec]] = []
+def _pieces(specs: Iterable[ShardSpec], batch: int) -> Iterator[tuple[ShardSpec, ...]]:
+    """Shards to be made in one call: as whole batches as can be."""
+    piece: list[ShardSpec] = []
+    images = 0
     for spec in specs:
-        if groups and sum(s.count for s in groups[-1]) + spec.count <= _GROUP_IMAGES:
-            groups[-1].append(spec)
-        else:
-            groups.append([spec])
-    return groups
+        piece.append(spec)
+        images += spec.count
+        waste = -images % batch / images
+        if images >= max(_MOST_IMAGES, batch) or (images >= _PIECE_IMAGES and waste <= _MOST_WASTE):
+            yield tuple(piece)
+            piece, images = [], 0
+    if piece:
+        yield tuple(piece)

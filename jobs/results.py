@@ -22,7 +22,7 @@ from jobs.report.schema import (
     VariantSummary,
     WordingReport,
 )
-from jobs.tally import MARGINS, CellTally, TallyTask
+from jobs.tally import MARGINS, CellTally, Tallies, TallyTask
 from time_ops import ratios
 from time_ops.ratios import DeltaBounds, Estimate, Rate, Verdict
 
@@ -71,8 +71,7 @@ def label_counts(codes: np.ndarray, labels: int) -> np.ndarray:
 
 
 def evaluate(
-    tasks: Sequence[TallyTask],
-    tallies: Sequence[CellTally],
+    tallies: Tallies,
     professions: Sequence[EditedProfession],
     labels: Sequence[str],
     wordings: Sequence[str],
@@ -82,8 +81,7 @@ def evaluate(
     """Figures, gates and verdict of a base audit and, where there is a second variant, of the edit.
 
     Args:
-        tasks: the cells as planned.
-        tallies: what was found, one for each task.
+        tallies: what was found in each cell.
         professions: in the manifest's order.
         labels: the attribute's labels.
         wordings: the audit's.
@@ -93,10 +91,10 @@ def evaluate(
     index = {label: i for i, label in enumerate(labels)}
     found = [
         _Found(task, tally, index.get(task.cell.label or ""), len(labels))
-        for task, tally in zip(tasks, tallies, strict=True)
+        for task, tally in zip(tallies.tasks, tallies, strict=True)
     ]
     audit = {(f.task.cell.subject, f.task.cell.wording): f for f in found if f.task.cell.kind == "audit"}
-    variants = tallies[0].codes.shape[0]
+    variants = tallies.variants
     names = [p.name for p in professions]
     targets = np.array([[p.target[label] for label in labels] for p in professions])
     width = len(labels)
@@ -108,7 +106,7 @@ def evaluate(
     else:
         counts = np.stack([[label_counts(codes[0], width) for codes in row] for row in cells])
         bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
-    summaries = [_summary(found, wordings, bounds[v], v) for v in range(variants)]
+    summaries = [_summary(found, wordings, bounds[v], v, float(tallies.seconds[v])) for v in range(variants)]
     results = _gates(found, summaries[-1], bounds[-1], gates)
     return AuditResult(
         Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
@@ -183,7 +181,9 @@ def _is_undetermined(f: _Found, v: int) -> np.ndarray:
     return np.asarray(f.tally.codes[v] == f.width)
 
 
-def _summary(found: Sequence[_Found], wordings: Sequence[str], bounds: DeltaBounds, v: int) -> VariantSummary:
+def _summary(
+    found: Sequence[_Found], wordings: Sequence[str], bounds: DeltaBounds, v: int, seconds: float
+) -> VariantSummary:
     kinds = {kind: [f for f in found if f.task.cell.kind == kind] for kind in ("audit", "explicit", "control")}
     worst = bounds.worst.wording
     return VariantSummary(
@@ -195,7 +195,7 @@ def _summary(found: Sequence[_Found], wordings: Sequence[str], bounds: DeltaBoun
         controls=_pooled(kinds["control"], v, _is_recognised),
         undetermined=_pooled(kinds["audit"], v, _is_undetermined, largest_is_worst=True),
         images=sum(f.task.cell.images for f in found),
-        seconds=round(sum(f.tally.seconds[v] for f in found), 2),
+        seconds=round(seconds, 2),
     )
 
 
@@ -302,7 +302,7 @@ def _control(f: _Found, variants: int) -> Control:
         prompt=f.task.cell.prompt,
         base=rates[0],
         edited=rates[1] if variants == 2 else None,
-        drift=f.tally.drift,
+        drift=_finite(f.tally.drift),
     )
 
 

@@ -18,7 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["BASE", "SHARD_SCHEMA", "STATUSES", "Recipe", "Shard", "ShardError", "ShardSpec", "image_seed"]
+__all__ = [
+    "BASE",
+    "SHARD_SCHEMA",
+    "STATUSES",
+    "Recipe",
+    "Shard",
+    "ShardError",
+    "ShardOutcome",
+    "ShardSpec",
+    "image_seed",
+]
 
 SHARD_SCHEMA = 1
 """Raised whenever our code changes what the same key would hold."""
@@ -103,6 +113,17 @@ class ShardSpec:
             image_seed(self.recipe.seed, self.stream, self.prompt, i)
             for i in range(self.first, self.first + self.count)
         ]
+
+
+@dataclass(frozen=True)
+class ShardOutcome:
+    """One shard, done: made now, or found in the store."""
+
+    digest: str
+    images: int
+    failed_images: int
+    reused: bool
+    seconds: float
 
 
 @dataclass(frozen=True)

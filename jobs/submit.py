@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 
 from jobs.config import RunConfig
 from jobs.errors import ClusterError, ExitCode
-from jobs.progress import MARK, bars
+from jobs.progress import MARK, bars, update_bar
 
 __all__ = ["submit"]
 
@@ -145,7 +145,7 @@ def _advance(line: str, tasks: dict[str, TaskID], progress: Progress | None, con
     except ValueError:
         return progress
     if not console.is_terminal:
-        if fields["done"] in (0, fields["total"]):
+        if fields["done"] == 0 or fields["state"] != "running":
             console.print(
                 f"{fields['stage']}: {fields['done']}/{fields['total']}, {fields['rate']:.1f}/s", highlight=False
             )
@@ -156,7 +156,7 @@ def _advance(line: str, tasks: dict[str, TaskID], progress: Progress | None, con
     name = fields["stage"]
     if name not in tasks:
         tasks[name] = progress.add_task(name, total=fields["total"], rate="")
-    progress.update(tasks[name], completed=fields["done"], rate=f"{fields['rate']:.1f}/s")
+    update_bar(progress, tasks[name], fields)
     return progress
 
 

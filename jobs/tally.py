@@ -1,105 +1,270 @@
 """The tally: shards read back from the store, labelled, counted, and written out one row per image.
 
-Runs as Ray tasks over chunks of cells; the driver gets one byte per image and variant, in fixed order.
+Workers do it part by part; the driver gets one byte per image and variant, in the cells' order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
-from infra.storage import StorageSettings, open_store
-from jobs.cells import Cell
+from infra.storage import ObjectStore
+from jobs.cells import Cell, cut_cell
 from jobs.classifier import FAILED, Labels, TextEmbeddings
-from jobs.remote import fetch
-from jobs.shards import STATUSES, Shard, ShardSpec
+from jobs.config import RunConfig
+from jobs.shards import STATUSES, Recipe, Shard, ShardSpec
 
-__all__ = ["MARGINS", "CellTally", "TallyTask", "tally"]
+__all__ = [
+    "MARGINS",
+    "MISSING",
+    "CellTally",
+    "Frame",
+    "PartTally",
+    "Tallies",
+    "TallyTask",
+    "parts_of",
+    "tally_part",
+]
 
 MARGINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Undetermined margins that the report sweeps."""
+MISSING = "missing"
+"""Status of images whose shard was given up."""
+MOST_LABELS = 60
+"""Labels that a byte has room for, beside what else it says."""
+
 _PART_IMAGES = 20_000
+_OK = STATUSES.index("ok")
+# One byte says it all: the label in the low six bits, whether the subject was recognised in the highest one.
+_CODE, _NO_LABEL, _FAILED, _RECOGNISED = 0x3F, 62, 63, 0x80
 
 
-@dataclass(frozen=True)
-class CellTally:
-    """One cell's images in V variants (base, then edited where there is one).
-
-    Attributes:
-        codes: [V, n] uint8 label codes, see `Labels`.
-        recognised: [V, n] bool.
-        ok: [V, n] bool, images that are no failures.
-        swept: [M, V, L + 1] counts of the labels, undetermined last, under each of `MARGINS`.
-        seconds: [V] worker seconds that the shards took when they were made.
-        drift: mean cosine distance of the variants' embeddings at equal seeds; None with one variant.
-    """
-
-    codes: np.ndarray
-    recognised: np.ndarray
-    ok: np.ndarray
-    swept: np.ndarray
-    seconds: tuple[float, ...]
-    drift: float | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TallyTask:
-    """A cell, its shards per variant, and its rows in the text embeddings."""
+    """A cell, and its rows in the text embeddings."""
 
     cell: Cell
-    shards: tuple[tuple[ShardSpec, ...], ...]
     subject: int | None
     concept: int
 
 
-def _tally_part(
-    tasks: Sequence[TallyTask],
-    output: str,
-    settings: StorageSettings,
-    texts: TextEmbeddings,
-    labels: Sequence[str],
-    variants: Sequence[str],
-    margin: float,
-    part_key: str | None,
-) -> list[CellTally]:
-    store = open_store(output, settings)
-    results, rows = [], []
+@dataclass(frozen=True)
+class Frame:
+    """What all parts of one tally share.
+
+    Attributes:
+        recipe: of the shards.
+        variants: name -> digest of the operator, or `BASE`.
+        missing: digests of shards that were given up; their images are counted as failed.
+    """
+
+    recipe: Recipe
+    variants: dict[str, str]
+    missing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class CellTally:
+    """One cell's images in V variants (base, then edited where there is one).
+
+    Attributes:
+        packed: [V, n] uint8, see `pack`.
+        swept: [M, V, L + 1] counts of the labels, undetermined last, under each of `MARGINS`.
+        drift: mean cosine distance of the variants' embeddings at equal seeds; NaN with one variant.
+    """
+
+    packed: np.ndarray
+    swept: np.ndarray
+    drift: float
+
+    @property
+    def codes(self) -> np.ndarray:
+        """[V, n] uint8 label codes, see `Labels`; `FAILED` also where the cell has no label."""
+        codes: np.ndarray = self.packed & _CODE
+        codes[codes >= _NO_LABEL] = FAILED
+        return codes
+
+    @property
+    def recognised(self) -> np.ndarray:
+        """[V, n] bool."""
+        return np.asarray((self.packed & _RECOGNISED) != 0)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """[V, n] bool, images that are no failures."""
+        return np.asarray((self.packed & _CODE) != _FAILED)
+
+
+def pack(codes: np.ndarray, recognised: np.ndarray, ok: np.ndarray) -> np.ndarray:
+    """A byte per image of label codes (`FAILED`: none), whether recognised, and whether there is an image at all."""
+    packed = np.where(codes == FAILED, _NO_LABEL, codes).astype(np.uint8)
+    packed[~ok] = _FAILED
+    packed[recognised & ok] |= _RECOGNISED
+    return packed
+
+
+@dataclass(frozen=True)
+class PartTally:
+    """What a worker hands back of one part: C cells, n images in all.
+
+    Attributes:
+        packed: [V, n] uint8, cell after cell.
+        swept: [C, M, V, L + 1] int32.
+        drift: [C] float64.
+        seconds: [V], worker seconds that the shards took when they were made.
+        statuses: images of each status but ok.
+        makers: JSON of what decides an image's last bits (device, threads, batch size, versions) -> images.
+        sha256: of the rows written, or None.
+    """
+
+    packed: np.ndarray
+    swept: np.ndarray
+    drift: np.ndarray
+    seconds: np.ndarray
+    statuses: Counter[str]
+    makers: Counter[str]
+    sha256: str | None
+
+
+class Tallies:
+    """All cells of an audit, as small as can be: a byte per image and variant, and the counts under each margin.
+
+    Args:
+        tasks: the cells, in order.
+        parts: their tallies, in the same order, each of as many cells as it says.
+    """
+
+    def __init__(self, tasks: Sequence[TallyTask], parts: Iterable[PartTally]) -> None:
+        self.tasks = tasks
+        parts = list(parts)
+        self._packed = np.concatenate([p.packed for p in parts], axis=1)
+        self._swept = np.concatenate([p.swept for p in parts])
+        self._drift = np.concatenate([p.drift for p in parts])
+        self._starts = np.cumsum([0, *(task.cell.images for task in tasks)])
+        self.seconds: np.ndarray = sum((p.seconds for p in parts), np.zeros(len(self._packed)))
+        self.statuses: Counter[str] = sum((p.statuses for p in parts), Counter())
+        self.makers: Counter[str] = sum((p.makers for p in parts), Counter())
+        if self._starts[-1] != self._packed.shape[1] or len(tasks) != len(self._swept):
+            raise ValueError(f"parts hold {self._packed.shape[1]} images, the cells {self._starts[-1]}")
+
+    @property
+    def variants(self) -> int:
+        """V."""
+        return len(self._packed)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[CellTally]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> CellTally:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        packed = self._packed[:, self._starts[i] : self._starts[i + 1]]
+        return CellTally(packed, self._swept[i], float(self._drift[i]))
+
+
+def parts_of(tasks: Iterable[TallyTask], variants: int) -> Iterator[tuple[TallyTask, ...]]:
+    """The cells in parts of some twenty thousand images."""
+    part: list[TallyTask] = []
+    size = 0
     for task in tasks:
-        shards = [[Shard.from_bytes(store.get(s.object_key), s) for s in specs] for specs in task.shards]
-        embeddings = [np.concatenate([s.embeddings for s in made]) for made in shards]
-        statuses = [np.concatenate([s.statuses for s in made]) for made in shards]
-        ok = [status == STATUSES.index("ok") for status in statuses]
-        found = [
-            Labels.of(e, fine, texts, task.subject, task.concept, margin)
-            for e, fine in zip(embeddings, ok, strict=True)
-        ]
-        drift = None
-        if len(found) == 2 and (both := ok[0] & ok[1]).any():
+        images = task.cell.images * variants
+        if part and size + images > _PART_IMAGES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(task)
+        size += images
+    if part:
+        yield tuple(part)
+
+
+def tally_part(
+    tasks: Sequence[TallyTask],
+    frame: Frame,
+    texts: TextEmbeddings,
+    config: RunConfig,
+    store: ObjectStore,
+    key: str | None,
+) -> PartTally:
+    """Label and count these cells; with a key also write one row per image there.
+
+    Raises:
+        ShardError: a shard in the store is not what was stored.
+        StorageError: one can't be read.
+    """
+    results: list[CellTally] = []
+    rows: list[pa.Table] = []
+    seconds = np.zeros(len(frame.variants))
+    bad: Counter[str] = Counter()
+    makers: Counter[str] = Counter()
+    for task in tasks:
+        found = []
+        embeddings = []
+        for v, (variant, operator) in enumerate(frame.variants.items()):
+            made = [
+                _Block.read(store, spec, frame.missing, texts.labels.shape[-1])
+                for spec in cut_cell(task.cell, frame.recipe, operator, config, pictures=False)
+            ]
+            embeddings.append(np.concatenate([b.embeddings for b in made]))
+            ok = np.concatenate([b.ok for b in made])
+            labels = Labels.of(embeddings[-1], ok, texts, task.subject, task.concept, config.undetermined_margin)
+            found.append((labels, ok))
+            seconds[v] += sum(b.seconds for b in made)
+            for block in made:
+                bad.update(s for s in block.statuses if s != STATUSES[_OK])
+                makers[block.maker] += block.spec.count
+            if key is not None:
+                rows.append(_rows(task, variant, made, labels, list(config.attribute)))
+        drift = np.nan
+        if len(found) == 2 and (both := found[0][1] & found[1][1]).any():
             drift = float(1 - (embeddings[0][both] * embeddings[1][both]).sum(axis=1).mean())
-        results.append(
-            CellTally(
-                np.stack([f.codes for f in found]),
-                np.stack([f.recognised for f in found]),
-                np.stack(ok),
-                np.stack([[_swept(f, fine, m) for f, fine in zip(found, ok, strict=True)] for m in MARGINS]),
-                tuple(float(sum(s.provenance.get("seconds", 0.0) for s in made)) for made in shards),
-                drift,
-            )
-        )
-        if part_key is not None:
-            for variant, made, label, status in zip(variants, shards, found, statuses, strict=True):
-                rows.append(_rows(task, variant, made, label, status, labels))
-    if part_key is not None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(rows), sink, compression="zstd")
-        store.put(part_key, bytes(sink.getvalue()), content_type="application/vnd.apache.parquet")
-    return results
+        packed = np.stack([pack(f.codes, f.recognised, ok) for f, ok in found])
+        swept = np.stack([[_swept(f, ok, margin) for f, ok in found] for margin in MARGINS])
+        results.append(CellTally(packed, swept.astype(np.int32), drift))
+    makers.pop("", None)
+    return PartTally(
+        np.concatenate([r.packed for r in results], axis=1),
+        np.stack([r.swept for r in results]),
+        np.array([r.drift for r in results]),
+        seconds,
+        bad,
+        makers,
+        None if key is None else _write(store, key, pa.concat_tables(rows)),
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A shard as the tally sees it, or the place where one should be."""
+
+    spec: ShardSpec
+    embeddings: np.ndarray
+    statuses: list[str]
+    seconds: float = 0.0
+    maker: str = ""
+
+    @property
+    def ok(self) -> np.ndarray:
+        return np.array([status == STATUSES[_OK] for status in self.statuses])
+
+    @classmethod
+    def read(cls, store: ObjectStore, spec: ShardSpec, missing: frozenset[str], width: int) -> _Block:
+        if spec.digest in missing:
+            return cls(spec, np.zeros((spec.count, width), np.float32), [MISSING] * spec.count)
+        shard = Shard.from_bytes(store.get(spec.object_key), spec)
+        made = dict(shard.provenance)
+        seconds = float(made.pop("seconds", 0.0))
+        statuses = [STATUSES[s] for s in shard.statuses]
+        return cls(spec, shard.embeddings, statuses, seconds, json.dumps(made, sort_keys=True))
 
 
 def _swept(found: Labels, ok: np.ndarray, margin: float) -> np.ndarray:
@@ -111,63 +276,36 @@ def _swept(found: Labels, ok: np.ndarray, margin: float) -> np.ndarray:
     return np.bincount(codes[ok], minlength=width + 1)
 
 
-def _rows(
-    task: TallyTask, variant: str, shards: Sequence[Shard], found: Labels, statuses: np.ndarray, labels: Sequence[str]
-) -> pa.Table:
-    names = {**dict(enumerate(labels)), len(labels): "undetermined", FAILED: None}
-    n = len(statuses)
+def _rows(task: TallyTask, variant: str, blocks: Sequence[_Block], found: Labels, labels: Sequence[str]) -> pa.Table:
+    names = np.array([*labels, "undetermined", *[None] * (FAILED - len(labels))], dtype=object)
     cell = task.cell
+    n = cell.images
     labelled = task.subject is not None
+    indices = np.concatenate([np.arange(b.spec.first, b.spec.first + b.spec.count) for b in blocks])
+    scores = pa.ListArray.from_arrays(
+        pa.array(np.arange(n + 1) * found.scores.shape[1], pa.int32()), pa.array(found.scores.reshape(-1), pa.float32())
+    )
     return pa.table(
         {
-            "kind": pa.array([cell.kind] * n, pa.string()),
-            "profession": pa.array([cell.subject] * n, pa.string()),
-            "wording": pa.array([cell.wording] * n, pa.string()),
-            "prompt": pa.array([cell.prompt] * n, pa.string()),
-            "variant": pa.array([variant] * n, pa.string()),
-            "index": pa.array([s.spec.first + i for s in shards for i in range(s.spec.count)], pa.int64()),
-            "seed": pa.array([seed for s in shards for seed in s.spec.seeds()], pa.int64()),
-            "label": pa.array([names[int(code)] if labelled else None for code in found.codes], pa.string()),
-            "scores": pa.array(found.scores.tolist() if labelled else [None] * n, pa.list_(pa.float32())),
-            "recognised": pa.array(found.recognised.tolist(), pa.bool_()),
-            "status": pa.array([STATUSES[s] for s in statuses], pa.string()),
-            "shard": pa.array([s.spec.digest for s in shards for _ in range(s.spec.count)], pa.string()),
+            "kind": pa.repeat(cell.kind, n),
+            "profession": pa.repeat(cell.subject, n),
+            "wording": pa.repeat(cell.wording, n),
+            "prompt": pa.repeat(cell.prompt, n),
+            "variant": pa.repeat(variant, n),
+            "index": pa.array(indices, pa.int64()),
+            "seed": pa.array([seed for b in blocks for seed in b.spec.seeds()], pa.int64()),
+            "label": pa.array(names[found.codes] if labelled else [None] * n, pa.string()),
+            "scores": scores if labelled else pa.nulls(n, pa.list_(pa.float32())),
+            "recognised": pa.array(found.recognised, pa.bool_()),
+            "status": pa.array([s for b in blocks for s in b.statuses], pa.string()),
+            "shard": pa.array([b.spec.digest for b in blocks for _ in range(b.spec.count)], pa.string()),
         }
     )
 
 
-def tally(
-    tasks: Sequence[TallyTask],
-    *,
-    output: str,
-    settings: StorageSettings,
-    texts: TextEmbeddings,
-    labels: Sequence[str],
-    variants: Sequence[str],
-    margin: float,
-    parts_prefix: str | None,
-) -> tuple[list[CellTally], list[str]]:
-    """Label and count every cell, in order; with a prefix also write `part-*.parquet` below it.
-
-    Returns:
-        One `CellTally` per task, and the keys of the parts written.
-    """
-    chunks: list[list[TallyTask]] = [[]]
-    size = 0
-    for task in tasks:
-        images = task.cell.images * len(task.shards)
-        if chunks[-1] and size + images > _PART_IMAGES:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(task)
-        size += images
-    keys = [f"{parts_prefix}/part-{i:05d}.parquet" if parts_prefix else None for i in range(len(chunks))]
-    shared: Mapping[str, Any] = {"texts": ray.put(texts)}
-    # No CPU is asked for: the generators may hold them all, and a task that waits for one would wait for ever.
-    remote = ray.remote(_tally_part).options(num_cpus=0, max_retries=3)
-    pending = [
-        remote.remote(chunk, output, settings, shared["texts"], labels, variants, margin, key)
-        for chunk, key in zip(chunks, keys, strict=True)
-    ]
-    results = [result for part in fetch(pending) for result in part]
-    return results, [key for key in keys if key]
+def _write(store: ObjectStore, key: str, table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = bytes(sink.getvalue())
+    store.put(key, data, content_type="application/vnd.apache.parquet")
+    return hashlib.sha256(data).hexdigest()

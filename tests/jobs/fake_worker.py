@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.config import RunConfig
-from jobs.shards import ShardSpec
-from jobs.worker import ShardOutcome
+from jobs.shards import ShardOutcome, ShardSpec
 
 
 class FakeWorker:
@@ -17,9 +16,6 @@ class FakeWorker:
         self._log = Path(config.output) / "log"
         if config.model == "dies at start":
             os._exit(1)
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def probe(self) -> str:
         if self._first("probe died") and (self._log.parent / "probe dies once").exists():

@@ -32,15 +32,16 @@ def local_ray() -> Iterator[None]:
 def run(folder: Path, prompts: list[str], **keys: object) -> tuple[Tallied, int, Counter[str]]:
     done = 0
 
-    def advance(images: int) -> None:
+    def advance(images: int, reused: bool = False, failed_images: int = 0, *, shard_failed: bool = False) -> None:
         nonlocal done
-        done += images
+        assert (reused, failed_images) == (False, 0)
+        done += 0 if shard_failed else images
 
     with Pool(config(output=str(folder), **keys), StorageSettings(), "t", FakeWorker) as pool:  # type: ignore[arg-type]
         pool.probe()
         specs = [spec(prompt=p, first=4 * i) for i, p in enumerate(prompts)]
         try:
-            tallied = pool.run(specs, None, advance)
+            tallied = pool.run(specs, None, advance, len(specs))
         finally:
             log = folder / "log"
             tried = Counter(log.read_text().splitlines()) if log.exists() else Counter()
@@ -56,8 +57,8 @@ def test_a_lost_worker_costs_only_what_it_had_in_flight(tmp_path: Path) -> None:
     tallied, done, tried = run(tmp_path, ["fine"] * 60 + ["kills once"] + ["fine"] * 60)
     assert (tallied.shards, done) == (121, 484)
     assert tried["kills once"] == 2
-    # A group holds sixteen of these shards, and only the group that ran is tried again.
-    assert tried["fine"] <= 120 + 16
+    # A piece holds sixteen of these shards, and only the two that were in flight are tried again.
+    assert tried["fine"] <= 120 + 31
 
 
 def test_a_shard_that_raises_is_set_aside_and_all_others_are_made(tmp_path: Path) -> None:
@@ -70,6 +71,23 @@ def test_a_shard_that_kills_its_process_does_not_run_for_ever(tmp_path: Path) ->
     with pytest.raises(ShardsFailedError, match="1 of 21"):
         run(tmp_path, ["fine"] * 20 + ["kills"])
     assert Counter((tmp_path / "log").read_text().splitlines())["kills"] == 4
+
+
+def test_within_the_limit_a_run_goes_on_without_the_shards_that_fail(tmp_path: Path) -> None:
+    prompts = ["fine"] * 18 + ["raises", "kills"]
+    tallied, done, _ = run(tmp_path, prompts, workers={"failed_shards": 0.1})
+    assert (tallied.shards, done) == (18, 72)
+    whys = sorted(tallied.failed.values())
+    assert len(whys) == 2
+    assert whys[0].startswith("'kills' from image 76: ActorDiedError")
+    assert whys[1] == "'raises' from image 72: ValueError: this shard is bad"
+
+
+def test_where_every_shard_fails_the_rest_is_not_tried(tmp_path: Path) -> None:
+    with pytest.raises(ShardsFailedError, match="of 300 shards failed"):
+        run(tmp_path, ["raises"] * 300)
+    # Eleven are enough to know; what they shared a piece with has been begun at most once.
+    assert Counter((tmp_path / "log").read_text().splitlines())["raises"] < 100
 
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """From label codes to figures: small audits worked out by hand."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,7 @@ from jobs.cells import Cell
 from jobs.classifier import FAILED, Labels, TextEmbeddings
 from jobs.config import GatesConfig
 from jobs.results import AuditResult, EditedProfession, evaluate, sentence
-from jobs.tally import MARGINS, CellTally, TallyTask
-from tests.jobs.helpers import spec
+from jobs.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
 
 WORDINGS = ["one {source}", "two {source}"]
 LABELS = ["female", "male"]
@@ -20,7 +21,20 @@ def cell_tally(base: list[int], edited: list[int] | None, recognised: float = 1.
     hits = np.zeros(codes.shape, bool)
     hits[:, : round(recognised * codes.shape[1])] = True
     swept = np.stack([[np.bincount(c[c != FAILED], minlength=3)[:3] for c in codes]] * len(MARGINS))
-    return CellTally(codes, hits & ok, ok, swept, (1.0,) * len(codes), 0.25 if edited is not None else None)
+    return CellTally(pack(codes, hits, ok), swept, 0.25 if edited is not None else float("nan"))
+
+
+def tallies_of(tasks: list[TallyTask], cells: list[CellTally]) -> Tallies:
+    part = PartTally(
+        np.concatenate([c.packed for c in cells], axis=1),
+        np.stack([c.swept for c in cells]),
+        np.array([c.drift for c in cells]),
+        np.ones(len(cells[0].packed)),
+        Counter(),
+        Counter(),
+        None,
+    )
+    return Tallies(tasks, [part])
 
 
 def audit(
@@ -33,21 +47,21 @@ def audit(
     for i, (name, cells) in enumerate(people.items()):
         for wording, (base, edited) in zip(WORDINGS, cells, strict=True):
             cell = Cell("audit", name, wording, wording.replace("{source}", name), len(base))
-            tasks.append(TallyTask(cell, ((spec(),),), i, i))
+            tasks.append(TallyTask(cell, i, i))
             tallies.append(cell_tally(base, edited, recognised))
-    default = [([0] * 20, None if tallies[0].codes.shape[0] == 1 else [0] * 20)]
+    default = [([0] * 20, None if len(tallies[0].packed) == 1 else [0] * 20)]
     for base, edited in explicit or default:
-        tasks.append(TallyTask(Cell("explicit", next(iter(people)), "x", "a female x", len(base), "female"), (), 0, 0))
+        tasks.append(TallyTask(Cell("explicit", next(iter(people)), "x", "a female x", len(base), "female"), 0, 0))
         tallies.append(cell_tally(base, edited))
-    control = ([FAILED] * 20, None if tallies[0].codes.shape[0] == 1 else [FAILED] * 20)
+    control = ([FAILED] * 20, None if len(tallies[0].packed) == 1 else [FAILED] * 20)
     tally = cell_tally(*control)
-    fine = np.ones_like(tally.ok)
-    tallies.append(CellTally(tally.codes, fine, fine, tally.swept, tally.seconds, tally.drift))
-    tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), (), None, len(people)))
+    fine = np.ones(tally.packed.shape, bool)
+    tallies.append(CellTally(pack(np.full(fine.shape, FAILED), fine, fine), tally.swept, tally.drift))
+    tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), None, len(people)))
     professions = [
         EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
     ]
-    return evaluate(tasks, tallies, professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0)
+    return evaluate(tallies_of(tasks, tallies), professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0)
 
 
 def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:

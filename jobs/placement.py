@@ -1,0 +1,77 @@
+"""Where workers can run: what one asks for, what the nodes have, and what an autoscaler may still bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from jobs.config import WorkersConfig
+from jobs.errors import ClusterError
+
+__all__ = ["Demand", "demand_of", "node_types", "nodes", "room"]
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one worker asks for; a fraction of a GPU shares it."""
+
+    cpus: float
+    gpus: float
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """By Ray's names; what is not asked for is left out."""
+        return {name: need for name, need in {"CPU": self.cpus, "GPU": self.gpus}.items() if need > 0}
+
+    def fits(self, resources: Resources) -> int:
+        """How many workers one node with these resources holds."""
+        return min(int(resources.get(name, 0) / need + 1e-9) for name, need in self.needs.items())
+
+
+def nodes() -> dict[str, Resources]:
+    """Resources of the nodes that are alive, by node id."""
+    return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def node_types() -> list[Resources]:
+    """Resources of the node types that an autoscaler may start; empty where there is no autoscaler."""
+    # Ray has no public name for this; its own libraries read it here. Without it, a run only sees what is there.
+    from ray._private.state import state
+
+    try:
+        config = state.get_cluster_config()
+    except Exception:  # noqa: BLE001 - a private interface: whatever it does, not knowing must not end a run
+        return []
+    groups = getattr(config, "node_group_configs", ())
+    return [dict(group.resources) for group in groups if group.max_count != 0]
+
+
+def room(demand: Demand) -> int:
+    """How many workers the nodes that are alive hold. Per node: what two have together is of no use to one worker."""
+    return sum(demand.fits(resources) for resources in nodes().values())
+
+
+def demand_of(workers: WorkersConfig) -> Demand:
+    """What each worker of this run asks for.
+
+    Raises:
+        ClusterError: neither a node nor a node type that an autoscaler may start can hold one.
+    """
+    here, later = list(nodes().values()), node_types()
+    has_gpu = any(resources.get("GPU", 0) > 0 for resources in [*here, *later])
+    demand = Demand(workers.num_cpus, workers.num_gpus if workers.num_gpus is not None else float(has_gpu))
+    if not any(demand.fits(resources) for resources in [*here, *later]):
+        raise ClusterError(
+            f"one worker asks for {demand.needs}, and no node has that; the nodes have {_shown(here, demand)}"
+            + (f", and the autoscaler's node types {_shown(later, demand)}" if later else "")
+            + ". Lower workers.num_cpus or workers.num_gpus, or add larger nodes"
+        )
+    return demand
+
+
+def _shown(several: Sequence[Resources], demand: Demand) -> list[dict[str, float]]:
+    return [{name: resources.get(name, 0) for name in demand.needs} for resources in several]

@@ -1,0 +1,210 @@
+"""What every job on a cluster begins and ends with: inputs, workers, the run's folder under a lease, progress.
+
+A job's own steps then are few: generate, tally, whatever it exists for, publish.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from jobs.cells import Cell, check_held_out, shards_of
+from jobs.config import RunConfig
+from jobs.errors import ExitCode, exit_code_of
+from jobs.folder import BEAT_S, RunFolder
+from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
+from jobs.inputs import read_inputs
+from jobs.lease import Lease
+from jobs.metrics import Metrics
+from jobs.models import cache_folder
+from jobs.pool import Pool, Tallied
+from jobs.progress import Reporter
+from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.tally import Frame, PartTally, Tallies, TallyTask, parts_of
+from manifests import Manifest, manifest_bytes
+from time_ops import EditOperator
+
+__all__ = ["Session", "open_session"]
+
+_LEASE_BEATS = 4
+
+
+@dataclass
+class Session:
+    """One run under way.
+
+    Attributes:
+        spent: what generation has come to so far.
+        used: digests of the shards that the run rests on, those given up included.
+    """
+
+    config: RunConfig
+    manifest: Manifest
+    settings: StorageSettings
+    store: ObjectStore
+    pool: Pool
+    probe: Probe
+    recipe: Recipe
+    folder: RunFolder
+    reporter: Reporter
+    token: str
+    started: float = field(default_factory=time.monotonic)
+    spent: Tallied = field(default_factory=Tallied)
+    used: list[str] = field(default_factory=list)
+
+    def generate(
+        self, cells: Sequence[Cell], operator: EditOperator | None, stage: str, *, pictures: bool = True
+    ) -> None:
+        """Make, or find, all shards of these cells under an operator, or of the base model."""
+        digest = BASE if operator is None else operator.digest
+
+        def shards() -> Iterator[ShardSpec]:
+            return shards_of(cells, self.recipe, digest, self.config, pictures=pictures)
+
+        def noted() -> Iterator[ShardSpec]:
+            for spec in shards():
+                self.used.append(spec.digest)
+                yield spec
+
+        counts = [spec.count for spec in shards()]
+        with self.reporter.stage(stage, sum(counts)) as advance:
+            self.spent += self.pool.run(noted(), operator, advance, len(counts))
+
+    def texts(self) -> Any:
+        """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
+        subjects = [(p.name, p.source) for p in self.manifest.professions]
+        return ray.put(self.pool.call("texts", subjects, self.config.controls))
+
+    def tasks(self, cells: Sequence[Cell]) -> list[TallyTask]:
+        """The cells with their rows in the text embeddings: professions first, then controls."""
+        names = [p.name for p in self.manifest.professions]
+        subjects = {name: i for i, name in enumerate(names)}
+        controls = {prompt: len(names) + i for i, prompt in enumerate(self.config.controls)}
+        return [
+            TallyTask(cell, None, controls[cell.subject])
+            if cell.kind == "control"
+            else TallyTask(cell, subjects[cell.subject], subjects[cell.subject])
+            for cell in cells
+        ]
+
+    def tally(self, tasks: Sequence[TallyTask], variants: dict[str, str], texts: Any, *, written: bool) -> Tallies:
+        """Label and count, part by part in the workers, which also write a row for each image where that is asked.
+
+        Args:
+            tasks: the cells.
+            variants: name -> digest of the operator, or `BASE`.
+            texts: see `texts`.
+            written: whether `images/part-*.parquet` is wanted.
+        """
+        frame = Frame(self.recipe, variants, frozenset(self.spent.failed))
+        parts = list(parts_of(tasks, len(variants)))
+        names = [f"images/part-{i:05d}.parquet" for i in range(len(parts))]
+        calls = (
+            (part, frame, texts, f"{self.folder.prefix}/{name}" if written else None)
+            for part, name in zip(parts, names, strict=True)
+        )
+        found: dict[int, PartTally] = {}
+        for i, reference in self.pool.map("tally", calls):
+            found[i] = ray.get(reference)
+            if (digest := found[i].sha256) is not None:
+                self.folder.note(names[i], digest)
+        return Tallies(tasks, [found[i] for i in range(len(parts))])
+
+    def complete(self, verdict: str, code: ExitCode) -> None:
+        """The last write: the shards and files that the run rests on."""
+        self.folder.complete(verdict, int(code), [d for d in self.used if d not in self.spent.failed])
+
+
+@contextmanager
+def open_session(config: RunConfig, console: Console) -> Iterator[Session]:
+    """Check the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
+
+    Raises:
+        ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
+    """
+    started = time.monotonic()
+    token = uuid.uuid4().hex[:12]
+    settings = StorageSettings.from_environment()
+    try:
+        manifest = read_inputs(config, settings, token)
+        check_held_out(manifest, config)
+        # Without patience: a wrong address or bucket is told at once.
+        open_store(config.output, settings).check_writable()
+        settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
+        store = open_store(config.output, settings)
+        with _folder(store, config.run) as folders:
+
+            def say(text: str) -> None:
+                console.print(text, highlight=False, soft_wrap=True)
+                for folder in folders:
+                    folder.beat()
+
+            with Pool(config, settings, token, say=say) as pool:
+                say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
+                probe = pool.probe()
+                recipe = recipe_of(config, probe)
+                identity = identity_of(config, manifest, recipe)
+                if not folders:
+                    folders.append(RunFolder(store, f"run-{identity[:16]}"))
+                folder = folders[0]
+                metrics = Metrics(folder.run)
+
+                def beat() -> None:
+                    folder.beat()
+                    metrics.beat()
+
+                with Lease(
+                    store, f"{folder.prefix}/LEASE", ttl_s=_LEASE_BEATS * BEAT_S, on_beat=beat, say=say
+                ) as lease:
+                    folder.open(identity, _facts(config, probe, recipe, pool))
+                    folder.put("manifest.parquet", manifest_bytes(manifest), "application/vnd.apache.parquet")
+                    reporter = Reporter(console, folder.progress, metrics.progress, lambda *_: lease.check())
+                    yield Session(
+                        config, manifest, settings, store, pool, probe, recipe, folder, reporter, token, started
+                    )
+    finally:
+        # This node's staged models; other nodes' caches are theirs to age out.
+        shutil.rmtree(cache_folder() / token, ignore_errors=True)
+
+
+@contextmanager
+def _folder(store: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
+    """The run's folder where its name is given, so that it is seen to be queued; and on a failure, to have failed."""
+    folders = [RunFolder(store, run)] if run else []
+    try:
+        for folder in folders:
+            folder.queue("waiting for workers")
+        yield folders
+    except BaseException as error:
+        for folder in folders:
+            # If the store is what failed, its error must reach the user, not the one of saying so.
+            with suppress(StorageError):
+                folder.fail(error, _code(error))
+        raise
+
+
+def _facts(config: RunConfig, probe: Probe, recipe: Recipe, pool: Pool) -> dict[str, Any]:
+    return {
+        "configuration": without_paths(config.model_dump(mode="json")),
+        "provenance": provenance_of(config, probe, recipe),
+        "environment": {"python": platform.python_version(), "workers": pool.size, "device": probe.device},
+    }
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return int(exit_code_of(error) or ExitCode.FAULT)
