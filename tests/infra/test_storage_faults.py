@@ -61,7 +61,7 @@ def test_hundreds_of_requests_through_faults_come_out_right(s3: Any) -> None:
 def test_conditional_puts_are_not_refused_for_their_own_first_try(s3: Any) -> None:
     with FaultyProxy(s3.settings.endpoint_url, every=2, delay_s=0.0) as proxy:
         store = _through(proxy, s3, patience_s=30.0)
-        for number in range(5):
+        for number in range(4):
             store.put(f"{number}", b"first", if_absent=True)
             _, tag = store.get_tagged(f"{number}")
             store.put(f"{number}", b"second", if_match=tag)
@@ -70,14 +70,14 @@ def test_conditional_puts_are_not_refused_for_their_own_first_try(s3: Any) -> No
                 store.put(f"{number}", b"third", if_absent=True)
             with pytest.raises(ObjectChanged):
                 store.put(f"{number}", b"third", if_match=tag)
-        assert min(proxy.counts[kind] for kind in KINDS) > 5
+        assert min(proxy.counts[kind] for kind in KINDS) > 4
 
 
 def test_files_move_whole_through_faults(s3: Any, tmp_path: Path) -> None:
     source = tmp_path / "source"
     with FaultyProxy(s3.settings.endpoint_url, every=3, delay_s=0.1) as proxy:
         store = _through(proxy, s3, patience_s=30.0, max_attempts=5)
-        for size in (0, 1 << 20, 18 << 20):  # the last one goes in two parts
+        for size in (0, 1 << 20, 17 << 20):  # the last one goes in two parts
             data = os.urandom(size)
             source.write_bytes(data)
             store.upload(source, f"{size}")
