@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs.
-.PHONY: setup run test test-fast lint type clean
+.PHONY: setup run test test-fast bench lint type clean
 
 setup:
 	@infra/setup.sh
@@ -13,6 +13,9 @@ test:
 
 test-fast: setup
 	.venv/bin/python -m pytest -m "not slow" tests/time_ops tests/manifests tests/jobs
+
+bench: setup
+	.venv/bin/python -m tests.bench.bench_generation
 
 lint: setup
 	.venv/bin/ruff check .

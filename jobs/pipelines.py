@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from jobs.config import SamplerConfig
 from jobs.models import check_kind
@@ -46,6 +47,7 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     if not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError, KeyError) as error:

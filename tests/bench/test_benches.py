@@ -1,0 +1,39 @@
+"""The benchmarks run, in their smallest mode; their figures mean nothing here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def table_of(module: str, *arguments: object) -> dict[str, list[float]]:
+    """The printed table: medians by row. Conditions must stand below it."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    table, _, below = done.stdout.partition("\n\n")
+    assert "Conditions: " in below
+    assert "repeats 1, alternating" in below
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {name: [float(re.split(r" \[", cell)[0]) for cell in cells] for name, *cells in rows}
+
+
+def test_generation() -> None:
+    sizes = ("--images", 4, "--published-images", 1, "--batch-size", 2, "--steps", 1)
+    rows = table_of("bench_generation", *sizes, "--repeats", 1, "--processes", 1)
+    assert list(rows) == ["bare", "engine", "published"]
+    assert all(figure > 0 for figures in rows.values() for figure in figures)
+    assert rows["bare"][1] == rows["bare"][3] == 1
+
+
+def test_gpu_on_a_cpu() -> None:
+    sizes = ("--tiny", "--size", 64, "--steps", 1, "--images", 1, "--batch-size", 2)
+    rows = table_of("bench_gpu", "--device", "cpu", *sizes, "--repeats", 1)
+    assert list(rows) == ["published", "plain", "ours, batch 2"]
+    assert all(figure > 0 for figures in rows.values() for figure in figures)
