@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from infra.demo import CLASSIFIER_PATH
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
-from jobs.models import content_digest, stage
+from jobs.models import content_digest, load_tokenizers, stage
 from time_ops import ModelError
 
 
@@ -64,3 +67,32 @@ def test_pickled_weights_are_refused_with_the_way_out(folder: Path, tmp_path: Pa
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model_index\.json"):
         stage(str(tmp_path), StorageSettings(), tmp_path / "cache", pipeline=True)
+
+
+def test_dtypes_that_numpy_lacks_are_told_apart(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    digests = set()
+    for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
+        save_file({"a": torch.ones(3, 5, dtype=dtype), "b": torch.zeros((), dtype=dtype)}, weights)
+        digests.add(content_digest(folder))
+    assert len(digests) == 3
+
+
+def test_tokenizers_are_those_of_the_pipeline() -> None:
+    (found,) = load_tokenizers(PIPELINE_PATH)
+    usual = AutoTokenizer.from_pretrained(PIPELINE_PATH / "tokenizer")
+    assert found.model_max_length == usual.model_max_length
+    for prompt in ("", "A photo of a CEO", "  ünïcode,   42 an apple's "):
+        assert found(prompt)["input_ids"] == usual(prompt)["input_ids"]
+
+
+def test_a_tokenizer_without_an_index_is_found_all_the_same(tmp_path: Path) -> None:
+    shutil.copytree(PIPELINE_PATH / "tokenizer", tmp_path / "tokenizer")
+    (found,) = load_tokenizers(tmp_path)
+    assert found("a CEO")["input_ids"] == load_tokenizers(PIPELINE_PATH)[0]("a CEO")["input_ids"]
+
+
+def test_models_are_identified_without_diffusers() -> None:
+    code = "import sys, jobs.models; print('diffusers' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr

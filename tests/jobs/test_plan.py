@@ -2,9 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -26,10 +30,14 @@ from jobs.shards import BASE, Shard, ShardSpec
 from jobs.strength import Candidate, calibration_parquet
 from jobs.worker import AuditWorker
 from manifests import manifest_bytes
+from manifests.schema import SCHEMA
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
 from time_ops import EditOperator
 
+ROOT = Path(__file__).parents[2]
+# Of which 200 are torch, for as long as `time_ops` imports it.
+LIMIT_MB = 500
 MANIFEST = manifest("nurse", "carpenter")
 WIDTH = 64
 SETTINGS = (
@@ -226,3 +234,39 @@ def test_an_unreachable_store_is_exit_code_4(
         main(["plan", *arguments])
     assert ended.value.code == 4
     assert "unreachable" in capsys.readouterr().err
+
+
+MILLION = """
+import resource, sys
+from jobs.config import load_config
+from jobs.plan import make_plan
+
+keys = ("manifest", "model", "classifier", "output")
+config = load_config(flags=dict(zip(keys, sys.argv[1:5])), assignments=sys.argv[5:])
+plan = make_plan(config, rate=50.0)
+# Not getrusage's maximum: that survives exec, and would be this test session's own.
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+cpu_s = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print(plan.stages[0].shards, plan.stages[0].images, peak, cpu_s)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_images_are_planned_in_seconds_by_a_small_process(tmp_path: Path) -> None:
+    names = [f"worker number {i}" for i in range(10_000)]
+    rows = [
+        {"profession": name, "source": f"a {name}", "destination": f"a {g} {name}", "label": g}
+        for name in names
+        for g in ("female", "male")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "big.parquet")
+    where = [str(tmp_path / "big.parquet"), str(PIPELINE_PATH), str(CLASSIFIER_PATH), str(tmp_path / "out")]
+    wordings = 'wordings.audit=["A painting of {source}", "{source} working"]'
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION, *where, wordings], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    shards, images, peak_kb, cpu_s = (float(word) for word in done.stdout.split())
+    # Wordings, explicit prompts of both labels, and the six controls; every cell is one shard of 50.
+    assert (shards, images) == (40_006, 2_000_300)
+    assert peak_kb < LIMIT_MB * 1024
+    assert cpu_s < 60
