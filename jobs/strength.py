@@ -13,7 +13,7 @@ import torch
 
 from time_ops import EditOperator, TokenPairs, ratios
 
-__all__ = ["Candidate", "calibration_parquet", "choose", "edit_scale", "rounds_for_report", "sweep"]
+__all__ = ["Candidate", "calibration_parquet", "choose", "edit_scale", "rounds_for_report", "scale_of", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,24 @@ class Candidate:
 
 
 def edit_scale(pairs: Sequence[TokenPairs]) -> float:
+    """`scale_of` token pairs that this process holds."""
+    return scale_of(
+        [
+            float(torch.linalg.matrix_norm((p.destination - p.source.double()).T @ p.source.double(), ord=2))
+            for p in pairs
+        ]
+    )
+
+
+def scale_of(norms: Sequence[float]) -> float:
     """The lambda at which edits begin to bite: the median over edits of B_p's spectral norm, B_p = sum (c* - c) c^T.
 
     On the weak side A - I is about B_p / lam, so this carries over between text encoders, where the spectrum of
-    sum c c^T, ruled by tokens that all prompts share, does not.
+    sum c c^T, ruled by tokens that all prompts share, does not. Edits that change nothing do not count.
+
+    Args:
+        norms: of each edit, see `time_ops.rows.TokenRows.norms`.
     """
-    norms = [
-        float(torch.linalg.matrix_norm((p.destination - p.source.double()).T @ p.source.double(), ord=2)) for p in pairs
-    ]
     positive = [n for n in norms if n > 0]
     return float(np.median(positive)) if positive else 1.0
 
@@ -66,9 +76,9 @@ def sweep(
 
     Args:
         relatives: candidates in units of the scale, weakest first.
-        scale: see `edit_scale`.
+        scale: see `scale_of`.
         fixed: per profession a lambda that stays, or None.
-        solve: lambda per profession -> operator.
+        solve: lambda per profession -> operator: `jobs.solving.Solver.solve`.
         audit: operator, name of the round -> [P, W, L + 1] labels on the calibration cells.
         targets: [P, L] wanted shares.
         enough: a Delta within wordings that suffices.

@@ -24,8 +24,9 @@ from jobs.maker import ShardMaker
 from jobs.models import cache_folder, content_digest, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
+from jobs.solving import ChunkEncoder, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
-from time_ops import EditOperator, ModelError, PromptEdit, TokenPairs, encode_edits, encode_preserved
+from time_ops import EditOperator, ModelError, PromptEdit, Statistics, TokenPairs, encode_edits, encode_preserved
 
 __all__ = ["AuditWorker"]
 
@@ -101,6 +102,10 @@ class AuditWorker:
         return load_pipeline(self._model_folder, self._config.sampler, self._device, dtype)
 
     @cached_property
+    def _chunks(self) -> ChunkEncoder:
+        return ChunkEncoder(self._store, lambda: self._pipe, self._models, self._cache, self._device)
+
+    @cached_property
     def _generator(self) -> Generator:
         return Generator(self._pipe, self._config.sampler)
 
@@ -146,6 +151,16 @@ class AuditWorker:
         with self._models:
             pairs = encode_edits(self._pipe, list(edits), augmentations=tuple(wordings))
             return pairs, encode_preserved(self._pipe, list(preserved))
+
+    def chunk_statistics(
+        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[Sequence[float]], preserve_lam: float
+    ) -> Statistics:
+        """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
+        return self._chunks.statistics(chunk, lam, shares, preserve_lam)
+
+    def chunk_norms(self, chunk: EditChunk) -> list[float]:
+        """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""
+        return self._chunks.norms(chunk)
 
     def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
         """Embeddings of the zero-shot prompts."""

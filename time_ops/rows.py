@@ -93,7 +93,7 @@ class TokenRows:
         edits = self._with_shares(shares)
         if len(lam) != len(edits):
             raise EditError(f"{len(edits)} edits, but {len(lam)} lams: give one for each")
-        check_lams(lam, "lam", edits)
+        check_lams(lam, "lam", [e.source for e in edits])
         kept_lam = min(lam, default=1.0) if preserve_lam is None else preserve_lam
         check_lams([kept_lam], "preserve_lam")
         sums = Sums(self.tokens.shape[1], device)

@@ -25,7 +25,7 @@ from safetensors.torch import save as tensors_bytes
 from scipy.linalg import lapack
 
 from time_ops.encoders import EncoderDigest
-from time_ops.encoding import PromptEdit, TokenPairs
+from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
 from time_ops.operator import EditOperator, EditRecord, Inputs
 
@@ -471,7 +471,7 @@ class _Plan:
         lams = [float(value) for value in (given if given.ndim else given.repeat(len(self.edits)))]
         if len(lams) != len(self.edits):
             raise EditError(f"{len(self.edits)} edits, but {len(lams)} lams: give one for each, or one number for all")
-        check_lams(lams, "lam", [p.edit for p in self.edits])
+        check_lams(lams, "lam", [p.edit.source for p in self.edits])
         if preserve_lam is None:
             preserve_lam = min(lams, default=1.0)
         check_lams([preserve_lam], "preserve_lam")
@@ -564,12 +564,13 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
 
 
-def check_lams(lams: Sequence[float], name: str, edits: Sequence[PromptEdit] | None = None) -> None:
+def check_lams(lams: Sequence[float], name: str, sources: Sequence[str] | None = None) -> None:
+    """Refuse strengths that are not positive; all of them are named, by the edits' source prompts where given."""
     faults = []
     for i, value in enumerate(lams):
         # 1 / lam must be a number too, which it is not for the least subnormal ones.
         if not value > 0 or 1 / value == math.inf:
-            what = f"edit {i} ({edits[i].source!r}): " if edits is not None else ""
+            what = f"edit {i} ({sources[i]!r}): " if sources is not None else ""
             faults.append(f"{what}{name} {value!r}")
     if faults:
         raise EditError.listing(f"{name} must be positive (inf leaves an edit out):", faults)

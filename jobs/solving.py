@@ -1,0 +1,345 @@
+"""The solve, spread: workers encode chunks of the manifest, their statistics merge in a tree, one task solves.
+
+    solver = Solver(pool, manifest, config, f"{folder.prefix}/manifest.parquet")     # written with `run_manifest_bytes`
+    operator = solver.solve(lam)                                                      # lam: one for each profession
+
+A chunk is one row group of the run's manifest: some professions with all their destinations, and the preserved prompts
+that come with them. The driver holds prompts, lams and the solved [d, d] operator, never a token or an edit's sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import cached_property, reduce
+from operator import add
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from infra.storage import LocalStore, ObjectMissing, ObjectStore, StorageError
+from jobs.config import RunConfig
+from jobs.dispatch import LOST
+from jobs.errors import ClusterError
+from jobs.remote import fetch
+from jobs.strength import scale_of
+from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
+from manifests.write import manifest_groups
+from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
+from time_ops.encoding import augment
+from time_ops.rows import TokenRows, encode_rows
+from time_ops.solve import check_lams
+
+__all__ = ["ChunkEncoder", "EditChunk", "Mapper", "Solver", "edit_chunks", "run_manifest_bytes"]
+
+_log = logging.getLogger(__name__)
+
+# At SD 1.4's size, with four wordings and two destinations, at most 180 MB of tokens. Part of the result's rounding.
+CHUNK_PROFESSIONS = 64
+_MEMORY_BYTES = 512 << 20
+# Statistics added by one task: few tasks, and at SDXL's width (67 MB each) little memory in each.
+_FAN_IN = 4
+_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class Mapper(Protocol):
+    """What is asked of `jobs.pool.Pool`."""
+
+    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """Index and reference of each result, as they are done."""
+        ...
+
+
+@dataclass(frozen=True)
+class EditChunk:
+    """One row group of a run's manifest, and the preserved prompts that are counted with it.
+
+    Attributes:
+        manifest: object key of the run's manifest.
+        row_group: which of its row groups.
+        digest: of that group's rows, in their order.
+        wordings: templates of the edit's prompts.
+        explicit: preserve the destination prompts of these professions, in all wordings.
+        skip: those of them that an earlier chunk preserves.
+        preserved: further prompts to preserve.
+    """
+
+    manifest: str
+    row_group: int
+    digest: str
+    wordings: tuple[str, ...]
+    explicit: bool
+    skip: frozenset[str] = frozenset()
+    preserved: tuple[str, ...] = ()
+
+    def kept(self, manifest: Manifest) -> list[str]:
+        """The preserved prompts, of this group's rows."""
+        explicit = _explicit(manifest, self.wordings) if self.explicit else ()
+        return list(dict.fromkeys([*self.preserved, *(p for p in explicit if p not in self.skip)]))
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides its tokens, the text encoder aside."""
+        facts = {**asdict(self), "manifest": None, "skip": sorted(self.skip)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _explicit(manifest: Manifest, wordings: Sequence[str]) -> Iterator[str]:
+    for profession in manifest.professions:
+        for destination in profession.destinations:
+            for wording in wordings:
+                yield augment(wording, destination.prompt)
+
+
+def _digest(group: Manifest) -> str:
+    # `Manifest.digest` has no regard to the order of rows; lams and shares are given in that order.
+    rows = [list(row.model_dump().values()) for row in group.rows]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def run_manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as a run's folder keeps it: Parquet, a row group for each chunk."""
+    return manifest_bytes(manifest, group_professions=CHUNK_PROFESSIONS)
+
+
+def edit_chunks(manifest: Manifest, config: RunConfig, key: str) -> list[EditChunk]:
+    """The chunks of a run, in order; each preserved prompt is in one of them.
+
+    Args:
+        manifest: the run's.
+        config: its wordings and preserved prompts.
+        key: where `run_manifest_bytes` lies in the run's store.
+    """
+    named, wordings = config.preserve.prompts, config.wordings.edit
+    seen = set(named)
+    chunks = []
+    for number, group in enumerate(manifest_groups(manifest, CHUNK_PROFESSIONS)):
+        explicit = set(_explicit(group, wordings)) if config.preserve.explicit else set()
+        skip = frozenset(explicit & seen)
+        seen |= explicit
+        preserved = named if number == 0 else ()
+        chunks.append(EditChunk(key, number, _digest(group), wordings, config.preserve.explicit, skip, preserved))
+    return chunks
+
+
+class ChunkEncoder:
+    """A worker's part: encodes chunks and sums over their tokens. Calls may come from several threads.
+
+    A chunk's tokens are encoded once on a node: the last few stay in memory, all are kept in the node's cache.
+
+    Args:
+        store: where the run's manifest lies.
+        pipe: gives the pipeline; called under `models`.
+        models: lock of whatever else runs the pipeline's text encoder.
+        cache: this run's folder on this node.
+        device: where sums are made; needs float64.
+        memory_bytes: most bytes of tokens kept in memory.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        pipe: Callable[[], Any],
+        models: AbstractContextManager[Any],
+        cache: Path,
+        device: torch.device | str = "cpu",
+        memory_bytes: int = _MEMORY_BYTES,
+    ) -> None:
+        self._store, self._pipe, self._models, self._device = store, pipe, models, device
+        self._spilled = LocalStore(cache / "pairs")
+        self._kept: OrderedDict[str, TokenRows] = OrderedDict()
+        self._memory_bytes = memory_bytes
+        self._lock = threading.Lock()
+
+    def statistics(
+        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[Sequence[float]], preserve_lam: float
+    ) -> Statistics:
+        """Weighted statistics of all edits and preserved prompts of a chunk; see `TokenRows.statistics`."""
+        return self._rows(chunk).statistics(lam, shares, preserve_lam, device=self._device)
+
+    def norms(self, chunk: EditChunk) -> list[float]:
+        """Spectral norm of each edit's B_p, at the manifest's shares; see `TokenRows.norms`."""
+        return self._rows(chunk).norms()
+
+    def _rows(self, chunk: EditChunk) -> TokenRows:
+        key = chunk.key
+        with self._lock:
+            rows = self._kept.get(key)
+            if rows is not None:
+                self._kept.move_to_end(key)
+                return rows
+        rows = self._read(key) or self._encoded(chunk)
+        with self._lock:
+            self._kept[key] = rows
+            while len(self._kept) > 1 and sum(r.nbytes for r in self._kept.values()) > self._memory_bytes:
+                self._kept.popitem(last=False)
+        return rows
+
+    def _read(self, key: str) -> TokenRows | None:
+        try:
+            return TokenRows.from_bytes(self._spilled.get(_file(key)))
+        except ObjectMissing:
+            return None
+        except (StorageError, EditError) as error:
+            _log.warning("encoding a chunk again, as its tokens in the cache can't be read: %s", error)
+            return None
+
+    def _encoded(self, chunk: EditChunk) -> TokenRows:
+        group = self._group(chunk)
+        edits = [
+            PromptEdit(p.source, dict(zip((d.prompt for d in p.destinations), resolved_shares(p), strict=True)))
+            for p in group.professions
+        ]
+        with self._models:
+            rows = encode_rows(self._pipe(), edits, chunk.kept(group), augmentations=chunk.wordings)
+        try:
+            self._spilled.put(_file(chunk.key), rows.to_bytes())
+        except StorageError as error:
+            _log.warning("a chunk's tokens stay in memory only, as the cache can't be written: %s", error)
+        return rows
+
+    def _group(self, chunk: EditChunk) -> Manifest:
+        file = pq.ParquetFile(io.BytesIO(self._store.get(chunk.manifest)))
+        rows = file.read_row_group(chunk.row_group).to_pylist() if chunk.row_group < file.num_row_groups else []
+        group = Manifest(tuple(ManifestRow(**row) for row in rows), chunk.manifest)
+        if _digest(group) != chunk.digest:
+            url = self._store.url(chunk.manifest)
+            raise StorageError(
+                f"{url}: row group {chunk.row_group} does not hold the rows that the run began with; "
+                "something else writes to this run's folder. Start the run again",
+                url,
+            )
+        return group
+
+
+def _file(key: str) -> str:
+    return f"{key}.safetensors"
+
+
+class Solver:
+    """The driver's part: operators of the run's edits, solved again and again with other lams and shares.
+
+    Repeated solves give the same bits: chunks, and the order in which they are added, are fixed.
+
+    Args:
+        pool: workers that have `chunk_statistics` and `chunk_norms`, as `jobs.worker.AuditWorker`.
+        manifest: the run's.
+        config: its configuration.
+        manifest_key: where `run_manifest_bytes(manifest)` lies in the run's store.
+    """
+
+    def __init__(self, pool: Mapper, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
+        self._pool = pool
+        self._preserve_lam = config.preserve.lam
+        self._chunks = edit_chunks(manifest, config, manifest_key)
+        self._sources = [p.source for p in manifest.professions]
+        self._shares = [resolved_shares(p) for p in manifest.professions]
+
+    @cached_property
+    def scale(self) -> float:
+        """The lambda at which edits begin to bite, see `jobs.strength.scale_of`. Raises as `solve`."""
+        calls = [(chunk,) for chunk in self._chunks]
+        norms = self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
+        return scale_of([norm for of_chunk in norms for norm in of_chunk])
+
+    def solve(
+        self,
+        lam: Sequence[float],
+        shares: Sequence[Sequence[float]] | None = None,
+        preserve_lam: float | None = None,
+    ) -> EditOperator:
+        """The operator at these lams and shares.
+
+        Args:
+            lam: strength of each profession's edit, in the manifest's order; inf leaves it out.
+            shares: of each profession's destinations, in their order; None: the manifest's.
+            preserve_lam: strength of preserved prompts; None: the configuration's, or else the smallest lam.
+
+        Raises:
+            EditError: bad lams or shares, prompts that can't be encoded, or sums that can't be factored.
+            StorageError: the manifest can't be read.
+            ClusterError: workers or nodes are lost again and again.
+        """
+        blends = self._shares if shares is None else shares
+        if not len(lam) == len(blends) == len(self._shares):
+            raise EditError(f"{len(self._shares)} professions, but {len(lam)} lams and {len(blends)} shares")
+        check_lams(lam, "lam", self._sources)
+        preserve_lam = self._preserve_lam if preserve_lam is None else preserve_lam
+        kept = min(lam) if preserve_lam is None else preserve_lam
+
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for i, chunk in enumerate(self._chunks):
+                part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
+                yield chunk, tuple(lam[part]), tuple(map(tuple, blends[part])), kept
+
+        def solved() -> EditOperator:
+            tree = _Tree(len(self._chunks))
+            for index, statistics in self._pool.map("chunk_statistics", calls()):
+                tree.add(index, statistics)
+            operator: EditOperator = fetch(_solve.remote(tree.root))
+            return operator
+
+        return self._retried(solved)
+
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        """Begin again where results that were made already are lost with their node; tokens of other nodes are kept."""
+        for number in range(1, _ATTEMPTS + 1):
+            try:
+                return attempt()
+            except LOST as error:
+                lost: Exception = error
+            _log.warning("results of the solve were lost, attempt %d of %d: %s", number, _ATTEMPTS, lost)
+        raise ClusterError(f"results of the solve were lost {_ATTEMPTS} times; the last time: {lost}") from lost
+
+
+class _Tree:
+    """Sums references of statistics as they come, neighbours with neighbours, whatever order they come in."""
+
+    def __init__(self, leaves: int) -> None:
+        self._widths = [leaves]
+        while self._widths[-1] > 1:
+            self._widths.append(-(-self._widths[-1] // _FAN_IN))
+        self._waiting: dict[tuple[int, int], Any] = {}
+
+    @property
+    def root(self) -> Any:
+        """Reference of the whole sum, once all leaves are in."""
+        return self._waiting[len(self._widths) - 1, 0]
+
+    def add(self, index: int, reference: Any, level: int = 0) -> None:
+        """Take one node in, and add it up with its siblings once they are all there."""
+        self._waiting[level, index] = reference
+        parent = index // _FAN_IN
+        siblings = range(parent * _FAN_IN, min((parent + 1) * _FAN_IN, self._widths[level]))
+        if self._widths[level] > 1 and all((level, i) in self._waiting for i in siblings):
+            parts = [self._waiting.pop((level, i)) for i in siblings]
+            self.add(parent, _add.remote(*parts) if len(parts) > 1 else parts[0], level + 1)
+
+
+# No CPU of their own, as the workers may hold all there are.
+@ray.remote(num_cpus=0)
+def _add(*parts: Statistics) -> Statistics:
+    return reduce(add, parts)
+
+
+@ray.remote(num_cpus=0)
+def _solve(total: Statistics) -> EditOperator:
+    # A process that Ray reuses may have been started with more threads, and another number of them gives other bits.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return solve_statistics(total)
+    finally:
+        torch.set_num_threads(threads)

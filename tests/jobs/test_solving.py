@@ -1,0 +1,318 @@
+"""The spread solve is the solve: chunks, caches and lost workers change no digit."""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+import ray
+
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
+from infra.storage import LocalStore, StorageError, StorageSettings
+from jobs.config import RunConfig
+from jobs.errors import ClusterError
+from jobs.identity import preserved_prompts
+from jobs.pool import Pool
+from jobs.solving import CHUNK_PROFESSIONS, ChunkEncoder, EditChunk, Mapper, Solver, edit_chunks, run_manifest_bytes
+from jobs.strength import edit_scale
+from manifests import Manifest, ManifestRow, read_manifest, resolved_shares
+from tests.jobs import helpers
+from tests.jobs.mortal_worker import MortalWorker
+from time_ops import EditError, EditOperator, PromptEdit, Statistics, encode_edits, encode_preserved, solve
+from time_ops import solve_statistics as solve_sums
+
+WORDINGS = ("{source}", "A photo of {source}")
+KEY = "runs/r/manifest.parquet"
+NAMES = [p.name for p in PROFESSIONS]
+
+
+def manifest_of(professions: int) -> Manifest:
+    """Made of the demo's words, so that no two names read alike; shares unequal, some with one destination only."""
+    rows = []
+    for i, words in enumerate(islice(product(NAMES, repeat=3), professions)):
+        name = " ".join(words)
+        for label, share in [("female", 0.25), ("male", None)][: 1 if i % 10 == 9 else 2]:
+            rows.append(
+                ManifestRow(
+                    profession=name,
+                    source=f"a {name}",
+                    destination=f"a {label} {name}",
+                    label=label,
+                    share=share if i % 10 != 9 else None,
+                )
+            )
+    return Manifest(tuple(rows))
+
+
+def config_of(folder: Path, *wordings: str, **preserve: Any) -> RunConfig:
+    return helpers.config(
+        model=str(PIPELINE_PATH),
+        classifier=str(CLASSIFIER_PATH),
+        output=str(folder),
+        wordings={"edit": wordings or WORDINGS},
+        preserve=preserve,
+        workers={"count": 2},
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and threads that wait for a busy core cost tenfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return StableDiffusionPipeline.from_pretrained(PIPELINE_PATH)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spread")
+
+
+@pytest.fixture(scope="module")
+def pool(output: Path) -> Iterator[Pool]:
+    """Two real workers on a real Ray."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with Pool(config_of(output), StorageSettings(), str(output / "cache"), MortalWorker) as started:
+        started.probe()
+        yield started
+    ray.shutdown()
+
+
+def solver_of(pool: Mapper, output: Path, manifest: Manifest, *wordings: str, **preserve: Any) -> Solver:
+    key = f"runs/{len(manifest.rows)}/manifest.parquet"
+    LocalStore(output).put(key, run_manifest_bytes(manifest))
+    return Solver(pool, manifest, config_of(output, *wordings, **preserve), key)
+
+
+@contextmanager
+def peak_growth() -> Iterator[list[int]]:
+    """Most bytes that this process had resident above what it had at first."""
+    me, done, peak = psutil.Process(), threading.Event(), [0]
+    before = me.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], me.memory_info().rss - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_ten_thousand_rows_and_a_killed_worker(pool: Pool, output: Path) -> None:
+    # First of this module, so that memory which other tests have freed can't hide any growth.
+    manifest = manifest_of(5264)
+    assert len(manifest.rows) > 10_000
+    solver = solver_of(pool, output, manifest, "{source}")
+    lam = [float(x) for x in np.geomspace(10, 1e4, len(manifest.professions))]
+    order = output / "kill-at-40"
+    order.touch()
+    with peak_growth() as growth:
+        killed = solver.solve(lam)
+    assert not order.exists()
+    # The tokens in full are 400 MB.
+    assert growth[0] < 100 << 20
+    assert sorted(r.source for r in killed.steps[0].edits) == sorted(p.source for p in manifest.professions)
+    assert len(killed.steps[0].preserved) == len(manifest.rows) + 1
+    calm = solver.solve(lam)
+    assert calm.checksum == killed.checksum
+    assert calm.digest == killed.digest
+
+
+@pytest.mark.slow
+def test_the_solver_gives_the_operator_of_one_solve(pool: Pool, output: Path, pipe: Any) -> None:
+    manifest = manifest_of(330)
+    solver = solver_of(pool, output, manifest, prompts=("", "a photo of a cat"))
+    pairs, kept = in_one_process(pipe, manifest, config_of(output, prompts=("", "a photo of a cat")))
+    assert solver.scale == pytest.approx(edit_scale(pairs), rel=1e-9)
+    lam = [5.0 if i % 3 else solver.scale for i in range(330)]
+    assert_same(solver.solve(lam), solve(pairs, lam, kept))
+    shares = [(0.9, 0.1) if len(p.shares) > 1 else (1.0,) for p in pairs]
+    moved = [pair.with_shares(s) for pair, s in zip(pairs, shares, strict=True)]
+    assert_same(solver.solve(lam, shares, 2.0), solve(moved, lam, kept, 2.0))
+    with pytest.raises(EditError, match="'a cashier cashier nurse'"):
+        solver.solve([*lam[:2], -1.0, *lam[3:]])
+    with pytest.raises(EditError, match="330 professions, but 1 lams"):
+        solver.solve([1.0])
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    def hold(self) -> None:
+        time.sleep(600)
+
+
+class Forgetful:
+    """A pool that reports a result as made, but whoever holds it is gone before it is used."""
+
+    def __init__(self, pool: Pool, times: int) -> None:
+        self._pool, self._times = pool, times
+
+    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        for index, reference in self._pool.map(method, calls):
+            if index == 1 and self._times > 0:
+                self._times -= 1
+                holder = Holder.remote()
+                lost = holder.hold.remote()
+                ray.kill(holder)
+                yield index, lost
+            else:
+                yield index, reference
+
+
+@pytest.mark.slow
+def test_lost_results_are_made_again_but_not_for_ever(pool: Pool, output: Path) -> None:
+    manifest = manifest_of(130)
+    expected = solver_of(pool, output, manifest).solve([30.0] * 130)
+    found = solver_of(Forgetful(pool, 2), output, manifest).solve([30.0] * 130)
+    assert found.checksum == expected.checksum
+    with pytest.raises(ClusterError, match="lost 3 times"):
+        solver_of(Forgetful(pool, 3), output, manifest).solve([30.0] * 130)
+
+
+class Encoders:
+    """Chunk encoders of one node, without Ray; counts how often they ask for the pipeline."""
+
+    def __init__(self, folder: Path, manifest: Manifest, pipe: Any) -> None:
+        self.store, self.cache, self.pipe, self.asked = LocalStore(folder / "out"), folder / "cache", pipe, 0
+        self.store.put(KEY, run_manifest_bytes(manifest))
+
+    def _given(self) -> Any:
+        self.asked += 1
+        return self.pipe
+
+    def new(self, **options: Any) -> ChunkEncoder:
+        return ChunkEncoder(self.store, self._given, nullcontext(), self.cache, **options)
+
+
+def in_one_process(pipe: Any, manifest: Manifest, config: RunConfig) -> tuple[list[Any], list[Any]]:
+    edits = [
+        PromptEdit(p.source, dict(zip((d.prompt for d in p.destinations), resolved_shares(p), strict=True)))
+        for p in manifest.professions
+    ]
+    pairs = encode_edits(pipe, edits, augmentations=config.wordings.edit)
+    return pairs, encode_preserved(pipe, preserved_prompts(manifest, config))
+
+
+def spread(encoder: ChunkEncoder, chunks: Sequence[EditChunk], lam: Sequence[float], shares: Any, kept: float) -> Any:
+    total: Statistics | None = None
+    for i, chunk in enumerate(chunks):
+        part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
+        found = encoder.statistics(chunk, lam[part], shares[part], kept)
+        total = found if total is None else total + found
+    assert total is not None
+    return solve_sums(total)
+
+
+def assert_same(found: EditOperator, expected: EditOperator) -> None:
+    eye = torch.eye(expected.d, dtype=torch.float64)
+    assert float((found.matrix - expected.matrix).norm() / (expected.matrix - eye).norm()) < 1e-9
+    assert found.digest == expected.digest
+
+
+def test_chunks_give_the_operator_of_one_solve_and_encode_once(tmp_path: Path, pipe: Any) -> None:
+    manifest, config = manifest_of(70), config_of(tmp_path, prompts=("", "a female baker"))
+    pairs, kept = in_one_process(pipe, manifest, config)
+    chunks = edit_chunks(manifest, config, KEY)
+    assert len(chunks) == 2
+    node = Encoders(tmp_path, manifest, pipe)
+    encoder = node.new()
+    shares = [resolved_shares(p) for p in manifest.professions]
+    assert shares[0] == (0.25, 0.75)
+    open_lam = [float(lam) for lam in np.geomspace(1, 1e4, 70)]
+    assert_same(spread(encoder, chunks, open_lam, shares, 1.0), solve(pairs, open_lam, kept, 1.0))
+    other = [(0.9, 0.1)[: len(s)] if len(s) > 1 else s for s in shares]
+    moved = [pair.with_shares(s) for pair, s in zip(pairs, other, strict=True)]
+    assert_same(spread(encoder, chunks, [30.0] * 70, other, 5.0), solve(moved, 30.0, kept, 5.0))
+    norms = [n for chunk in chunks for n in encoder.norms(chunk)]
+    assert np.median(norms) == pytest.approx(edit_scale(pairs), rel=1e-9)
+    assert node.asked == 2
+
+
+def test_another_process_of_the_node_reads_the_tokens_and_mends_damaged_ones(tmp_path: Path, pipe: Any) -> None:
+    manifest = manifest_of(5)
+    chunk, *_ = edit_chunks(manifest, config_of(tmp_path), KEY)
+    node = Encoders(tmp_path, manifest, pipe)
+    arguments = [3.0] * 5, [resolved_shares(p) for p in manifest.professions], 2.0
+    first = node.new().statistics(chunk, *arguments).to_bytes()
+    assert node.new().statistics(chunk, *arguments).to_bytes() == first
+    assert node.asked == 1
+    (file,) = (node.cache / "pairs").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert node.new().statistics(chunk, *arguments).to_bytes() == first
+    assert node.asked == 2
+
+
+def test_a_full_cache_only_costs_time_and_memory_is_bounded(tmp_path: Path, pipe: Any) -> None:
+    manifest = manifest_of(130)
+    chunks = edit_chunks(manifest, config_of(tmp_path, WORDINGS[0]), KEY)
+    node = Encoders(tmp_path, manifest, pipe)
+    node.cache.mkdir()
+    (node.cache / "pairs").write_text("a file where the folder should be")
+    encoder = node.new(memory_bytes=1)
+    for chunk in (*chunks, chunks[-1]):
+        encoder.norms(chunk)
+    assert node.asked == 3
+    encoder.norms(chunks[0])
+    assert node.asked == 4
+
+
+def test_a_preserved_prompt_of_two_professions_counts_once(tmp_path: Path, pipe: Any) -> None:
+    whole = manifest_of(CHUNK_PROFESSIONS + 2)
+    shared = whole.rows[0].destination
+    # The last profession, in the second chunk, names the first one's destination; so does the run itself, in a wording.
+    rows = (*whole.rows[:-2], whole.rows[-1].model_copy(update={"destination": shared, "source": "a cashier"}))
+    manifest = Manifest(rows)
+    config = config_of(tmp_path, prompts=("", f"A photo of {shared}", f"A photo of a{shared[1:]}"))
+    first, second = edit_chunks(manifest, config, KEY)
+    assert second.skip == {shared, f"A photo of {shared}"}
+    node = Encoders(tmp_path, manifest, pipe)
+    encoder, shares = node.new(), [resolved_shares(p) for p in manifest.professions]
+    parts = [
+        encoder.statistics(first, [1.0] * CHUNK_PROFESSIONS, shares[:CHUNK_PROFESSIONS], 1.0),
+        encoder.statistics(second, [1.0] * 2, shares[CHUNK_PROFESSIONS:], 1.0),
+    ]
+    found = [record.source for part in parts for record in part.preserved]
+    assert sorted(found) == sorted(preserved_prompts(manifest, config))
+    none = edit_chunks(manifest, config_of(tmp_path, explicit=False, prompts=()), KEY)
+    assert [chunk.kept(manifest) for chunk in none] == [[], []]
+
+
+def test_row_groups_hold_whole_professions(tmp_path: Path, pipe: Any) -> None:
+    manifest = manifest_of(70)
+    # As many people write it: all rows of one label, then all of the other.
+    apart = Manifest(tuple(sorted(manifest.rows, key=lambda row: row.label)))
+    again = read_manifest(run_manifest_bytes(apart))
+    assert again.professions == apart.professions
+    assert again.digest == apart.digest
+    node = Encoders(tmp_path, apart, pipe)
+    chunks = edit_chunks(apart, config_of(tmp_path, WORDINGS[0]), KEY)
+    assert [len(node.new().norms(chunk)) for chunk in chunks] == [64, 6]
+    node.store.put(KEY, run_manifest_bytes(manifest_of(71)))
+    with pytest.raises(StorageError, match="row group 1 does not hold the rows"):
+        Encoders.new(node).norms(EditChunk(KEY, 1, chunks[0].digest, WORDINGS, explicit=True))
