@@ -47,7 +47,7 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     if not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError, KeyError) as error:
