@@ -1,0 +1,299 @@
+"""Exactly once, whatever breaks: each disturbed run must leave the same rows and the same report as a calm one.
+
+Real Ray nodes, a real S3 server, the demo model, `debias` itself. What was stored before a fault is never made again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+import ray
+from ray.cluster_utils import Cluster
+
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.local import seaweed
+from infra.local.home import REGION, Home
+from infra.local.ports import SEAWEED_PORTS, choose_ports
+from infra.local.processes import stop
+from infra.storage import ObjectStore, StorageSettings, open_store
+from jobs.config import RunConfig, load_config
+from jobs.debias import Outcome, debias
+from manifests import write_manifest
+from tests.faults import FaultyProxy
+from tests.jobs.helpers import manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+SHARDS = 65
+BUCKET = "tests"
+
+
+class Server:
+    """A SeaweedFS that can be stopped and started again over the same data."""
+
+    def __init__(self, folder: str) -> None:
+        self.home = Home.at(folder)
+        self.home.create()
+        self._ports = choose_ports("seaweed", {}, int(self.home.marker, 16))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
+        self.home.write_aws_config(self.endpoint)
+
+    def start(self) -> None:
+        self._server = seaweed.start_seaweed(self.home, BUCKET, {name: self._ports[name] for name in SEAWEED_PORTS})
+        seaweed.wait_ready(self.home, self._server, self.endpoint, BUCKET)
+
+    def stop(self) -> None:
+        stop(self.home, self._server, everything=True)
+
+    def environment(self, endpoint: str) -> dict[str, str]:
+        return {
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.home.credentials_file),
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="evenhand-s3-") as folder, pytest.MonkeyPatch.context() as patch:
+        made = Server(folder)
+        made.start()
+        for name, value in made.environment(made.endpoint).items():
+            patch.setenv(name, value)
+        yield made
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes(server: Server) -> Iterator[Cluster]:
+    """A head without CPUs, and two nodes of one CPU; workers inherit the credentials' file."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@dataclass
+class Run:
+    """One run's place, and what is in it."""
+
+    config: RunConfig
+    store: ObjectStore
+
+    @classmethod
+    def at(cls, server: Server, folder: Path, **keys: Any) -> Run:
+        write_manifest(manifest("nurse", "CEO", "mechanic", lam=500.0), folder / "m.parquet")
+        values = {
+            "manifest": str(folder / "m.parquet"),
+            "model": str(PIPELINE_PATH),
+            "classifier": str(CLASSIFIER_PATH),
+            "output": f"s3://{BUCKET}/{uuid.uuid4().hex}",
+            "run": "r",
+            "wordings": {
+                "edit": ["{source}", "A photo of {source}"],
+                "calibration": ["A sketch of {source}"],
+                "audit": ["A painting of {source}", "{source} at night"],
+            },
+            "controls": ["a photo of a tree"],
+            "images_per_cell": 12,
+            "explicit_images": 3,
+            "control_images": 3,
+            "shard_images": 3,
+            "sampler": {"steps": 12, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
+            "strength": {"images_per_cell": 3},
+            "pictures": {"per_cell": 2, "format": "png"},
+        }
+        config = load_config(flags=values | keys)
+        settings = StorageSettings(endpoint_url=server.endpoint, region=REGION)
+        return cls(config, open_store(config.output, settings.model_copy(update={"patience_s": 60.0})))
+
+    def go(self) -> Outcome:
+        return debias(self.config, Console(file=io.StringIO()))
+
+    def shards(self) -> dict[str, str]:
+        """Key of each stored shard -> digest of its bytes, provenance included: made again, it would differ."""
+        return {key: self.store.get_tagged(key)[1] for key in self.store.list("shards")}
+
+    def rows(self) -> bytes:
+        return self.store.get("runs/r/images/part-00000.parquet")
+
+    def report(self) -> dict[str, Any]:
+        """The report but for times and what a run found done."""
+        report: dict[str, Any] = json.loads(self.store.get("runs/r/report.json"))
+        del report["created"], report["cost"], report["provenance"]["workers"]
+        for variant in report["summary"].values():
+            del variant["seconds"]
+        return report
+
+    def cost(self) -> dict[str, Any]:
+        cost: dict[str, Any] = json.loads(self.store.get("runs/r/report.json"))["cost"]
+        return cost
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self.store.get("runs/r/run.json"))
+        return state
+
+    def wait_for_shards(self, count: int) -> dict[str, str]:
+        deadline = time.monotonic() + 120
+        while len(list(self.store.list("shards"))) < count:
+            assert time.monotonic() < deadline, "no shards come"
+            time.sleep(0.02)
+        return self.shards()
+
+    def disturbed(self, after: int, fault: Callable[[], None]) -> dict[str, str]:
+        """Run, with a fault once so many shards are stored; returns those that were stored then."""
+        before: dict[str, str] = {}
+
+        def disturb() -> None:
+            before.update(self.wait_for_shards(after))
+            fault()
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        self.go()
+        thread.join()
+        return before
+
+    def assert_same_as(self, calm: Run, before: dict[str, str]) -> None:
+        """Same rows, same report; what was stored before the fault is what is stored now."""
+        assert self.rows() == calm.rows()
+        assert self.report() == calm.report()
+        after = self.shards()
+        assert after.keys() == calm.shards().keys()
+        assert len(after) == SHARDS
+        assert {key: after[key] for key in before} == before
+
+
+@pytest.fixture(scope="module")
+def calm(server: Server, nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.at(server, tmp_path_factory.mktemp("calm"))
+    outcome = run.go()
+    assert (outcome.report.cost.shards, outcome.report.cost.shards_reused) == (SHARDS, 0)
+    return run
+
+
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::AuditWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_worker_killed_in_mid_shard(calm: Run, server: Server, tmp_path: Path) -> None:
+    run = Run.at(server, tmp_path)
+    before = run.disturbed(6, lambda: os.kill(workers()[0].pid, signal.SIGKILL))
+    assert 6 <= len(before) < SHARDS
+    run.assert_same_as(calm, before)
+
+
+def test_a_node_removed(calm: Run, server: Server, nodes: Cluster, tmp_path: Path) -> None:
+    run = Run.at(server, tmp_path)
+    node = next(iter(nodes.worker_nodes))
+    before = run.disturbed(6, lambda: nodes.remove_node(node, allow_graceful=False))
+    nodes.add_node(num_cpus=1)
+    run.assert_same_as(calm, before)
+
+
+def driver(run: Run, nodes: Cluster, folder: Path, endpoint: str | None = None) -> subprocess.Popen[bytes]:
+    values = run.config.model_dump(mode="json", exclude_defaults=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    environment = {**os.environ, "RAY_ADDRESS": nodes.address}
+    if endpoint:
+        environment["AWS_ENDPOINT_URL_S3"] = endpoint
+    command = [sys.executable, "-m", "jobs.debias", str(folder / "run.yaml")]
+    return subprocess.Popen(command, env=environment, stdout=(folder / "out").open("wb"), stderr=subprocess.STDOUT)
+
+
+def test_the_driver_killed_and_the_same_command_again(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path
+) -> None:
+    run = Run.at(server, tmp_path)
+    killed = driver(run, nodes, tmp_path)
+    before = run.wait_for_shards(20)
+    killed.kill()
+    killed.wait()
+    assert run.state()["status"] == "running"
+    again = driver(run, nodes, tmp_path)
+    assert again.wait() in (0, 5, 6), (tmp_path / "out").read_text()
+    run.assert_same_as(calm, before)
+    assert run.cost()["shards_reused"] >= len(before)
+    assert (run.state()["status"], run.state()["attempt"]) == ("done", 2)
+
+
+def test_the_same_job_twice_at_once(calm: Run, server: Server, nodes: Cluster, tmp_path: Path) -> None:
+    run = Run.at(server, tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    two = [driver(run, nodes, tmp_path / name) for name in "ab"]
+    codes = sorted(process.wait() for process in two)
+    assert codes[1] == 9, [(tmp_path / name / "out").read_text() for name in "ab"]
+    assert codes[0] in (0, 5, 6)
+    run.assert_same_as(calm, {})
+
+
+def test_the_store_away_for_thirty_seconds(calm: Run, server: Server, tmp_path: Path) -> None:
+    run = Run.at(server, tmp_path)
+
+    def outage() -> None:
+        server.stop()
+        time.sleep(30)
+        server.start()
+
+    before = run.disturbed(6, outage)
+    run.assert_same_as(calm, before)
+
+
+def test_one_request_in_twenty_fails(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.at(server, tmp_path)
+    with FaultyProxy(server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        run.go()
+        assert all(proxy.counts[kind] for kind in ("slow_down", "delay", "cut_answer", "cut_request")), proxy.counts
+    run.assert_same_as(calm, {})
+
+
+def test_damaged_shards_are_made_again(calm: Run, tmp_path: Path) -> None:
+    before = calm.shards()
+    rows, report = calm.rows(), calm.report()
+    first = json.loads(calm.store.get("runs/r/report.json"))["pictures"][0]
+    held = [s for s in pq.read_table(io.BytesIO(rows)).to_pylist() if (s["prompt"], s["index"]) == (first["prompt"], 0)]
+    truncated, flipped = (f"shards/{s['shard'][:2]}/{s['shard']}.parquet" for s in held)
+    data = calm.store.get(truncated)
+    calm.store.put(truncated, data[: len(data) // 2])
+    whole = calm.store.get(flipped)
+    picture = pq.read_table(io.BytesIO(whole)).column("picture").to_pylist()[0]
+    at = whole.index(picture[-40:-20])  # PNGs don't compress: they lie there as they are
+    calm.store.put(flipped, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    calm.go()
+    assert (calm.cost()["shards"], calm.cost()["shards_reused"]) == (SHARDS, SHARDS - 2)
+    assert (calm.rows(), calm.report()) == (rows, report)
+    after = calm.shards()
+    others = before.keys() - {truncated, flipped}
+    assert {key: after[key] for key in others} == {key: before[key] for key in others}
