@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from jobs.strength import choose, edit_scale, sweep
+from jobs.strength import choose, edit_scale, scale_of, sweep
 from time_ops import EditOperator, PromptEdit, TokenPairs
 
 TARGETS = np.array([[0.5, 0.5], [0.5, 0.5]])
@@ -50,6 +50,9 @@ def test_the_scale_is_the_norm_of_the_first_order_edit() -> None:
     source, destination = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 3.0], [0.0, 2.0]])
     pairs = TokenPairs(PromptEdit("s", {"d": 1.0}), source, destination[None])
     assert edit_scale([pairs]) == 3.0
+    # Edits that change nothing have no say.
+    assert scale_of([0.0, 1.0, 2.0, 6.0, 0.0]) == 2.0
+    assert scale_of([0.0]) == 1.0
 
 
 def test_pictures_that_nobody_can_label_are_no_success() -> None:
