@@ -10,7 +10,7 @@ from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.shards import Recipe, ShardSpec
 from manifests.schema import Manifest
-from time_ops.encoding import augment
+from time_ops.prompts import augment
 
 __all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "iter_audit_cells", "shards_of"]
 

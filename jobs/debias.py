@@ -20,7 +20,7 @@ from jobs.card import model_card
 from jobs.cells import audit_cells, calibration_cells, cut_cell
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
-from jobs.identity import made_on, preserved_prompts, provenance_of
+from jobs.identity import made_on, provenance_of
 from jobs.pictures import choose_pictures
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
@@ -29,10 +29,10 @@ from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, EditedProfession, evaluate, label_counts, sentence
 from jobs.session import Session, open_session
 from jobs.shards import BASE, ShardSpec
-from jobs.strength import Candidate, calibration_parquet, choose, edit_scale, rounds_for_report, sweep
+from jobs.strength import Candidate, calibration_parquet, choose, rounds_for_report, sweep
 from jobs.tally import Tallies, TallyTask
 from manifests import resolved_shares, resolved_targets
-from time_ops import EditOperator, Problem, PromptEdit
+from time_ops import EditOperator
 
 __all__ = ["Outcome", "debias", "main"]
 
@@ -99,21 +99,12 @@ class _Job:
         return self._finish(report)
 
     def _strengths(self) -> tuple[list[Candidate], Candidate, list[tuple[float, ...]]]:
-        """Encode the edits, then sweep where the manifest leaves a lambda open."""
+        """Sweep where the manifest leaves a lambda open."""
         config, professions = self.config, self.manifest.professions
         shares = [resolved_shares(p) for p in professions]
-        edits = [
-            PromptEdit(p.source, dict(zip((d.prompt for d in p.destinations), s, strict=True)))
-            for p, s in zip(professions, shares, strict=True)
-        ]
-        preserved = preserved_prompts(self.manifest, config)
-        pairs, kept = self.session.pool.call("encode", edits, preserved, config.wordings.edit)
-        problem = Problem(pairs, kept)
+        solver = self.session.solver()
         cells = calibration_cells(self.manifest, config)
         wordings = config.wordings.calibration
-
-        def solve(lam: tuple[float, ...]) -> EditOperator:
-            return problem.solve(list(lam), preserve_lam=config.preserve.lam)
 
         def audit(operator: EditOperator, name: str) -> np.ndarray:
             self.session.generate(cells, operator, name, pictures=False)
@@ -125,7 +116,8 @@ class _Job:
         fixed = [p.lam for p in professions]
         relatives = config.strength.sweep if any(f is None for f in fixed) else (1.0,)
         enough = config.strength.delta_within
-        tried = sweep(relatives, edit_scale(pairs), fixed, solve, audit, self.targets, enough)
+        scale = solver.scale if any(f is None for f in fixed) else 1.0
+        tried = sweep(relatives, scale, fixed, solver.solve, audit, self.targets, enough)
         return tried, choose(tried, enough), shares
 
     def _report(

@@ -13,13 +13,11 @@ from typing import Any
 from jobs.config import RunConfig
 from jobs.shards import Recipe
 from manifests import Manifest
-from time_ops.encoding import augment
 
 __all__ = [
     "KEYED_LIBRARIES",
     "Probe",
     "identity_of",
-    "preserved_prompts",
     "provenance_of",
     "recipe_of",
     "without_paths",
@@ -40,17 +38,6 @@ class Probe:
     threads: int
     host: str
     versions: dict[str, str]
-
-
-def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
-    """Prompts that keep their embeddings: explicit ones in all edit wordings, and those that the user names."""
-    explicit = [
-        augment(wording, destination.prompt)
-        for profession in manifest.professions
-        for destination in profession.destinations
-        for wording in config.wordings.edit
-    ]
-    return list(dict.fromkeys([*config.preserve.prompts, *(explicit if config.preserve.explicit else [])]))
 
 
 def recipe_of(config: RunConfig, probe: Probe) -> Recipe:

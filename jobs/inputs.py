@@ -12,7 +12,7 @@ from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.models import cache_folder, check_kind, load_tokenizers, stage
 from manifests import Fault, Manifest, read_manifest
-from time_ops.encoding import PromptEdit, augment, check_prompts
+from time_ops.prompts import PromptEdit, augment, check_prompts
 
 __all__ = ["prompt_checker", "read_bytes", "read_inputs"]
 

@@ -30,8 +30,9 @@ from jobs.models import cache_folder
 from jobs.pool import Pool, Tallied
 from jobs.progress import Reporter
 from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, parts_of
-from manifests import Manifest, manifest_bytes
+from manifests import Manifest
 from time_ops import EditOperator
 
 __all__ = ["Session", "open_session"]
@@ -79,6 +80,10 @@ class Session:
         counts = [spec.count for spec in shards()]
         with self.reporter.stage(stage, sum(counts)) as advance:
             self.spent += self.pool.run(noted(), operator, advance, len(counts))
+
+    def solver(self) -> Solver:
+        """What solves the manifest's edits."""
+        return Solver(self.pool, self.manifest, self.config, f"{self.folder.prefix}/manifest.parquet")
 
     def texts(self) -> Any:
         """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
@@ -168,7 +173,7 @@ def open_session(config: RunConfig, console: Console) -> Iterator[Session]:
                     store, f"{folder.prefix}/LEASE", ttl_s=_LEASE_BEATS * BEAT_S, on_beat=beat, say=say
                 ) as lease:
                     folder.open(identity, _facts(config, probe, recipe, pool))
-                    folder.put("manifest.parquet", manifest_bytes(manifest), "application/vnd.apache.parquet")
+                    folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
                     reporter = Reporter(console, folder.progress, metrics.progress, lambda *_: lease.check())
                     yield Session(
                         config, manifest, settings, store, pool, probe, recipe, folder, reporter, token, started

@@ -36,9 +36,9 @@ from jobs.strength import scale_of
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
-from time_ops.encoding import augment
+from time_ops.prompts import augment
 from time_ops.rows import TokenRows, encode_rows
-from time_ops.solve import check_lams
+from time_ops.solver import check_lams
 
 __all__ = ["ChunkEncoder", "EditChunk", "Mapper", "Solver", "edit_chunks", "run_manifest_bytes"]
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from time_ops import EditOperator, TokenPairs, ratios
+from time_ops import EditOperator, ratios
 
-__all__ = ["Candidate", "calibration_parquet", "choose", "edit_scale", "rounds_for_report", "scale_of", "sweep"]
+__all__ = ["Candidate", "calibration_parquet", "choose", "rounds_for_report", "scale_of", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,6 @@ class Candidate:
     delta: float
     floor: float
     images: int
-
-
-def edit_scale(pairs: Sequence[TokenPairs]) -> float:
-    """`scale_of` token pairs that this process holds."""
-    return scale_of(
-        [
-            float(torch.linalg.matrix_norm((p.destination - p.source.double()).T @ p.source.double(), ord=2))
-            for p in pairs
-        ]
-    )
 
 
 def scale_of(norms: Sequence[float]) -> float:

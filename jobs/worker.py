@@ -26,7 +26,7 @@ from jobs.pipelines import load_pipeline
 from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
-from time_ops import EditOperator, ModelError, PromptEdit, Statistics, TokenPairs, encode_edits, encode_preserved
+from time_ops import EditOperator, ModelError, Statistics
 
 __all__ = ["AuditWorker"]
 
@@ -143,14 +143,6 @@ class AuditWorker:
             platform.node(),
             {name: version(name) for name in (*KEYED_LIBRARIES, "ray", "evenhand")},
         )
-
-    def encode(
-        self, edits: Sequence[PromptEdit], preserved: Sequence[str], wordings: Sequence[str]
-    ) -> tuple[list[TokenPairs], list[TokenPairs]]:
-        """Token pairs of the edits and of the preserved prompts."""
-        with self._models:
-            pairs = encode_edits(self._pipe, list(edits), augmentations=tuple(wordings))
-            return pairs, encode_preserved(self._pipe, list(preserved))
 
     def chunk_statistics(
         self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[Sequence[float]], preserve_lam: float

@@ -15,20 +15,16 @@ It needs torch, diffusers and transformers, and knows nothing of clusters or sto
 "Editing Implicit Assumptions in Text-to-Image Diffusion Models" (TIME), arXiv 2303.08084.
 """
 
-from time_ops.encoders import EncoderDigest, encoder_digest
-from time_ops.encoding import (
-    DEFAULT_AUGMENTATIONS,
-    PromptEdit,
-    PromptFault,
-    TokenPairs,
-    check_prompts,
-    encode_edits,
-    encode_preserved,
-    encode_prompts,
-)
-from time_ops.errors import EditError, ModelError
-from time_ops.operator import EditOperator, Fold
-from time_ops.solve import Problem, Statistics, solve, solve_statistics
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from time_ops.encoders import EncoderDigest, encoder_digest
+    from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts
+    from time_ops.errors import EditError, ModelError
+    from time_ops.operator import EditOperator, Fold
+    from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, PromptFault, check_prompts
+    from time_ops.solver import Problem, Statistics, solve, solve_statistics
 
 __all__ = [
     "DEFAULT_AUGMENTATIONS",
@@ -50,3 +46,26 @@ __all__ = [
     "solve",
     "solve_statistics",
 ]
+
+# What needs torch is imported when it is first asked for: `time_ops.prompts` and `time_ops.errors` serve without it.
+_HOMES = {
+    "encoders": ("EncoderDigest", "encoder_digest"),
+    "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts"),
+    "errors": ("EditError", "ModelError"),
+    "operator": ("EditOperator", "Fold"),
+    "prompts": ("DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "check_prompts"),
+    "solver": ("Problem", "Statistics", "solve", "solve_statistics"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

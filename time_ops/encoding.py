@@ -10,64 +10,39 @@ right by construction; the text encoder runs in float32 whatever its dtype, and 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from time_ops.alignment import Alignment, Positions, align_prompts, token_ids
+from time_ops.alignment import Alignment, Positions, align_prompts
 from time_ops.encoders import EncoderDigest, encoder_digest, text_encoders
 from time_ops.errors import EditError, ModelError
+from time_ops.prompts import (
+    DEFAULT_AUGMENTATIONS,
+    PromptEdit,
+    PromptFault,
+    augment,
+    check_prompts,
+    checked_templates,
+)
 from time_ops.surfaces import check_pipeline
 
 __all__ = [
     "DEFAULT_AUGMENTATIONS",
+    "Encoded",
     "PromptEdit",
     "PromptFault",
     "TokenPairs",
     "augment",
     "check_prompts",
+    "encode_checked",
     "encode_edits",
     "encode_preserved",
     "encode_prompts",
 ]
-
-# As published: the pair itself, and both prompts behind three prefixes.
-DEFAULT_AUGMENTATIONS = ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}")
-
-# Shares are written by people and by calibration: a sum is 1 if it is within this of 1.
-_SHARE_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class PromptEdit:
-    """One edit: the source prompt is to be read as a blend of destination prompts.
-
-    Attributes:
-        source: Source prompt, "a CEO".
-        destinations: Share of each destination prompt, {"a female CEO": 1.0}; finite, none negative, sum 1.
-
-    Raises:
-        EditError: The destinations or their shares are not as above.
-
-    """
-
-    source: str
-    destinations: dict[str, float]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.source, str):
-            raise EditError(f"source must be a prompt, not {self.source!r}")
-        if not isinstance(self.destinations, Mapping) or not all(isinstance(p, str) for p in self.destinations):
-            raise EditError(f"edit of {self.source!r}: destinations must map prompts to shares")
-        shares = _checked_shares(self.source, list(self.destinations.values()))
-        object.__setattr__(self, "destinations", dict(zip(self.destinations, shares, strict=True)))
-
-    def __hash__(self) -> int:
-        return hash((self.source, frozenset(self.destinations.items())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,88 +131,6 @@ class TokenPairs:
         return replace(self, edit=PromptEdit(self.edit.source, dict(zip(prompts, values, strict=True))))
 
 
-@dataclass(frozen=True)
-class PromptFault:
-    """A prompt that can't be used.
-
-    Attributes:
-        kind: "length": longer than the encoder's positions; "alignment": can't be aligned.
-        reason: The whole sentence for a person.
-        prompt: The prompt at fault, as rendered (for "alignment" the destination).
-        edit: Index of the edit, None for a prompt that belongs to none.
-        destination: The edit's destination prompt at fault, None where it is the source.
-
-    """
-
-    kind: Literal["length", "alignment"]
-    reason: str
-    prompt: str
-    edit: int | None = None
-    destination: str | None = None
-
-
-def augment(template: str, prompt: str) -> str:
-    """Put a prompt in a template's place for it. Behind a prefix a leading "A" becomes "a", as published.
-
-    Args:
-        template: Text with "{source}" once.
-        prompt: What stands there.
-
-    """
-    behind_prefix = not template.startswith("{source}")
-    return template.replace("{source}", "a" + prompt[1:] if behind_prefix and prompt.startswith("A") else prompt)
-
-
-def check_prompts(
-    tokenizer: Any,
-    edits: Sequence[PromptEdit],
-    *,
-    prompts: Sequence[str] = (),
-    augmentations: Sequence[str] = DEFAULT_AUGMENTATIONS,
-    alignment: Alignment = "published",
-) -> list[PromptFault]:
-    """All that is wrong with edits and prompts, as far as a tokenizer can tell.
-
-    Args:
-        tokenizer: The text encoder's tokenizer.
-        edits: Edits; every augmentation of every prompt is checked.
-        prompts: Further prompts, preserved or audited, as they are encoded.
-        augmentations: Templates with "{source}".
-        alignment: Rule of the alignment.
-
-    Returns:
-        The faults, one for each prompt that is too long and for each destination that can't be aligned; empty if good.
-
-    Raises:
-        EditError: The augmentations are not usable.
-
-    """
-    templates = _checked_templates(augmentations)
-    faults: dict[tuple[object, ...], PromptFault] = {}
-    for index, edit in enumerate(edits):
-        for template in templates:
-            source = augment(template, edit.source)
-            long = _too_long(tokenizer, source, index, None)
-            if long:
-                faults.setdefault((index, None, "length"), long)
-            for name in edit.destinations:
-                destination = augment(template, name)
-                too_long = _too_long(tokenizer, destination, index, name)
-                if too_long:
-                    faults.setdefault((index, name, "length"), too_long)
-                elif not long:
-                    try:
-                        align_prompts(tokenizer, source, destination, alignment=alignment)
-                    except EditError as error:
-                        fault = PromptFault("alignment", str(error), destination, index, name)
-                        faults.setdefault((index, name, "alignment"), fault)
-    for prompt in dict.fromkeys(prompts):
-        long = _too_long(tokenizer, prompt, None, None)
-        if long:
-            faults.setdefault((None, prompt, "length"), long)
-    return list(faults.values())
-
-
 def encode_edits(
     pipe: Any,
     edits: Sequence[PromptEdit],
@@ -263,7 +156,7 @@ def encode_edits(
         ModelError: The pipeline can't be edited or its encoder can't be run in float32.
 
     """
-    edits, templates = list(edits), _checked_templates(augmentations)
+    edits, templates = list(edits), checked_templates(augmentations)
     encoded = encode_checked(pipe, edits, (), augmentations=templates, alignment=alignment, batch_size=batch_size)
     pairs = []
     for edit in edits:
@@ -315,7 +208,7 @@ def encode_checked(
 ) -> Encoded:
     """Check edits and further prompts, and encode what they render to; the parameters and errors of `encode_edits`."""
     check_pipeline(pipe)
-    templates = _checked_templates(augmentations)
+    templates = checked_templates(augmentations)
     converted = [_Converted(pipe, tokenizer) for tokenizer in _agreeing_tokenizers(pipe)]
     faults = [
         fault.reason
@@ -479,37 +372,3 @@ def _joint_alignment(
     if any((index != found[0]).any() for index in found[1:]):
         raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
     return found[0]
-
-
-def _quoted(prompts: Sequence[str]) -> list[str]:
-    return [repr(p) for p in prompts]
-
-
-def _too_long(tokenizer: Any, prompt: str, edit: int | None, destination: str | None) -> PromptFault | None:
-    n, limit = len(token_ids(tokenizer, prompt)), int(tokenizer.model_max_length)
-    if n <= limit:
-        return None
-    reason = f"prompt {prompt!r} has {n} tokens, the text encoder {limit} positions: shorten it"
-    return PromptFault("length", reason, prompt, edit, destination)
-
-
-def _checked_templates(augmentations: Sequence[str]) -> tuple[str, ...]:
-    templates = (augmentations,) if isinstance(augmentations, str) else tuple(augmentations)
-    bad = [t for t in templates if t.count("{source}") != 1]
-    if bad or not templates:
-        raise EditError.listing('every augmentation holds "{source}" once, and there is at least one:', _quoted(bad))
-    if len(set(templates)) < len(templates):
-        raise EditError(f"augmentations are repeated: {list(templates)}")
-    return templates
-
-
-def _checked_shares(source: str, shares: Sequence[Any]) -> list[float]:
-    if not shares:
-        raise EditError(f"edit of {source!r} has no destination")
-    try:
-        values = [float(s) for s in shares]
-    except (TypeError, ValueError) as error:
-        raise EditError(f"edit of {source!r}: shares must be numbers, not {list(shares)}") from error
-    if not all(math.isfinite(s) and s >= 0 for s in values) or abs(math.fsum(values) - 1) > _SHARE_TOLERANCE:
-        raise EditError(f"edit of {source!r}: shares must be finite, not negative and sum to 1, not {values}")
-    return values

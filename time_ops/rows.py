@@ -25,10 +25,11 @@ from safetensors.numpy import save as arrays_bytes
 
 from time_ops.alignment import Alignment
 from time_ops.encoders import EncoderDigest
-from time_ops.encoding import DEFAULT_AUGMENTATIONS, PromptEdit, augment, encode_checked
+from time_ops.encoding import encode_checked
 from time_ops.errors import EditError
 from time_ops.operator import EditRecord
-from time_ops.solve import Device, Rows, Statistics, Sums, check_lams
+from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
+from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
 
 __all__ = ["TokenRows", "encode_rows"]
 

@@ -36,8 +36,7 @@ from tests.jobs.helpers import manifest
 from time_ops import EditOperator
 
 ROOT = Path(__file__).parents[2]
-# Of which 200 are torch, for as long as `time_ops` imports it.
-LIMIT_MB = 500
+LIMIT_MB = 300
 MANIFEST = manifest("nurse", "carpenter")
 WIDTH = 64
 SETTINGS = (

@@ -25,7 +25,6 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
 from infra.storage import LocalStore, StorageError, StorageSettings
 from jobs.config import RunConfig
 from jobs.errors import ClusterError
-from jobs.identity import preserved_prompts
 from jobs.pool import Pool
 from jobs.solving import CHUNK_PROFESSIONS, ChunkEncoder, EditChunk, Mapper, Solver, edit_chunks, run_manifest_bytes
 from jobs.strength import scale_of
@@ -34,6 +33,7 @@ from tests.jobs import helpers
 from tests.jobs.mortal_worker import MortalWorker
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, TokenPairs, encode_edits, encode_preserved, solve
 from time_ops import solve_statistics as solve_sums
+from time_ops.prompts import augment
 
 WORDINGS = ("{source}", "A photo of {source}")
 KEY = "runs/r/manifest.parquet"
@@ -208,6 +208,17 @@ class Encoders:
 
     def new(self, **options: Any) -> ChunkEncoder:
         return ChunkEncoder(self.store, self._given, nullcontext(), self.cache, **options)
+
+
+def preserved_prompts(manifest: Manifest, config: RunConfig) -> list[str]:
+    """Prompts that keep their embeddings: explicit ones in all edit wordings, and those that the user names."""
+    explicit = [
+        augment(wording, destination.prompt)
+        for profession in manifest.professions
+        for destination in profession.destinations
+        for wording in config.wordings.edit
+    ]
+    return list(dict.fromkeys([*config.preserve.prompts, *(explicit if config.preserve.explicit else [])]))
 
 
 def in_one_process(pipe: Any, manifest: Manifest, config: RunConfig) -> tuple[list[Any], list[Any]]:

@@ -22,7 +22,7 @@ from time_ops import (
     solve,
 )
 from time_ops.alignment import align_prompts
-from time_ops.encoding import augment
+from time_ops.prompts import augment
 
 
 def by_pipeline(pipe: Any, prompt: str) -> torch.Tensor:
