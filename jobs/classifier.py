@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from jobs.generator import padded
 from time_ops import ModelError
 
 __all__ = ["FAILED", "Classifier", "Labels", "TextEmbeddings"]
 
+# Always so many at a time: a text's bits, and with them a label at the margin, depend on nothing but the text.
+_TEXT_BATCH = 32
 FAILED = 255
 """Label code of an image that can't be labelled: black, or not finite."""
 
@@ -76,11 +79,15 @@ class Classifier:
         long = [p for p in prompts if len(self._processor.tokenizer(p)["input_ids"]) > limit]
         if long:
             raise ModelError(f"the classifier reads {limit} tokens; shorten {long}")
-        inputs = self._processor.tokenizer(
-            list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
-        known = {k: v.to(self._device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-        return _unit(self._model.get_text_features(**known))
+        found = []
+        for start in range(0, len(prompts), _TEXT_BATCH):
+            batch = padded(prompts[start : start + _TEXT_BATCH], _TEXT_BATCH)
+            inputs = self._processor.tokenizer(
+                batch, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+            )
+            known = {k: v.to(self._device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+            found.append(_unit(self._model.get_text_features(**known)))
+        return np.concatenate(found)[: len(prompts)]
 
 
 def _unit(features: Any) -> np.ndarray:
@@ -122,21 +129,21 @@ class TextEmbeddings:
             controls: prompts of the controls, as they are.
         """
 
+        def filled(prompts: Sequence[str], name: str, source: str) -> tuple[str, ...]:
+            return tuple(p.replace("{profession}", name).replace("{source}", source) for p in prompts)
+
+        by_label = [[filled(prompts, *p) for prompts in attribute.values()] for p in professions]
+        by_concept = [*(filled(recognition, *p) for p in professions), *((prompt,) for prompt in controls)]
+        ensembles = [*(ensemble for row in by_label for ensemble in row), *by_concept]
+        distinct = list(dict.fromkeys(prompt for ensemble in ensembles for prompt in ensemble))
+        found = dict(zip(distinct, classifier.texts(distinct), strict=True))
+
         def mean(prompts: Sequence[str]) -> np.ndarray:
-            average = classifier.texts(prompts).mean(axis=0)
+            average = np.mean([found[p] for p in prompts], axis=0)
             return np.asarray(average / np.linalg.norm(average), dtype=np.float32)
 
-        def filled(prompt: str, name: str, source: str) -> str:
-            return prompt.replace("{profession}", name).replace("{source}", source)
-
-        labels = np.stack(
-            [
-                np.stack([mean([filled(p, name, source) for p in prompts]) for prompts in attribute.values()])
-                for name, source in professions
-            ]
-        )
-        concepts = [mean([filled(p, name, source) for p in recognition]) for name, source in professions]
-        concepts += [mean([prompt]) for prompt in controls]
+        labels = np.stack([np.stack([mean(ensemble) for ensemble in row]) for row in by_label])
+        concepts = [mean(ensemble) for ensemble in by_concept]
         return cls(labels, np.stack(concepts), classifier.scale)
 
 

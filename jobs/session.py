@@ -32,6 +32,7 @@ from jobs.progress import Reporter
 from jobs.shards import BASE, Recipe, ShardSpec
 from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, parts_of
+from jobs.worker import AuditWorker
 from manifests import Manifest
 from time_ops import EditOperator
 
@@ -131,8 +132,13 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig, console: Console) -> Iterator[Session]:
+def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] = AuditWorker) -> Iterator[Session]:
     """Check the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
+
+    Args:
+        config: the run.
+        console: for people.
+        worker: what workers are.
 
     Raises:
         ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
@@ -155,7 +161,7 @@ def open_session(config: RunConfig, console: Console) -> Iterator[Session]:
                 for folder in folders:
                     folder.beat()
 
-            with Pool(config, settings, token, say=say) as pool:
+            with Pool(config, settings, token, worker, say) as pool:
                 say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
                 recipe = recipe_of(config, probe)

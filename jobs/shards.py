@@ -70,6 +70,11 @@ class Recipe:
     versions: tuple[tuple[str, str], ...]
     schema: int = SHARD_SCHEMA
 
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """As plain data; worked out once, as every shard's key holds it."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class ShardSpec:
@@ -93,8 +98,14 @@ class ShardSpec:
     @cached_property
     def key(self) -> str:
         """Canonical JSON of all that decides the shard's content."""
-        content = asdict(self)
-        del content["pictures"], content["picture_format"]
+        content = {
+            "recipe": self.recipe.content,
+            "operator": self.operator,
+            "stream": self.stream,
+            "prompt": self.prompt,
+            "first": self.first,
+            "count": self.count,
+        }
         return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @cached_property
@@ -163,7 +174,8 @@ class Shard:
             "evenhand.provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd")
+        # No dictionaries: embeddings do not repeat, and each picture is one of its kind.
+        pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["status"])
         return bytes(sink.getvalue())
 
     def _checksum(self) -> str:

@@ -70,7 +70,7 @@ _SPLIT_VARIANCE = (4.1, 2.0, 1.7)
 """Largest 4 n Var of a cell's split deviation over all shares and targets: below 8 images, below 40, from 40 on."""
 _SPLIT_THIRD = (4.0, 1.5, 1.1)
 """Likewise its third central moment, times (4 n)^1.5. Both were found by enumeration, which a test repeats."""
-_CHUNK_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)

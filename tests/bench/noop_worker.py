@@ -1,0 +1,68 @@
+"""A worker whose models cost nothing: what is left is the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jobs.classifier import TextEmbeddings
+from jobs.generator import ImageRequest, Images
+from jobs.maker import ShardMaker
+from jobs.worker import AuditWorker
+
+__all__ = ["CELL", "WIDTH", "NoopWorker"]
+
+WIDTH = 64
+CELL = 50
+
+
+class NoGenerator:
+    """Blank images at once."""
+
+    def knows(self, digest: str) -> bool:
+        """Any operator will do."""
+        del digest
+        return True
+
+    def draw(self, requests: Sequence[ImageRequest], batch_size: int) -> Images:
+        """White images [n, 8, 8, 3]."""
+        del batch_size
+        n = len(requests)
+        return Images(np.full((n, 8, 8, 3), 255, np.uint8), np.zeros(n, np.uint8))
+
+
+class NoClassifier:
+    """Random unit embeddings at once."""
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(0)
+
+    def images(self, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+        """[n, D] float32."""
+        del batch_size
+        values = self._random.standard_normal((len(pixels), WIDTH), dtype=np.float32)
+        return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))
+
+
+class NoopWorker(AuditWorker):
+    """A worker whose models cost nothing."""
+
+    @cached_property
+    def _generator(self) -> Any:
+        return NoGenerator()
+
+    @cached_property
+    def _maker(self) -> ShardMaker:
+        generator: Any = NoGenerator()
+        classifier: Any = NoClassifier()
+        return ShardMaker(generator, classifier, self._store, self._models, CELL, auto=False, provenance={})
+
+    def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
+        """Random directions."""
+        random = np.random.default_rng(1)
+        labels = random.standard_normal((len(professions), 2, WIDTH), dtype=np.float32)
+        concepts = random.standard_normal((len(professions) + len(controls), WIDTH), dtype=np.float32)
+        return TextEmbeddings(labels, concepts, 10.0)
