@@ -16,6 +16,7 @@ test-fast: setup
 
 bench: setup
 	.venv/bin/python -m tests.bench.bench_generation
+	.venv/bin/python -m tests.bench.bench_engine
 
 lint: setup
 	.venv/bin/ruff check .

@@ -153,6 +153,9 @@ class GatesConfig(Section):
     recognised: Probability = Field(0.9, description="at least: professions recognised, relative to the base")
     controls: Probability = Field(0.95, description="at least: controls recognised, relative to the base")
     undetermined_increase: Probability = Field(0.05, description="at most: rise of the undetermined share")
+    failed_images: Probability = Field(
+        0.05, description="at most: audit images that are none (black, not finite, undecodable, of failed shards)"
+    )
 
 
 class WorkersConfig(Section):

@@ -226,6 +226,9 @@ def _gates(
             "explicit", Rate(explicit.value, explicit.n, explicit.low or 0.0, _or(explicit.high, 1.0)), gates.explicit
         ),
     ]
+    audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
+    failed = ratios.rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
+    results.append(_gate("failed_images", failed, gates.failed_images, "at most"))
     if found[0].tally.codes.shape[0] == 2:
         for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
             both, edited, base, _ = _pairs(found, kind, _is_recognised)

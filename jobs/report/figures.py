@@ -60,6 +60,7 @@ _GATES = {
     "recognised": Measure("Professions still recognised", "rate"),
     "controls": Measure("Controls still recognised", "rate"),
     "undetermined_increase": Measure("Rise in undetermined images", "points"),
+    "failed_images": Measure("Images that are none", "rate"),
 }
 
 

@@ -137,7 +137,6 @@ def run(settings: RunConfig) -> Figures:
             tallied = time.monotonic()
             evaluate(tallies, professions, labels, list(WORDINGS), settings.gates, 0)
             end = time.monotonic()
-        after = psutil.Process().memory_info().rss
     rows = 2 * sum(cell.images for cell in cells)
     sys.stderr.write(
         f"{rows:,} rows: ready after {ready - start:.1f} s, generation {made - ready:.1f} s, tally "
@@ -169,10 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_beside_servers(options.workers, sys.argv[1:] if arguments is None else arguments))
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     with tempfile.TemporaryDirectory(prefix="evenhand-bench-") as scratch:
-        per_profession = len(WORDINGS) * CELL
         small = run(config(Path(scratch), options.inside, 2, CELL))
-        professions = max(2, min(2500, options.images // (2 * per_profession)))
-        images = CELL * max(1, round(options.images / (2 * per_profession * professions)))
+        images = 5 * CELL if options.images >= 100_000 else CELL
+        professions = max(2, options.images // (2 * len(WORDINGS) * images))
         large = run(config(Path(scratch), options.inside, professions, images))
     lines = ["| image rows | rows/s, plan to tally | generation alone | driver's peak memory |", "|---|---|---|---|"]
     lines += [

@@ -94,6 +94,14 @@ def test_balance_bought_with_undetermined_pictures_fails_its_own_gate() -> None:
     assert result.verdict.value == "fail"
 
 
+def test_balance_among_pictures_that_are_none_fails_its_own_gate() -> None:
+    even = [0, 1] * 100
+    broken = [0, 1] * 50 + [FAILED] * 100
+    result = audit({"CEO": [(even, broken)] * 2, "nurse": [(even, even)] * 2})
+    gates = {g.name: g for g in result.gates}
+    assert (gates["failed_images"].value, gates["failed_images"].outcome) == (0.25, "fail")
+
+
 def test_inverted_explicit_prompts_fail_whatever_delta_says() -> None:
     even = [0, 1] * 100
     result = audit({"CEO": [(even, even)] * 2}, explicit=[([0] * 100, [1] * 100)])
@@ -116,7 +124,9 @@ def test_everything_inside_passes() -> None:
 def test_an_audit_without_an_edit_has_no_edited_half() -> None:
     result = audit({"CEO": [([0, 1] * 10, None)] * 2})
     assert result.summary.edited is None
-    assert {g.name for g in result.gates} == {"delta", "delta_within", "delta_wording_max", "explicit"}
+    assert {g.name for g in result.gates} == {
+        "delta", "delta_within", "delta_wording_max", "explicit", "failed_images",
+    }  # fmt: skip
     assert result.professions[0].edited is None
 
 
