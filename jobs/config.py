@@ -170,7 +170,12 @@ class WorkersConfig(Section):
     failed_shards: Probability = Field(
         0.0, description="share of a stage's shards that may fail; their images are counted as failed, never labelled"
     )
-    wait_s: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to bring what a worker needs")
+    wait_s: float = Field(
+        900.0,
+        ge=0,
+        description="how long to wait for an autoscaler to bring what a worker needs; set it on purpose where Ray's "
+        "autoscaler does not say what it may bring (its first version)",
+    )
 
 
 class StorageConfig(Section):

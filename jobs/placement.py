@@ -38,7 +38,10 @@ def nodes() -> dict[str, Resources]:
 
 
 def node_types() -> list[Resources]:
-    """Resources of the node types that an autoscaler may start; empty where there is no autoscaler."""
+    """Resources of the node types that an autoscaler may start; empty where there is none, or it does not say.
+
+    Ray's second autoscaler tells the cluster what it may bring, the first one does not.
+    """
     # Ray has no public name for this; its own libraries read it here. Without it, a run only sees what is there.
     from ray._private.state import state
 
@@ -59,16 +62,19 @@ def demand_of(workers: WorkersConfig) -> Demand:
     """What each worker of this run asks for.
 
     Raises:
-        ClusterError: neither a node nor a node type that an autoscaler may start can hold one.
+        ClusterError: neither a node nor a node type that an autoscaler may start can hold one. Where no autoscaler
+            says what it may bring, a `workers.wait_s` that was set on purpose says that one will.
     """
     here, later = list(nodes().values()), node_types()
     has_gpu = any(resources.get("GPU", 0) > 0 for resources in [*here, *later])
     demand = Demand(workers.num_cpus, workers.num_gpus if workers.num_gpus is not None else float(has_gpu))
-    if not any(demand.fits(resources) for resources in [*here, *later]):
+    will_come = not later and "wait_s" in workers.model_fields_set and workers.wait_s > 0
+    if not will_come and not any(demand.fits(resources) for resources in [*here, *later]):
         raise ClusterError(
             f"one worker asks for {demand.needs}, and no node has that; the nodes have {_shown(here, demand)}"
             + (f", and the autoscaler's node types {_shown(later, demand)}" if later else "")
             + ". Lower workers.num_cpus or workers.num_gpus, or add larger nodes"
+            + ("" if later else "; where an autoscaler will bring one, set workers.wait_s")
         )
     return demand
 

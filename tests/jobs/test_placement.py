@@ -19,12 +19,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
-from ray.cluster_utils import AutoscalingCluster
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 from infra.local.ports import is_free
 from infra.storage import StorageSettings
 from jobs.errors import ClusterError
-from jobs.placement import Demand
+from jobs.placement import Demand, node_types
 from jobs.pool import Pool
 from tests.jobs.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
@@ -35,16 +36,33 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def autoscaling() -> Iterator[str]:
     """A head without CPUs, and an autoscaler that may bring one node of 2 CPUs and what it calls a GPU."""
-    types = {"large": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1}}
-    cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types=types, idle_timeout_minutes=5)
-    # Its own `start` would end every Ray of this machine first.
+    lists = ("head_setup_commands", "head_start_ray_commands", "initialization_commands", "setup_commands")
+    lists += ("worker_setup_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
+    port = next(p for p in range(7400, 7500) if is_free(p))
+    autoscaler = {
+        "cluster_name": "test",
+        "max_workers": 2,
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"},
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "large": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        **{name: {} for name in ("auth", "file_mounts", "head_node", "worker_nodes")},
+        **{name: [] for name in (*lists, "rsync_filter")},
+        "file_mounts_sync_continuously": False,
+    }
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        (Path(folder) / "autoscaler.json").write_text(json.dumps(cluster._config))
-        port = next(p for p in range(7400, 7500) if is_free(p))
+        (Path(folder) / "autoscaler.json").write_text(json.dumps(autoscaler))
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0"]
         command += [f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}/r"]
         command += [f"--autoscaling-config={folder}/autoscaler.json", "--object-store-memory=100000000"]
-        environment = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        environment = os.environ | {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+        }
         log = (Path(folder) / "log").open("w+")
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -56,7 +74,7 @@ def autoscaling() -> Iterator[str]:
                 except ConnectionError:
                     assert time.monotonic() < deadline, log.seek(0) or log.read()
                     time.sleep(1)
-            yield folder
+            yield f"127.0.0.1:{port}"
         finally:
             ray.shutdown()
             os.killpg(head.pid, signal.SIGKILL)
@@ -64,18 +82,21 @@ def autoscaling() -> Iterator[str]:
             log.close()
 
 
+def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Path) -> None:
+    """Ray's first autoscaler keeps to itself what it may bring."""
+    assert node_types() == []
+    with pytest.raises(ClusterError, match=r"no node has that(.|\n)*set workers\.wait_s"):
+        Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
+
+
 def test_what_no_node_type_has_is_refused_at_once(autoscaling: str, tmp_path: Path) -> None:
+    told = ClusterConfig()
+    told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=1)
+    # As Ray's second autoscaler tells it to the cluster; the wheel lacks a file that it needs with nodes such as these.
+    GcsClient(autoscaling).report_cluster_config(told.SerializeToString())
+    assert node_types() == [{"CPU": 2, "GPU": 1}]
     with pytest.raises(ClusterError, match="autoscaler's node types"):
         Pool(config(output=str(tmp_path), workers={"num_cpus": 3}), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
-
-
-def test_a_node_that_does_not_come_in_time_ends_the_run(autoscaling: str, tmp_path: Path) -> None:
-    settings = config(output=str(tmp_path), workers={"num_cpus": 2, "wait_s": 0.5})
-    with (
-        pytest.raises(ClusterError, match=r"workers\.wait_s"),
-        Pool(settings, StorageSettings(), "t", FakeWorker) as pool,  # type: ignore[arg-type]
-    ):
-        pool.probe()
 
 
 def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_path: Path) -> None:

@@ -104,3 +104,8 @@ def test_a_worker_that_dies_between_stages_is_replaced(tmp_path: Path) -> None:
 def test_what_no_node_has_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="no node has that"):
         run(tmp_path, ["fine"], workers={"num_cpus": 3})
+
+
+def test_a_node_that_is_said_to_come_is_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"within 1 s(.|\n)*workers\.wait_s"):
+        run(tmp_path, ["fine"], workers={"num_cpus": 3, "wait_s": 1})
