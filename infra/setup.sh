@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv in the repository's root on a fresh Debian machine: Python 3.11 or newer, and what it lacks.
 #   infra/setup.sh            what running needs
-#   infra/setup.sh test       also what the tests need (Chromium)
+#   infra/setup.sh test       also what the tests need (Chromium, CLIP's vocabulary)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,6 +37,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
     .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
     echo "$wanted" > "$stamp"
+fi
+if [ "${1:-}" = test ] && ! compgen -G '.venv/wheels/open_clip_torch-*.whl' >/dev/null; then
+    # For its one data file. Not installed: it needs torchvision, with which transformers prepares images in another way.
+    echo "setup: CLIP's vocabulary, for the tests"
+    .venv/bin/python -m pip download --quiet --no-deps --constraint constraints.txt --dest .venv/wheels open-clip-torch
 fi
 if [ "${1:-}" = test ] && ! command -v chromium >/dev/null; then
     echo "setup: Chromium, for the tests of the report's page"

@@ -31,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done and gates pass; 1 a fault of ours; 2 input; 3 model; 4 storage; 5 gate failed; "
-    "6 gate inconclusive; 7 some shards failed; 8 cluster; 130, 143 interrupted.",
+    "6 gate inconclusive; 7 some shards failed; 8 cluster; 9 another driver has the run; 130, 143 interrupted.",
 )
 app.add_typer(local_app, name="local")
 manifest_app = typer.Typer(name="manifest", help="Check and build manifests.", no_args_is_help=True)

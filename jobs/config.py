@@ -274,6 +274,8 @@ class RunConfig(BaseSettings):
     def _labels(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         if len(value) < 2:
             raise ValueError("needs two labels at least")
+        if len(value) > 60:
+            raise ValueError("has more than 60 labels")
         if "undetermined" in value:
             raise ValueError("`undetermined` is what remains; it can't be a label of its own")
         for label, prompts in value.items():

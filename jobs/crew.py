@@ -55,13 +55,25 @@ class Crew:
         self._actors: dict[int, Any] = {}
         self._starting: dict[Any, int] = {}
         self._where: dict[int, str] = {}
+        self._shunned: set[int] = set()
         self._next = 0
         self._grown = 0.0
+        self.proved: set[int] = set()
+        """Workers that have finished something."""
+        self.largest = 1
+        """The most workers there have been."""
 
     @property
     def size(self) -> int:
-        """How many workers there should be now: as many as asked for, or as the nodes hold."""
+        """How many workers there can be now: as many as asked for, or as the nodes hold."""
         return max(1, self._config.count or placement.room(self.demand))
+
+    def _wanted(self) -> int:
+        """As `size`, and as many again as an autoscaler may bring: what waits for room is the demand that it sees."""
+        if self._config.count:
+            return self._config.count
+        later = sum(self.demand.fits(resources) for resources in placement.node_types())
+        return self.size + min(max(1, sum(map(self.has_answered, self._actors))), later)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -77,8 +89,15 @@ class Crew:
         """Start workers where nodes have come; looked at every few seconds at most."""
         if time.monotonic() - self._grown >= _GROW_EVERY_S:
             self._grown = time.monotonic()
-            for _ in range(self.size - len(self._actors)):
+            for _ in range(self._wanted() - len(self._actors)):
                 self.spawn()
+
+    def settle(self) -> None:
+        """Ask for no more nodes: workers that still wait for room are withdrawn."""
+        too_many = len(self._actors) - self.size
+        waiting = sorted(self._starting.values(), reverse=True)
+        for number in waiting[: max(0, too_many)]:
+            self._end(number)
 
     def spawn(self) -> None:
         """Start one worker. Where there is no room for it yet, its demand is what an autoscaler sees."""
@@ -96,14 +115,37 @@ class Crew:
         number, self._next = self._next, self._next + 1
         self._actors[number] = actor
         self._starting[actor.__ray_call__.remote(_node_id)] = number
+        self.largest = max(self.largest, len(self._actors))
+
+    def _end(self, number: int) -> bool:
+        actor = self._actors.pop(number, None)
+        if actor is None:
+            return False
+        self._starting = {ref: n for ref, n in self._starting.items() if n != number}
+        self._shunned.discard(number)
+        self.proved.discard(number)
+        ray.kill(actor)
+        return True
 
     def replace(self, number: int) -> None:
-        """End a worker that is lost or broken, and start another."""
-        actor = self._actors.pop(number, None)
-        if actor is not None:
-            self._starting = {ref: n for ref, n in self._starting.items() if n != number}
-            ray.kill(actor)
+        """End a worker that is lost or broken, and start another: at once, or with `grow` if this one never started."""
+        has_answered = self.has_answered(number)
+        if self._end(number) and (has_answered or not self._actors):
             self.spawn()
+
+    def shun(self, number: int) -> None:
+        """Give a worker no more work. It keeps its place: another one there would fare no better."""
+        self._shunned.add(number)
+        node = self._where.get(number, "")
+        self._say(f"a worker on node {node[:8]} fails at everything while others work; it gets no more work")
+
+    def has_answered(self, number: int) -> bool:
+        """Whether this worker has ever started."""
+        return number in self._where
+
+    def others_proved(self, number: int) -> bool:
+        """Whether another worker, alive now, has finished something."""
+        return bool(self.proved & self._actors.keys() - {number} - self._shunned)
 
     def ready(self) -> list[int]:
         """Workers that have answered once. One that Ray can't place yet gets no work, so none is stuck with it."""
@@ -116,8 +158,8 @@ class Crew:
                     self._where[number] = ray.get(ref)
                 except ray.exceptions.RayError:
                     self._where.pop(number, None)
-        waiting = set(self._starting.values())
-        return [number for number in self._actors if number not in waiting]
+        idle = set(self._starting.values()) | self._shunned
+        return [number for number in self._actors if number not in idle]
 
     def wait(self) -> list[int]:
         """The ready workers, at least one.
@@ -126,8 +168,15 @@ class Crew:
             ClusterError: none was started in time.
         """
         start = said = time.monotonic()
+        had_room = has_said = False
         while not (ready := self.ready()):
+            self.grow()
+            for number in list(self._shunned):  # they are all that is left
+                self.replace(number)
             has_room = placement.room(self.demand) > 0
+            if has_room and not had_room:
+                start = time.monotonic()  # from now on it is only a process that is waited for
+            had_room = has_room
             limit = _START_S if has_room else self._config.wait_s
             waited = time.monotonic() - start
             if waited > limit:
@@ -135,8 +184,8 @@ class Crew:
                     f"no worker could be started within {limit:.0f} s (one asks for {self.demand.needs}); "
                     "see `ray status`" + ("" if has_room else ", or raise workers.wait_s")
                 )
-            if time.monotonic() - said >= _SAY_EVERY_S or (waited > 2 and said == start):
-                said = time.monotonic()
+            if time.monotonic() - said >= _SAY_EVERY_S or (waited > 2 and not has_said):
+                said, has_said = time.monotonic(), True
                 what = "a worker to start" if has_room else f"the autoscaler to bring {self.demand.needs}"
                 self._say(f"waiting for {what}: {waited:.0f} s of at most {limit:.0f} s")
             time.sleep(0.1)

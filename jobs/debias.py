@@ -175,6 +175,7 @@ class _Job:
 
     def _publish(self, report: Report, operator: EditOperator) -> None:
         """`checkpoint/` once the gates pass; until then `candidate/`, marked ungated."""
+        self.session.lease.check()
         name = "checkpoint" if report.verdict == "pass" else "candidate"
         self.session.reporter.say(f"writing {name}/")
         card = model_card(report, self.config.model, self.session.probe.model, self.labels)

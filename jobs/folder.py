@@ -21,6 +21,7 @@ __all__ = ["BEAT_S", "RunFolder"]
 BEAT_S = 5.0
 """Seconds between beats: within Ray's report interval (10 s), so that `Metrics.beat` can go along."""
 _GONE_BEATS = 4
+_LAST_WAIT_S = 5.0
 
 
 class RunFolder:
@@ -36,12 +37,16 @@ class RunFolder:
         store: the run's output.
         run: its name.
         beat_s: how often somebody will call `beat`, from any thread.
+        last_words: the same store with less patience, to say by that the run has failed; default: `store`.
     """
 
-    def __init__(self, store: ObjectStore, run: str, beat_s: float = BEAT_S) -> None:
+    def __init__(
+        self, store: ObjectStore, run: str, beat_s: float = BEAT_S, last_words: ObjectStore | None = None
+    ) -> None:
         self.run = run
         self.prefix = f"runs/{run}"
         self._store = store
+        self._last_words = last_words or store
         self._beat_s = beat_s
         self._driver = uuid.uuid4().hex
         self._files: dict[str, str] = {}
@@ -129,6 +134,11 @@ class RunFolder:
         """Refresh `updated` while the run is queued or running; does nothing before and after. From any thread."""
         self._refresh()
 
+    def beat_queued(self) -> None:
+        """As `beat`, while the run is queued; does nothing once it is open."""
+        if self._status.get("status") == "queued":
+            self._refresh()
+
     def put(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write one file of the run."""
         self._store.put(f"{self.prefix}/{name}", data, content_type=content_type)
@@ -158,9 +168,15 @@ class RunFolder:
             StorageError: run.json can't be read or written.
         """
         text = f"{type(error).__name__}: {str(error)[:2000]}"
-        with self._writing:
+        # A write that waits for a store that is away is not waited for in turn.
+        if not self._writing.acquire(timeout=_LAST_WAIT_S):
+            return
+        try:
+            self._store = self._last_words
             if self._status and not self._complete and self._is_ours():
                 self._write(status="failed", error=text, exit_code=exit_code, finished=_now())
+        finally:
+            self._writing.release()
 
     def _head(self) -> dict[str, Any]:
         return {"run": self.run, "driver": self._driver, "beat_s": self._beat_s}

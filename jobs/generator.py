@@ -23,7 +23,7 @@ from time_ops import EditOperator, encode_prompts
 __all__ = ["Generator", "ImageRequest", "Images", "auto_batch_size", "batch_that_fits", "encode_picture", "padded"]
 
 _T = TypeVar("_T")
-_CACHED_PROMPTS = 4096
+_CACHED_PROMPTS = 512
 _MAX_BATCH = 64
 # A CPU gains nothing past what fills its caches.
 _CPU_BATCH_PIXELS = 64 * 32 * 32
@@ -197,11 +197,13 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
-def auto_batch_size(pipe: Any, sampler: SamplerConfig, device: torch.device, shard_images: int) -> int:
+def auto_batch_size(
+    pipe: Any, sampler: SamplerConfig, device: torch.device, shard_images: int, share: float = 1.0
+) -> int:
     """How many images to draw at once, at most 64, so that shards are whole batches where that costs little.
 
     On a GPU batches of 1, 2, 4, ... are really drawn, with two steps, as long as they fit into 85 % of the free memory.
-    On a CPU the pixels decide.
+    On a CPU the pixels decide. `share` is the part of the device that is this process's.
 
     Raises:
         torch.OutOfMemoryError: not even one image fits.
@@ -209,7 +211,7 @@ def auto_batch_size(pipe: Any, sampler: SamplerConfig, device: torch.device, sha
     if device.type != "cuda":
         return _cut(max(1, min(_MAX_BATCH, _CPU_BATCH_PIXELS // (sampler.height * sampler.width))), shard_images)
     torch.cuda.empty_cache()
-    budget = int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
+    budget = int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE * share)
     generator = Generator(pipe, sampler.model_copy(update={"steps": 2}))
     peaks: dict[int, int] = {}
     size = 1

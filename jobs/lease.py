@@ -64,7 +64,8 @@ class Lease:
         ttl_s: seconds without a renewal after which others take the lease over.
         holder: who holds it; by default a random id. A lease already held under the same name is taken at once.
         now: the time to write into the object.
-        on_beat: called after each renewal, in the renewing thread. A `StorageError` of it is told and no more; any
+        on_beat: called after each renewal, and as often where the store can't hold a lease, in the renewing thread. A
+            `StorageError` of it is told and no more; any
             other exception of it is raised by `check`.
         say: told what goes on, in words for people; also from the renewing thread.
 
@@ -90,6 +91,7 @@ class Lease:
         self._lost: LeaseHeldError | None = None
         self._failure: Exception | None = None
         self._away = False
+        self._is_real = True
 
     def __enter__(self) -> Self:
         """Acquire the lease.
@@ -104,8 +106,9 @@ class Lease:
                 f"{self._store.url()} has no conditional writes, so nothing tells whether another driver works on "
                 "this run: start one at a time."
             )
-            return self
-        self._acquire()
+            self._is_real = False
+        else:
+            self._acquire()
         self._thread = threading.Thread(target=self._keep, name="evenhand-lease", daemon=True)
         self._thread.start()
         return self
@@ -191,6 +194,8 @@ class Lease:
             self._beat()
             if self.lost:
                 return
+        if not self._is_real:
+            return
         try:
             if self._renew():  # so that nobody takes it over between this look and the deletion
                 self._store.delete(self._key)
@@ -199,7 +204,7 @@ class Lease:
 
     def _beat(self) -> None:
         try:
-            if self._renew():
+            if not self._is_real or self._renew():
                 self._away = False
                 self._on_beat()
         except StorageError as error:

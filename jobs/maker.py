@@ -32,6 +32,7 @@ class _Parts:
     pixels: list[np.ndarray] = field(default_factory=list)
     statuses: list[np.ndarray] = field(default_factory=list)
     embeddings: list[np.ndarray] = field(default_factory=list)
+    batch_sizes: set[int] = field(default_factory=set)
     made: int = 0
     seconds: float = 0.0
 
@@ -102,8 +103,7 @@ class ShardMaker:
     ) -> list[Future[ShardOutcome]]:
         """Embed one batch; shards that are whole with it go to the store."""
         start = time.perf_counter()
-        # All of them, failed ones too: the classifier's batch keeps its size, and with it each image its bits.
-        embeddings = self._classifier.images(images.pixels, batch_size)
+        embeddings = self._embed(images.pixels, batch_size)
         embeddings[images.statuses != OK] = 0
         each = (seconds + time.perf_counter() - start) / len(owners)
         uploads = []
@@ -115,20 +115,31 @@ class ShardMaker:
             part.statuses.append(images.statuses[at:end])
             part.embeddings.append(embeddings[at:end])
             part.made += end - at
+            part.batch_sizes.add(batch_size)
             part.seconds += each * (end - at)
             if part.made == part.spec.count:
-                uploads.append(self._uploads.submit(self._commit, part, batch_size))
+                uploads.append(self._uploads.submit(self._commit, part))
             at = end
         return uploads
 
-    def _commit(self, part: _Parts, batch_size: int) -> ShardOutcome:
+    def _embed(self, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+        """All of them, failed ones too: the classifier's batch keeps its size, and with it each image its bits."""
+        try:
+            return self._classifier.images(pixels, batch_size)
+        except torch.OutOfMemoryError:
+            if not self._auto or batch_size == 1:
+                raise
+            half = -(-batch_size // 2)
+            return np.concatenate([self._embed(pixels[:half], half), self._embed(pixels[half:], half)])
+
+    def _commit(self, part: _Parts) -> ShardOutcome:
         spec = part.spec
         pixels, statuses, embeddings = (np.concatenate(c) for c in (part.pixels, part.statuses, part.embeddings))
         pictures = [
             encode_picture(pixels[i], spec.picture_format) if i < spec.pictures and statuses[i] == OK else None
             for i in range(spec.count)
         ]
-        provenance = {**self._provenance, "seconds": round(part.seconds, 4), "batch_size": batch_size}
+        provenance = {**self._provenance, "seconds": round(part.seconds, 4), "batch_size": sorted(part.batch_sizes)}
         shard = Shard(spec, embeddings, statuses, pictures, provenance)
         self._store.put(spec.object_key, shard.to_bytes(), content_type="application/vnd.apache.parquet")
         part.pixels.clear()

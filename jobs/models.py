@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,13 +20,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from infra.storage import StorageSettings, open_store
+from infra.storage import StorageError, StorageSettings, open_store
+from infra.storage.patience import patiently
 from time_ops.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "age_out",
     "cache_folder",
     "check_kind",
     "content_digest",
@@ -59,7 +63,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
     elif Path(reference).is_dir():
         folder = Path(reference).resolve()
     else:
-        folder = _from_hub(reference, pipeline=pipeline)
+        folder = _from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
     marker = "model_index.json" if pipeline else "config.json"
     if not (folder / marker).is_file():
         raise ModelError(
@@ -86,25 +90,44 @@ def _download(url: str, settings: StorageSettings, cache: Path) -> Path:
     return folder
 
 
-def _from_hub(reference: str, *, pipeline: bool) -> Path:
+def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
     name, _, revision = reference.partition("@")
-    try:
-        if pipeline:
-            # It knows which files a pipeline needs, and costs 200 MB: only who names a hub model pays.
-            from diffusers import DiffusionPipeline
 
-            found = DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
-        else:
+    def fetch() -> Any:
+        try:
+            if pipeline:
+                # It knows which files a pipeline needs, and costs 200 MB: only who names a hub model pays.
+                from diffusers import DiffusionPipeline
+
+                return DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
             patterns = ["*.json", "*.txt", "*.safetensors"]
-            found = snapshot_download(name, revision=revision or None, allow_patterns=patterns)
+            return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status is None or status == 429 or status >= 500:
+                raise StorageError(f"{type(error).__name__}: {error}", retriable=True) from error
+            raise
+
+    try:
+        found = patiently(fetch, patience_s)
     except HFValidationError as error:
         raise ModelError(f"{reference!r} is neither a folder, nor an s3:// prefix, nor a hub id") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"{reference}: there is no such folder here, and the model hub did not give it ({error}); "
             "correct the name, or stage the model in a folder or under an s3:// prefix"
         ) from error
     return Path(found)
+
+
+def age_out(used: Path, days: float = 7.0) -> None:
+    """Remove what earlier runs have left beside this run's folder on this node, once nobody has used it for days."""
+    used.mkdir(parents=True, exist_ok=True)
+    os.utime(used)
+    for folder in used.parent.iterdir():
+        with suppress(OSError):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > days * 86_400:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def content_digest(folder: Path) -> str:

@@ -24,7 +24,6 @@ from time_ops import EditOperator
 
 __all__ = ["Pool", "Tallied"]
 
-_CALL_S = 1800.0
 # A piece holds enough images to fill a device's batches, and not so many that a lost worker costs much.
 _PIECE_IMAGES = 64
 _MOST_IMAGES = 256
@@ -132,11 +131,12 @@ class Pool:
             number = self._crew.wait()[0]
             done, result = self._crew.send(number, method, *args)
             try:
-                ray.get(done, timeout=_CALL_S)
+                ray.get(done)
+                self._crew.proved.add(number)
                 return ray.get(result)
             except RayTaskError as error:
                 raise raised_there(error) from error
-            except (*UNPLACEABLE, ray.exceptions.GetTimeoutError) as error:
+            except UNPLACEABLE as error:
                 raise ClusterError(f"no worker answers to {method}: {type(error).__name__}: {error}") from error
             except LOST as error:
                 self._crew.replace(number)
@@ -211,14 +211,19 @@ class Pool:
             max_failures=max(most, _HOPELESS),
         )
         tallied = Tallied()
+
+        def tell_failures() -> None:
+            for failure in work.failures[len(tallied.failed) :]:
+                tallied.failed[failure.item.digest] = _why(failure)
+                advance(failure.item.count, shard_failed=True)
+
         for _, result in work:
             for outcome in ray.get(result):
                 tallied.add(outcome)
                 advance(outcome.images, outcome.reused, outcome.failed_images)
+            tell_failures()
+        tell_failures()
         tallied.wall_s = time.monotonic() - start
-        for failure in work.failures:
-            tallied.failed[failure.item.digest] = _why(failure)
-            advance(failure.item.count, shard_failed=True)
         if len(work.failures) > most:
             some = "\n".join(f"  {why}" for why in list(tallied.failed.values())[:5])
             raise ShardsFailedError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ from time_ops import EditOperator
 __all__ = ["Session", "open_session"]
 
 _LEASE_BEATS = 4
+# A driver that is told to stop has seconds, not the minutes that it has for a store that is away.
+_LAST_WORDS_S = 5.0
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Session:
     recipe: Recipe
     folder: RunFolder
     reporter: Reporter
+    lease: Lease
     token: str
     started: float = field(default_factory=time.monotonic)
     spent: Tallied = field(default_factory=Tallied)
@@ -112,6 +116,7 @@ class Session:
             texts: see `texts`.
             written: whether `images/part-*.parquet` is wanted.
         """
+        self.lease.check()
         frame = Frame(self.recipe, variants, frozenset(self.spent.failed))
         parts = list(parts_of(tasks, len(variants)))
         names = [f"images/part-{i:05d}.parquet" for i in range(len(parts))]
@@ -128,6 +133,7 @@ class Session:
 
     def complete(self, verdict: str, code: ExitCode) -> None:
         """The last write: the shards and files that the run rests on."""
+        self.lease.check()
         self.folder.complete(verdict, int(code), [d for d in self.used if d not in self.spent.failed])
 
 
@@ -154,12 +160,11 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
         open_store(config.output, settings).check_writable()
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
         store = open_store(config.output, settings)
-        with _folder(store, config.run) as folders:
+        hasty = open_store(config.output, settings.model_copy(update={"patience_s": _LAST_WORDS_S}))
+        with _folders(store, hasty, config.run) as folders:
 
             def say(text: str) -> None:
                 console.print(text, highlight=False, soft_wrap=True)
-                for folder in folders:
-                    folder.beat()
 
             with Pool(config, settings, token, worker, say) as pool:
                 say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
@@ -167,7 +172,7 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
                 recipe = recipe_of(config, probe)
                 identity = identity_of(config, manifest, recipe)
                 if not folders:
-                    folders.append(RunFolder(store, f"run-{identity[:16]}"))
+                    folders.append(RunFolder(store, f"run-{identity[:16]}", last_words=hasty))
                 folder = folders[0]
                 metrics = Metrics(folder.run)
 
@@ -180,9 +185,9 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
                 ) as lease:
                     folder.open(identity, _facts(config, probe, recipe, pool))
                     folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
-                    reporter = Reporter(console, folder.progress, metrics.progress, lambda *_: lease.check())
+                    reporter = Reporter(console, lambda *_: lease.check(), folder.progress, metrics.progress)
                     yield Session(
-                        config, manifest, settings, store, pool, probe, recipe, folder, reporter, token, started
+                        config, manifest, settings, store, pool, probe, recipe, folder, reporter, lease, token, started
                     )
     finally:
         # This node's staged models; other nodes' caches are theirs to age out.
@@ -190,12 +195,21 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
 
 
 @contextmanager
-def _folder(store: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
+def _folders(store: ObjectStore, hasty: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
     """The run's folder where its name is given, so that it is seen to be queued; and on a failure, to have failed."""
-    folders = [RunFolder(store, run)] if run else []
+    folders = [RunFolder(store, run, last_words=hasty)] if run else []
+    stop = threading.Event()
+
+    def beat() -> None:
+        # Once the run is open the lease beats, too; before, only this does.
+        while not stop.wait(BEAT_S):
+            for folder in folders:
+                folder.beat_queued()
+
     try:
         for folder in folders:
             folder.queue("waiting for workers")
+        threading.Thread(target=beat, name="evenhand-queue", daemon=True).start()
         yield folders
     except BaseException as error:
         for folder in folders:
@@ -203,6 +217,8 @@ def _folder(store: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
             with suppress(StorageError):
                 folder.fail(error, _code(error))
         raise
+    finally:
+        stop.set()
 
 
 def _facts(config: RunConfig, probe: Probe, recipe: Recipe, pool: Pool) -> dict[str, Any]:

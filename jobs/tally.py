@@ -37,12 +37,10 @@ MARGINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Undetermined margins that the report sweeps."""
 MISSING = "missing"
 """Status of images whose shard was given up."""
-MOST_LABELS = 60
-"""Labels that a byte has room for, beside what else it says."""
 
 _PART_IMAGES = 20_000
 _OK = STATUSES.index("ok")
-# One byte says it all: the label in the low six bits, whether the subject was recognised in the highest one.
+# One byte says it all: the label in the low six bits (60 at most), whether its subject was recognised in the highest.
 _CODE, _NO_LABEL, _FAILED, _RECOGNISED = 0x3F, 62, 63, 0x80
 
 

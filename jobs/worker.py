@@ -21,7 +21,7 @@ from jobs.config import RunConfig
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.maker import ShardMaker
-from jobs.models import cache_folder, content_digest, resolve_dtype, stage
+from jobs.models import age_out, cache_folder, content_digest, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, EditChunk
@@ -42,7 +42,7 @@ class AuditWorker:
         config: the run's configuration.
         settings: how to reach object storage from this node.
         token: names this run's staging folder, so that models of an earlier run are never taken for this one's.
-        threads: CPU threads; None leaves torch's own choice.
+        threads: CPU threads, of a worker without a GPU; None: it has one, and torch's own choice of threads.
         expected: what the plan was made with, or None for the worker that says it.
     """
 
@@ -60,10 +60,12 @@ class AuditWorker:
         self._settings = settings
         self._cache = cache_folder() / token
         self._expected = expected
+        age_out(self._cache)
         self._store: ObjectStore = open_store(config.output, settings)
         # Models load once, and the text encoder runs for one call at a time.
         self._models = threading.RLock()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Threads are given where no GPU is asked for. Ray hides no GPU from such a worker, so it has to look away.
+        self._device = torch.device("cuda" if threads is None and torch.cuda.is_available() else "cpu")
 
     @cached_property
     def _model_folder(self) -> Path:
@@ -115,17 +117,20 @@ class AuditWorker:
 
     @cached_property
     def _maker(self) -> ShardMaker:
-        sampler = self._config.sampler
+        sampler, classifier = self._config.sampler, self._classifier
         auto = sampler.batch_size == "auto"
-        size = (
-            auto_batch_size(self._pipe, sampler, self._device, self._config.shard_images)
-            if sampler.batch_size == "auto"
-            else sampler.batch_size
-        )
-        where = {"device": self._device_name(), "threads": torch.get_num_threads(), "versions": _keyed_versions()}
-        return ShardMaker(
-            self._generator, self._classifier, self._store, self._models, size, auto=auto, provenance=where
-        )
+        size: int | str = sampler.batch_size
+        if isinstance(size, str):
+            # With the classifier in place, which needs memory too; several workers may share the device.
+            share = min(1.0, self._config.workers.num_gpus or 1.0)
+            size = auto_batch_size(self._pipe, sampler, self._device, self._config.shard_images, share)
+        where = {
+            "device": self._device_name(),
+            "threads": torch.get_num_threads(),
+            "compiled": sampler.compile,
+            "versions": _keyed_versions(),
+        }
+        return ShardMaker(self._generator, classifier, self._store, self._models, size, auto=auto, provenance=where)
 
     def _device_name(self) -> str:
         name = torch.cuda.get_device_name() if self._device.type == "cuda" else platform.machine()

@@ -72,8 +72,12 @@ def explain(error: Exception, operation: str, url: str, client: Client) -> Stora
     if isinstance(error, aws.ClientError):
         return _explain_answer(error, tried, url, client)
     if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError | aws.CredentialRetrievalError):
-        return StorageError(f"{tried}: no usable credentials found ({type(error).__name__}). {_CREDENTIALS}", url)
-    if isinstance(error, aws.SSLError):
+        # A service that hands them out may throttle, too.
+        retriable = isinstance(error, aws.CredentialRetrievalError)
+        return StorageError(
+            f"{tried}: no usable credentials found ({type(error).__name__}). {_CREDENTIALS}", url, retriable=retriable
+        )
+    if isinstance(error, aws.SSLError) and any(word in str(error) for word in ("CERTIFICATE", "certificate", "WRONG_")):
         advice = "Set AWS_CA_BUNDLE to the server's certificate authority, and check http or https in the endpoint."
         return StorageError(f"{tried}: {server} has no certificate that this machine trusts. {advice}", url)
     if isinstance(error, aws.FlexibleChecksumError):

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 from jobs.config import RunConfig
 from jobs.shards import ShardOutcome, ShardSpec
 
@@ -14,7 +16,10 @@ class FakeWorker:
 
     def __init__(self, config: RunConfig, settings: object, token: str, threads: object, expected: object) -> None:
         self._log = Path(config.output) / "log"
-        if config.model == "dies at start":
+        # A node may be bad: what happens there is in a file of its name.
+        bad = Path(config.output) / ray.get_runtime_context().get_node_id()
+        self._trouble = bad.read_text() if bad.exists() else ""
+        if "dies at start" in (config.model, self._trouble):
             os._exit(1)
 
     def probe(self) -> str:
@@ -28,9 +33,9 @@ class FakeWorker:
                 log.write(f"{spec.prompt}\n")
             if spec.prompt == "kills" or (spec.prompt == "kills once" and self._first(spec.prompt)):
                 os._exit(1)
-            if spec.prompt == "raises":
+            if "raises" in (spec.prompt, self._trouble):
                 raise ValueError("this shard is bad")
-            time.sleep(0.01)
+            time.sleep(0.2 if spec.prompt == "slow" else 0.01)
         return [ShardOutcome(s.digest, s.count, 0, False, 0.01) for s in specs]
 
     def _first(self, what: str) -> bool:
