@@ -8,8 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from time_ops import EditError
+from manifests import read_manifest
+from manifests.build import shipped_manifest_path
+from tests.time_ops import sd14
+from time_ops import DEFAULT_AUGMENTATIONS, EditError
 from time_ops.alignment import align_prompts, align_tokens, token_ids
+from time_ops.prompts import augment
 
 
 def published(tokenizer: Any, source: str, destination: str, n: int) -> list[int]:
@@ -42,6 +46,42 @@ GOOD = [
     ("A photo of a ceo", "A photo of a male ceo"),
     ("a kanban", "an ananas kanban"),
 ]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return sd14.clip_tokenizer()
+
+
+class TestClipsOwnVocabulary:
+    def test_is_what_it_is_said_to_be(self, clip: Any) -> None:
+        # As CLIP's own code gives them.
+        assert clip("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+        assert len(clip) == sd14.VOCABULARY
+        assert clip.pad_token_id == 49407
+
+    def test_the_rule_for_all_professions_destinations_and_augmentations(self, clip: Any) -> None:
+        professions = read_manifest(shipped_manifest_path()).professions
+        compared = 0
+        for profession in professions:
+            for template in DEFAULT_AUGMENTATIONS:
+                source = augment(template, profession.source)
+                for destination in profession.destinations:
+                    target = augment(template, destination.prompt)
+                    expected = published(clip, source, target, sd14.POSITIONS)
+                    for alignment in ("published", "lcs"):
+                        found = align_prompts(clip, source, target, alignment=alignment)
+                        assert found.tolist() == expected, (source, target, alignment)
+                    # One word is added: its position is met by none, and the last one twice.
+                    assert len(set(expected)) == sd14.POSITIONS - 1
+                    compared += 1
+        assert compared == 35 * 2 * 4
+
+    def test_where_the_rule_is_not_defined(self, clip: Any) -> None:
+        with pytest.raises(EditError, match="lacks 'paralegal'"):
+            align_prompts(clip, "a paralegal", "a female lawyer")
+        found = align_prompts(clip, "a male nurse at work", "a female nurse at work", alignment="lcs")
+        assert found.tolist() == list(range(sd14.POSITIONS))
 
 
 @pytest.mark.parametrize(("source", "destination"), GOOD)

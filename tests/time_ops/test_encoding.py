@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,8 +207,9 @@ def test_prompt_edits_are_values() -> None:
 
 
 class TestEncoderDigest:
-    def test_another_encoder_is_refused_with_both_digests(self, pipe: Any) -> None:
-        operator = solve(encode_edits(pipe, [PromptEdit("a ceo", {"a female ceo": 1.0})]), 1.0)
+    def test_another_encoder_is_refused_with_both_digests(self, pipe: Any, tmp_path: Path) -> None:
+        solved = solve(encode_edits(pipe, [PromptEdit("a ceo", {"a female ceo": 1.0})]), 1.0)
+        operator = EditOperator.load(solved.save(tmp_path / "operator.safetensors"))
         operator.check_encoder(pipe)
         was = encoder_digest(pipe)
         with torch.no_grad():

@@ -91,6 +91,15 @@ class TestDigest:
         )  # fmt: skip
         assert solve([p], 1.0).digest == solve([flipped], 1.0).digest
 
+    def test_rows_in_any_order(self, tmp_path: Path) -> None:
+        edits = pairs(3)
+        kept = [TokenPairs(PromptEdit(k, {k: 1.0}), e.source, e.source[None], encoder=ENCODER)
+                for k, e in zip("xyz", edits, strict=True)]  # fmt: skip
+        one = solve(edits, [1.0, 2.0, 3.0], kept)
+        other = solve(edits[::-1], [3.0, 2.0, 1.0], kept[::-1])
+        assert one.digest == other.digest == EditOperator.load(other.save(tmp_path / "a")).digest
+        assert one.digest != solve(edits, [3.0, 2.0, 1.0], kept).digest
+
     def test_tokens_made_by_hand_are_part_of_it(self) -> None:
         one, other = pairs(1, None)[0], pairs(1, None)[0]
         moved = TokenPairs(other.edit, other.source + 1, other.destinations)
