@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from time_ops.editing import edit_model, restore_model
     from time_ops.encoders import EncoderDigest, encoder_digest
     from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts
     from time_ops.errors import EditError, ModelError
@@ -39,16 +40,19 @@ __all__ = [
     "Statistics",
     "TokenPairs",
     "check_prompts",
+    "edit_model",
     "encode_edits",
     "encode_preserved",
     "encode_prompts",
     "encoder_digest",
+    "restore_model",
     "solve",
     "solve_statistics",
 ]
 
 # What needs torch is imported when it is first asked for: `time_ops.prompts` and `time_ops.errors` serve without it.
 _HOMES = {
+    "editing": ("edit_model", "restore_model"),
     "encoders": ("EncoderDigest", "encoder_digest"),
     "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts"),
     "errors": ("EditError", "ModelError"),

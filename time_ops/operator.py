@@ -30,7 +30,7 @@ from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
 from time_ops.surfaces import text_projections
 
-__all__ = ["ChangedWeight", "EditOperator", "EditRecord", "Fold", "Inputs"]
+__all__ = ["ChangedWeight", "EditOperator", "EditRecord", "Fold", "Inputs", "check_loaded"]
 
 _FORMAT = "evenhand-operator/1"
 _HEADER = "evenhand"
@@ -263,9 +263,7 @@ class EditOperator:
 
         """
         projections = text_projections(module, d=self.d, values_only=self.values_only)
-        offloaded = [p.name for p in projections if p.layer.weight.is_meta]
-        if offloaded:
-            raise ModelError(f"weights are on the meta device (offloaded), load them first: {', '.join(offloaded[:4])}")
+        check_loaded(module)
         with torch.no_grad():
             edited = [self._edited(p.layer.weight) for p in projections]
             overflowing = [
@@ -418,6 +416,29 @@ class EditOperator:
                 f"no weight changed: the edit is below the resolution of {rows[0].dtype}. Lower lam, or fold in float32"
             )
         return Fold(tuple(rows))
+
+
+def check_loaded(module: torch.nn.Module) -> None:
+    """Refuse a model whose weights are elsewhere between its runs, where an edit would be lost without a word.
+
+    Args:
+        module: A UNet or a text encoder. `enable_model_cpu_offload` moves its weights whole, which does no harm.
+
+    Raises:
+        ModelError: Sequential offload (weights on the meta device) or group offload; it says what to do.
+
+    """
+    name = type(module).__name__
+    meta = [path for path, weight in module.named_parameters() if weight.is_meta]
+    if meta:
+        raise ModelError(
+            f"{name} has {len(meta)} weights on the meta device ({', '.join(meta[:4])}): after enable_sequential_cpu_"
+            "offload() call pipe.remove_all_hooks(), edit, and enable it again; with a device_map, load without one"
+        )
+    # Group offload keeps a second copy of the weights, pinned or on disk, and runs from that one.
+    hooks = (getattr(child, "_diffusers_hook", None) for child in module.modules())
+    if any(h is not None and any("group_offloading" in key for key in h.hooks) for h in hooks):
+        raise ModelError(f"{name} is offloaded in groups, which keep weights of their own: edit first, then enable it")
 
 
 def _sort_key(record: EditRecord) -> str:
