@@ -11,10 +11,13 @@ test:
 	@infra/setup.sh test
 	.venv/bin/python -m pytest
 
-test-fast: setup
+test-fast:
+	@infra/setup.sh test
 	.venv/bin/python -m pytest -m "not slow" tests/time_ops tests/manifests tests/jobs
 
-bench: setup
+bench:
+	@infra/setup.sh test
+	.venv/bin/python -m tests.bench.bench_time_ops
 	.venv/bin/python -m tests.bench.bench_generation
 	.venv/bin/python -m tests.bench.bench_engine
 

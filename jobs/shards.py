@@ -174,8 +174,14 @@ class Shard:
             "evenhand.provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
         sink = pa.BufferOutputStream()
-        # No dictionaries: embeddings do not repeat, and each picture is one of its kind.
-        pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["status"])
+        # No dictionaries or statistics: embeddings do not repeat, and of pictures they would hold copies.
+        pq.write_table(
+            table.replace_schema_metadata(footer),
+            sink,
+            compression="zstd",
+            use_dictionary=["status"],
+            write_statistics=False,
+        )
         return bytes(sink.getvalue())
 
     def _checksum(self) -> str:
