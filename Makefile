@@ -9,7 +9,7 @@ run: setup
 
 test:
 	@infra/setup.sh test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-fast:
 	@infra/setup.sh test

@@ -242,19 +242,6 @@ def test_only_the_projections_of_the_checkpoint_differ(finished: Run, tmp_path: 
     assert done.returncode == 0, done.stdout
 
 
-def test_the_same_command_again_makes_no_image_twice(
-    finished: Run, cluster_server: local.LocalCluster, folder: Path
-) -> None:
-    before = {key: finished.store.get(key) for key in finished.store.list("shards")}
-    report = finished.report
-    again = submitted(cluster_server, folder, finished.config)
-    assert {key: finished.store.get(key) for key in finished.store.list("shards")} == before
-    assert again.report.cost.images == 0
-    assert again.report.cost.images_reused == report.cost.images
-    assert again.report.professions == report.professions
-    assert again.report.gates == report.gates
-
-
 def test_another_configuration_under_the_same_name_is_refused(
     finished: Run, cluster_server: local.LocalCluster, folder: Path
 ) -> None:
@@ -298,8 +285,6 @@ def test_submit_hands_on_the_drivers_own_code(
         command = [str(evenhand), "submit", str(folder / "run.yaml"), *arguments]
         return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
-    done = submit()
-    assert done.returncode == finished.json("run.json")["exit_code"], done.stdout + done.stderr
     (tmp_path / "bad.csv").write_text("profession\nCEO\n")
     assert submit("--manifest", str(tmp_path / "bad.csv")).returncode == 2
     assert submit("--set", "output=s3://no-such-bucket-here/x").returncode == 4

@@ -24,7 +24,7 @@ from tests.jobs.helpers import config, spec
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head without CPUs and a node of one."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -45,12 +45,12 @@ def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Tall
 
 def test_a_node_of_many_workers_goes_at_once(nodes: Cluster, tmp_path: Path) -> None:
     large = nodes.add_node(num_cpus=6)
-    going = threading.Timer(12, lambda: nodes.remove_node(large, allow_graceful=False))
+    going = threading.Timer(8, lambda: nodes.remove_node(large, allow_graceful=False))
     going.start()
-    tallied = run(tmp_path, ["slow"] * 450)
+    tallied = run(tmp_path, ["slow"] * 300)
     assert not going.is_alive(), "the run was over before the node went"
     going.join()
-    assert (tallied.shards, tallied.failed) == (450, {})
+    assert (tallied.shards, tallied.failed) == (300, {})
 
 
 @pytest.mark.parametrize("trouble", ["dies at start", "raises"])
@@ -62,3 +62,4 @@ def test_a_bad_node_beside_a_good_one(nodes: Cluster, tmp_path: Path, trouble: s
     tallied = run(tmp_path, ["slow"] * 100, said)
     assert (tallied.shards, tallied.failed) == (100, {})
     assert bool([text for text in said if "gets no more work" in text]) == (trouble == "raises")
+    nodes.remove_node(bad)

@@ -38,7 +38,9 @@ def autoscaling() -> Iterator[str]:
     """A head without CPUs, and an autoscaler that may bring one node of 2 CPUs and what it calls a GPU."""
     lists = ("head_setup_commands", "head_start_ray_commands", "initialization_commands", "setup_commands")
     lists += ("worker_setup_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
-    port = next(p for p in range(7400, 7500) if is_free(p))
+    # Those that Ray would take by default, another Ray on this machine may have.
+    free = [p for p in range(7400 + os.getpid() % 1000, 9900) if is_free(p)]
+    port, client, agent, metrics = free[:4]
     autoscaler = {
         "cluster_name": "test",
         "max_workers": 2,
@@ -58,6 +60,8 @@ def autoscaling() -> Iterator[str]:
         (Path(folder) / "autoscaler.json").write_text(json.dumps(autoscaler))
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0"]
         command += [f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}/r"]
+        command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+        command += [f"--metrics-export-port={metrics}"]
         command += [f"--autoscaling-config={folder}/autoscaler.json", "--object-store-memory=100000000"]
         environment = os.environ | {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
