@@ -53,3 +53,16 @@ def test_labels_of_two_sources_never_mix() -> None:
 def test_a_set_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         load_config(flags=NEEDED, assignments=["seed"])
+
+
+@pytest.mark.parametrize(
+    ("kept", "of_each_shard"), [(4, [3, 1, 0]), (0, [0, 0, 0]), (99, [3, 3, 3]), ("all", [3, 3, 3])]
+)
+def test_pictures_are_the_first_of_each_cell(kept: int | str, of_each_shard: list[int]) -> None:
+    pictures = load_config(flags=NEEDED | {"pictures": {"per_cell": kept}}).pictures
+    assert [pictures.of_shard(first, 3) for first in (0, 3, 6)] == of_each_shard
+
+
+def test_more_labels_than_a_byte_has_room_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 60 labels"):
+        load_config(flags=NEEDED | {"attribute": {str(i): [f"a {i}"] for i in range(61)}})
