@@ -9,7 +9,8 @@ run: setup
 
 test:
 	@infra/setup.sh test
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
+	.venv/bin/python -m pytest -m alone tests/jobs
 
 test-fast:
 	@infra/setup.sh test

@@ -134,11 +134,6 @@ class RunFolder:
         """Refresh `updated` while the run is queued or running; does nothing before and after. From any thread."""
         self._refresh()
 
-    def beat_queued(self) -> None:
-        """As `beat`, while the run is queued; does nothing once it is open."""
-        if self._status.get("status") == "queued":
-            self._refresh()
-
     def put(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write one file of the run."""
         self._store.put(f"{self.prefix}/{name}", data, content_type=content_type)

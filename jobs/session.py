@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,11 +160,24 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
         store = open_store(config.output, settings)
         hasty = open_store(config.output, settings.model_copy(update={"patience_s": _LAST_WORDS_S}))
-        with _folders(store, hasty, config.run) as folders:
+        with _folders(store, hasty, config.run) as folders, ExitStack() as held:
 
             def say(text: str) -> None:
                 console.print(text, highlight=False, soft_wrap=True)
 
+            def take(folder: RunFolder) -> tuple[Lease, Metrics]:
+                metrics = Metrics(folder.run)
+
+                def beat() -> None:
+                    folder.beat()
+                    metrics.beat()
+
+                ttl_s = _LEASE_BEATS * BEAT_S
+                lease = Lease(store, f"{folder.prefix}/LEASE", ttl_s=ttl_s, on_beat=beat, say=say)
+                return held.enter_context(lease), metrics
+
+            # A run with a name is leased before it takes up a worker: a second driver is told at once.
+            leases = [take(folder) for folder in folders]
             with Pool(config, settings, token, worker, say) as pool:
                 say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
@@ -173,22 +185,14 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
                 identity = identity_of(config, manifest, recipe)
                 if not folders:
                     folders.append(RunFolder(store, f"run-{identity[:16]}", last_words=hasty))
-                folder = folders[0]
-                metrics = Metrics(folder.run)
-
-                def beat() -> None:
-                    folder.beat()
-                    metrics.beat()
-
-                with Lease(
-                    store, f"{folder.prefix}/LEASE", ttl_s=_LEASE_BEATS * BEAT_S, on_beat=beat, say=say
-                ) as lease:
-                    folder.open(identity, _facts(config, probe, recipe, pool))
-                    folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
-                    reporter = Reporter(console, lambda *_: lease.check(), folder.progress, metrics.progress)
-                    yield Session(
-                        config, manifest, settings, store, pool, probe, recipe, folder, reporter, lease, token, started
-                    )
+                    leases.append(take(folders[0]))
+                folder, (lease, metrics) = folders[0], leases[0]
+                folder.open(identity, _facts(config, probe, recipe, pool))
+                folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
+                reporter = Reporter(console, lambda *_: lease.check(), folder.progress, metrics.progress)
+                yield Session(
+                    config, manifest, settings, store, pool, probe, recipe, folder, reporter, lease, token, started
+                )
     finally:
         # This node's staged models; other nodes' caches are theirs to age out.
         shutil.rmtree(cache_folder() / token, ignore_errors=True)
@@ -198,18 +202,9 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
 def _folders(store: ObjectStore, hasty: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
     """The run's folder where its name is given, so that it is seen to be queued; and on a failure, to have failed."""
     folders = [RunFolder(store, run, last_words=hasty)] if run else []
-    stop = threading.Event()
-
-    def beat() -> None:
-        # Once the run is open the lease beats, too; before, only this does.
-        while not stop.wait(BEAT_S):
-            for folder in folders:
-                folder.beat_queued()
-
     try:
         for folder in folders:
             folder.queue("waiting for workers")
-        threading.Thread(target=beat, name="evenhand-queue", daemon=True).start()
         yield folders
     except BaseException as error:
         for folder in folders:
@@ -217,8 +212,6 @@ def _folders(store: ObjectStore, hasty: ObjectStore, run: str | None) -> Iterato
             with suppress(StorageError):
                 folder.fail(error, _code(error))
         raise
-    finally:
-        stop.set()
 
 
 def _facts(config: RunConfig, probe: Probe, recipe: Recipe, pool: Pool) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from jobs.pool import Pool
 from tests.jobs.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
 
-pytestmark = pytest.mark.slow
+# Alone: a head that is started from the command line minds other Rays that start on the machine just then.
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +71,14 @@ def autoscaling() -> Iterator[str]:
         log = (Path(folder) / "log").open("w+")
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 25
             while True:
                 try:
                     ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
                     break
                 except ConnectionError:
-                    assert time.monotonic() < deadline, log.seek(0) or log.read()
+                    log.flush()
+                    assert time.monotonic() < deadline, Path(log.name).read_text()
                     time.sleep(1)
             yield f"127.0.0.1:{port}"
         finally:
@@ -84,6 +86,13 @@ def autoscaling() -> Iterator[str]:
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
             log.close()
+
+
+def tell_node_types(address: str) -> None:
+    told = ClusterConfig()
+    told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=1)
+    # As Ray's second autoscaler tells it to the cluster; the wheel lacks a file that it needs with nodes such as these.
+    GcsClient(address).report_cluster_config(told.SerializeToString())
 
 
 def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Path) -> None:
@@ -94,16 +103,14 @@ def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Pat
 
 
 def test_what_no_node_type_has_is_refused_at_once(autoscaling: str, tmp_path: Path) -> None:
-    told = ClusterConfig()
-    told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=1)
-    # As Ray's second autoscaler tells it to the cluster; the wheel lacks a file that it needs with nodes such as these.
-    GcsClient(autoscaling).report_cluster_config(told.SerializeToString())
+    tell_node_types(autoscaling)
     assert node_types() == [{"CPU": 2, "GPU": 1}]
     with pytest.raises(ClusterError, match="autoscaler's node types"):
         Pool(config(output=str(tmp_path), workers={"num_cpus": 3}), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
 
 
 def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_path: Path) -> None:
+    tell_node_types(autoscaling)
     said: list[str] = []
     with Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker, said.append) as pool:  # type: ignore[arg-type]
         assert pool.probe()
