@@ -1,0 +1,478 @@
+"""Calibration: which blend of destinations, at which lambda, brings every profession to its target under one operator.
+
+    search = Calibration(professions, wordings=15, rules=Rules(lam=0.3 * scale))
+    for trial in earlier:                      # from calibration.parquet: a resumed search goes on where it stopped
+        search.tell(*trial)
+    while (candidate := search.propose()) is not None:
+        search.tell(candidate, audit(candidate))
+    search.best, search.outcomes()
+
+Pure: it draws nothing itself, and what it proposes follows from what it was told. Three phases:
+
+*base*    The unedited model. A profession whose share is shown to be on target, in every wording, is left alone:
+          the edit preserves its prompts. Only professions that are not decided take more images.
+*search*  All others move at once under one joint solve. `fit_response` reads all rounds together; shares are asked for
+          each profession and wording, so that no wording is off in common to all. A profession whose share is at its
+          end, and off target, gets a third of its lambda: edits start weak and are strengthened only where they must.
+*verify*  The found candidate, on images that the search has not seen. Confidence sequences, which hold however often
+          they are looked at, decide each profession; what is decided takes no more images.
+
+The objective (`loss`) has four parts. Shares: the root mean square, over professions *and wordings*, of the deviation
+from target, so that opposite errors of two wordings never cancel. And what the edit must not cost, each as a shortfall
+from its limit: explicit prompts that show what they name, professions and unrelated prompts that are recognised,
+images whose label can be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from time_ops.ratios import rms_deviation
+from time_ops.response import Observed, fit_response
+from time_ops.sequences import confidence_sequence
+
+__all__ = ["Calibration", "Candidate", "Limits", "Measured", "Outcome", "Profession", "Rules", "State", "loss"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Phase = Literal["base", "search", "verify"]
+
+_LAM_STEP = 3.0
+_END = 0.02
+"""Shares end this far from 0 and 1: nearer, an edit is one destination's alone, and says nothing of the other."""
+_DAMPING = 0.9
+_SAME = 0.02
+"""Losses this close are equal: the candidate with the larger lambda, the weaker edit, is taken."""
+
+
+class State(StrEnum):
+    """How a profession ended."""
+
+    FIXED = "fixed"
+    BALANCED = "balanced"
+    ON_TARGET = "on target"
+    UNDECIDED = "undecided"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Profession:
+    """What may be moved for one profession.
+
+    Attributes:
+        name: for messages.
+        target: [L] wanted share of each label.
+        labels: [K] label of each destination, by index.
+        shares: [K] shares that the manifest fixes; None: found.
+        lam: likewise its lambda.
+    """
+
+    name: str
+    target: tuple[float, ...]
+    labels: tuple[int, ...]
+    shares: tuple[float | None, ...]
+    lam: float | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its shares can be moved; a lone destination shares with the source itself, which is no edit."""
+        return any(share is None for share in self.shares)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the edit may cost: least rates, as a share of the base's for the recognised; and the most undetermined."""
+
+    explicit: float = 0.95
+    recognised: float = 0.95
+    controls: float = 0.98
+    undetermined_increase: float = 0.05
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The budget and when to stop.
+
+    Attributes:
+        lam: where open lambdas start.
+        least_lam: the smallest that is tried.
+        images: of each cell (profession, wording) in a round.
+        base_rounds: most rounds of the unedited model.
+        search_rounds: most rounds of the search.
+        verify_rounds: most rounds on found candidates.
+        tolerance: a share this near to its target is on target.
+        confidence: of a decision on one profession.
+    """
+
+    lam: float
+    least_lam: float
+    images: int = 4
+    base_rounds: int = 4
+    search_rounds: int = 6
+    verify_rounds: int = 4
+    tolerance: float = 0.1
+    confidence: float = 0.95
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What to audit in one round.
+
+    Attributes:
+        number: of the round, from 1.
+        phase: see the module.
+        lam: [P] lambda; inf in the base phase, whose operator is none.
+        shares: for each profession [W, K] shares of its destinations; what they leave of 1 stays with the source.
+        active: [P] professions that take images.
+        first: index of the first image of every cell; no two rounds share images, so that their noise averages out.
+    """
+
+    number: int
+    phase: Phase
+    lam: Floats
+    shares: tuple[Floats, ...]
+    active: NDArray[np.bool_]
+    first: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What an audit of a candidate found.
+
+    Attributes:
+        tallies: [P, W, L + 1] images of each label, undetermined last; zeros where nothing was audited.
+        recognised: (hits, images) of professions recognised as themselves.
+        explicit: (hits, images) of explicit prompts that show what they name.
+        controls: (hits, images) of unrelated prompts recognised.
+    """
+
+    tallies: Ints
+    recognised: tuple[int, int] = (0, 0)
+    explicit: tuple[int, int] = (0, 0)
+    controls: tuple[int, int] = (0, 0)
+
+    def __add__(self, other: Measured) -> Measured:
+        def both(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
+            return one[0] + two[0], one[1] + two[1]
+
+        return Measured(
+            self.tallies + other.tallies,
+            both(self.recognised, other.recognised),
+            both(self.explicit, other.explicit),
+            both(self.controls, other.controls),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one profession ended, and why."""
+
+    state: State
+    reason: str
+    images: int
+
+
+def loss(found: Measured, base: Measured, targets: Floats, limits: Limits) -> float:
+    """The objective; see the module. 0 is perfect, an unedited model that is wholly biased has 1.
+
+    Args:
+        found: of the candidate.
+        base: of the unedited model.
+        targets: [P, L].
+        limits: what the edit may cost.
+    """
+
+    def rate(of: tuple[int, int], otherwise: float) -> float:
+        return of[0] / of[1] if of[1] else otherwise
+
+    def undetermined(of: Measured) -> float:
+        return float(of.tallies[..., -1].sum()) / max(1, int(of.tallies.sum()))
+
+    off = rms_deviation(found.tallies[..., :-1], targets)
+    recognised = rate(found.recognised, 1.0) / (rate(base.recognised, 1.0) or 1.0)
+    controls = rate(found.controls, 1.0) / (rate(base.controls, 1.0) or 1.0)
+    return (
+        (1.0 if math.isnan(off) else off)
+        + max(0.0, limits.explicit - rate(found.explicit, 1.0))
+        + max(0.0, limits.recognised - recognised)
+        + max(0.0, limits.controls - controls)
+        + max(0.0, undetermined(found) - undetermined(base) - limits.undetermined_increase)
+    )
+
+
+class Calibration:
+    """The search's state: all that was told, and what follows from it.
+
+    Args:
+        professions: P of them, in the manifest's order.
+        wordings: W, the number of calibration wordings.
+        rules: budget and stopping rule.
+    """
+
+    def __init__(self, professions: Sequence[Profession], wordings: int, rules: Rules) -> None:
+        self.professions, self.wordings, self.rules = tuple(professions), wordings, rules
+        self.targets = np.array([p.target for p in professions], dtype=np.float64)
+        self.trials: list[tuple[Candidate, Measured]] = []
+        # [P, L]: labels that some destination of the profession stands for.
+        self._has = np.zeros(self.targets.shape, dtype=bool)
+        for p, profession in enumerate(professions):
+            self._has[p, list(profession.labels)] = True
+        self._free = np.array([p.is_free for p in professions])
+        self._open_lam = np.array([p.lam is None for p in professions])
+
+    def tell(self, candidate: Candidate, found: Measured) -> None:
+        """Take in what the audit of a candidate found.
+
+        Raises:
+            ValueError: the tallies are of another shape.
+        """
+        shape = (len(self.professions), self.wordings, self.targets.shape[1] + 1)
+        if found.tallies.shape != shape:
+            raise ValueError(f"tallies of shape {found.tallies.shape}, where {shape} is needed")
+        self.trials.append((candidate, found))
+
+    def propose(self) -> Candidate | None:
+        """What to audit next; None when the search is over."""
+        movable = self._free | self._open_lam
+        base, search, verify = (self._phase(name) for name in ("base", "search", "verify"))
+        if not search and not verify:
+            if not movable.any():
+                return None
+            undecided = movable & self._undecided(self._sum(base))
+            if len(base) < self.rules.base_rounds and (not base or undecided.any()):
+                # What needs no decision is looked at once: the objective compares with it.
+                return self._unedited(undecided if base else np.ones_like(movable))
+        editable = movable & ~self.balanced()
+        if not editable.any():
+            return None
+        if not verify and not self._found(search):
+            return self._moved("search", editable)
+        if not verify:
+            return self._moved("verify", np.ones_like(editable))
+        return self._verified(verify, editable)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate to go on with; None where nothing was tried: all is fixed, or balanced."""
+        tried = self._phase("verify") or self._phase("search")
+        if not tried:
+            return None
+        by_edit: dict[bytes, tuple[Candidate, Measured]] = {}
+        for candidate, found in tried:
+            key = _edit_key(candidate)
+            by_edit[key] = (candidate, by_edit[key][1] + found if key in by_edit else found)
+        losses = [(self.loss(found), candidate) for candidate, found in by_edit.values()]
+        least = min(value for value, _ in losses)
+        equal = [candidate for value, candidate in losses if value <= least + _SAME]
+        return max(equal, key=lambda c: float(np.log(c.lam[np.isfinite(c.lam)]).sum()))
+
+    def loss(self, found: Measured) -> float:
+        """The objective of what was found, beside this search's base."""
+        return loss(found, self._sum(self._phase("base")), self.targets, self.rules.limits)
+
+    def balanced(self) -> NDArray[np.bool_]:
+        """[P] professions that the base phase showed to be on target, pooled and within wordings."""
+        base = self._sum(self._phase("base"))
+        on, _ = self._decided(base)
+        calm = np.array(
+            [
+                rms_deviation(base.tallies[[p], :, :-1], self.targets[[p]]) <= 4 * self.rules.tolerance
+                for p in range(len(on))
+            ],
+            dtype=bool,
+        )
+        found: NDArray[np.bool_] = on & calm & (self._free | self._open_lam)
+        return found
+
+    def outcomes(self) -> list[Outcome]:
+        """How each profession ended."""
+        spent = sum((found.tallies.sum(axis=(1, 2)) for _, found in self.trials), np.zeros(len(self._free), np.int64))
+        best, balanced = self.best, self.balanced()
+        key = None if best is None else _edit_key(best)
+        final = self._sum([t for t in self._phase("verify") if _edit_key(t[0]) == key])
+        on, off = self._decided(final)
+        share, n = _shares(final)
+        outcomes = []
+        for p, profession in enumerate(self.professions):
+            label = profession.labels[0]
+            seen = (
+                f"{share[p, label]:.0%} of {n[p]} where {profession.target[label]:.0%} is wanted"
+                if n[p]
+                else "no image"
+            )
+            if not (self._free[p] or self._open_lam[p]):
+                state, reason = State.FIXED, "the manifest gives lambda and shares"
+            elif balanced[p] and not off[p]:
+                state, reason = State.BALANCED, "on target without an edit; its prompts are preserved"
+            elif on[p]:
+                state, reason = State.ON_TARGET, seen
+            elif best is not None and self._at_its_end(best)[p]:
+                state, reason = State.UNREACHABLE, f"{seen}, with shares and lambda at their ends"
+            else:
+                state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds are used up"
+            outcomes.append(Outcome(state, reason, int(spent[p])))
+        return outcomes
+
+    # Phases
+
+    def _phase(self, name: Phase) -> list[tuple[Candidate, Measured]]:
+        return [trial for trial in self.trials if trial[0].phase == name]
+
+    def _sum(self, trials: Sequence[tuple[Candidate, Measured]]) -> Measured:
+        shape = (len(self.professions), self.wordings, self.targets.shape[1] + 1)
+        return sum((found for _, found in trials), Measured(np.zeros(shape, np.int64)))
+
+    def _found(self, search: Sequence[tuple[Candidate, Measured]]) -> bool:
+        """Whether the search may end: its rounds are used up, or the last one was on target but for noise."""
+        if len(search) >= self.rules.search_rounds:
+            return True
+        if len(search) < 2:
+            return False
+        candidate, found = search[-1]
+        pooled = found.tallies[candidate.active].sum(axis=1)[:, :-1]
+        return rms_deviation(pooled, self.targets[candidate.active]) <= self.rules.tolerance
+
+    def _verified(self, verify: Sequence[tuple[Candidate, Measured]], editable: NDArray[np.bool_]) -> Candidate | None:
+        """Go on with the candidate under test, try a mended one, or end."""
+        left = self.rules.verify_rounds - len(verify)
+        if left <= 0:
+            return None
+        key = _edit_key(verify[-1][0])
+        same = [trial for trial in verify if _edit_key(trial[0]) == key]
+        on, off = self._decided(self._sum(same))
+        if left > 1 and len(same) > 1 and (off & editable & ~self._at_its_end(verify[-1][0])).any():
+            return self._moved("verify", np.ones_like(editable))
+        undecided = ~on & ~off & editable
+        if not undecided.any():
+            return None
+        return self._round("verify", verify[-1][0].lam, verify[-1][0].shares, undecided)
+
+    def _unedited(self, active: NDArray[np.bool_]) -> Candidate:
+        shares = tuple(np.zeros((self.wordings, len(p.labels))) for p in self.professions)
+        return self._round("base", np.full(len(self.professions), math.inf), shares, active)
+
+    def _round(self, phase: Phase, lam: Floats, shares: tuple[Floats, ...], active: NDArray[np.bool_]) -> Candidate:
+        number = len(self.trials) + 1
+        return Candidate(number, phase, lam, shares, active, (number - 1) * self.rules.images)
+
+    def _moved(self, phase: Phase, active: NDArray[np.bool_]) -> Candidate:
+        """The next step of all professions at once."""
+        edited = [trial for trial in self.trials if trial[0].phase != "base"]
+        if not edited:
+            lam = np.array([self.rules.lam if p.lam is None else p.lam for p in self.professions])
+            return self._round(phase, lam, self._blends(self._start()), active)
+        last, found = edited[-1]
+        asked = self._asked(last)
+        wanted = self._wanted([(self._asked(c), m) for c, m in edited])
+        step = asked + _DAMPING * (wanted - asked)
+        lam = self._strengthened(last, found, step)
+        return self._round(phase, lam, self._blends(np.clip(step, _END, 1 - _END)), active)
+
+    # Shares: [P, W, L] by label here, by destination in candidates
+
+    def _start(self) -> Floats:
+        """Begin at the target shares, those of a lone destination at one half."""
+        lone = self._has.sum(axis=1) == 1
+        start = np.where(self._has, np.where(lone[:, None], 0.5, self.targets), 0.0)
+        total = start.sum(axis=1, keepdims=True)
+        start = np.where(lone[:, None] | (total <= 0), start, start / np.where(total > 0, total, 1.0))
+        found: Floats = np.clip(np.repeat(start[:, None, :], self.wordings, axis=1), 0.0, 1.0)
+        return found
+
+    def _asked(self, candidate: Candidate) -> Floats:
+        asked = np.zeros((len(self.professions), self.wordings, self.targets.shape[1]))
+        for p, (profession, shares) in enumerate(zip(self.professions, candidate.shares, strict=True)):
+            for k, label in enumerate(profession.labels):
+                asked[p, :, label] += shares[:, k]
+        return asked
+
+    def _wanted(self, rounds: Sequence[tuple[Floats, Measured]]) -> Floats:
+        """Shares that the fitted response asks for; those of several destinations add up to 1."""
+        wanted = np.zeros(rounds[0][0].shape)
+        for label in range(self.targets.shape[1]):
+            takes_part = (self._has[:, label] & self._free)[:, None]
+            seen = []
+            for asked, found in rounds:
+                images = found.tallies[..., :-1].sum(axis=-1) * takes_part
+                seen.append(Observed(asked[..., label], found.tallies[..., label] * takes_part, images))
+            if takes_part.any():
+                wanted[..., label] = fit_response(seen).share_for(self.targets[:, label]) * self._has[:, [label]]
+        several = self._has.sum(axis=1) > 1
+        excess = (wanted.sum(axis=2) - 1) / np.maximum(1, self._has.sum(axis=1))[:, None]
+        return np.where(self._has[:, None, :] & several[:, None, None], wanted - excess[..., None], wanted)
+
+    def _blends(self, asked: Floats) -> tuple[Floats, ...]:
+        """By destination: fixed shares as they are, the others of one label alike; balanced professions keep all."""
+        balanced = self.balanced()
+        blends = []
+        for p, profession in enumerate(self.professions):
+            labels = np.array(profession.labels)
+            fixed = np.array([math.nan if s is None else s for s in profession.shares])
+            blend = asked[p][:, labels] / np.bincount(labels, minlength=asked.shape[2])[labels]
+            given = np.isfinite(fixed)
+            open_part = blend[:, ~given].sum(axis=1, keepdims=True)
+            room = 1 - fixed[given].sum()
+            scale = np.where(open_part > 0, room / np.where(open_part > 0, open_part, 1.0), 0.0)
+            if len(labels) > 1:
+                blend = np.where(given, fixed, blend * scale)
+            elif given.all():
+                blend = np.broadcast_to(fixed, blend.shape).copy()
+            blends.append(np.zeros_like(blend) if balanced[p] else blend)
+        return tuple(blends)
+
+    # Lambda
+
+    def _strengthened(self, last: Candidate, found: Measured, step: Floats) -> Floats:
+        """A third of the lambda where the share that is wanted lies beyond its end, or can't move and is off target."""
+        beyond = ((step.mean(axis=1) > 1 - _END) | (step.mean(axis=1) < _END)) & self._has
+        share, n = _shares(found)
+        off = (np.abs(share - self.targets) * self._has).max(axis=1) > self.rules.tolerance
+        short = np.where(self._free, beyond.any(axis=1), off & (n > 0))
+        lam = np.where(self._open_lam & short, np.maximum(last.lam / _LAM_STEP, self.rules.least_lam), last.lam)
+        return np.asarray(lam, dtype=np.float64)
+
+    def _at_its_end(self, candidate: Candidate) -> NDArray[np.bool_]:
+        asked = self._asked(candidate).mean(axis=1)
+        at_end = (((asked <= 2 * _END) | (asked >= 1 - 2 * _END)) & self._has).any(axis=1)
+        weakest = ~self._open_lam | (candidate.lam <= self.rules.least_lam * (1 + 1e-9))
+        found: NDArray[np.bool_] = (at_end | ~self._free) & weakest
+        return found
+
+    # Decisions
+
+    def _decided(self, found: Measured) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """[P] shown on target, [P] shown off: every label's confidence sequence inside its band, or one outside."""
+        counts = found.tallies.sum(axis=1)[:, :-1]
+        labels = counts.shape[1]
+        # Two labels are one question; more are one each.
+        confidence = 1 - (1 - self.rules.confidence) / (1 if labels == 2 else labels)
+        low, high = confidence_sequence(counts, counts.sum(axis=1, keepdims=True), confidence)
+        least, most = self.targets - self.rules.tolerance, self.targets + self.rules.tolerance
+        on: NDArray[np.bool_] = np.asarray(((low >= least) & (high <= most)).all(axis=1))
+        off: NDArray[np.bool_] = np.asarray(((high < least) | (low > most)).any(axis=1))
+        return on, off
+
+    def _undecided(self, found: Measured) -> NDArray[np.bool_]:
+        on, off = self._decided(found)
+        undecided: NDArray[np.bool_] = ~on & ~off
+        return undecided
+
+
+def _edit_key(candidate: Candidate) -> bytes:
+    """Identity of what is solved, whatever the round."""
+    return b"".join(a.tobytes() for a in (candidate.lam, *candidate.shares))
+
+
+def _shares(found: Measured) -> tuple[Floats, Ints]:
+    """[P, L] shares pooled over wordings, NaN without images; [P] determined images."""
+    counts = found.tallies.sum(axis=1)[:, :-1]
+    n = counts.sum(axis=1)
+    return np.divide(counts, n[:, None], out=np.full(counts.shape, np.nan), where=n[:, None] > 0), n
