@@ -1,4 +1,4 @@
-"""The report's figures as CSV: per profession, and per profession and wording.
+"""The report's figures as CSV: per profession, per profession and wording, and per step of the calibration.
 
 Spreadsheets run a cell that begins like a formula; names are users' text, so such a cell is led by an apostrophe.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from jobs.report.figures import finite
 from jobs.report.schema import LabelCounts, Report
 
-__all__ = ["professions_csv", "safe_cell", "wordings_csv"]
+__all__ = ["professions_csv", "safe_cell", "steps_csv", "wordings_csv"]
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
@@ -61,6 +61,28 @@ def wordings_csv(report: Report) -> str:
                 row += _cells(counts.get("edited"), report.labels)
             rows.append(row)
     return _write(header, rows)
+
+
+def steps_csv(report: Report) -> str:
+    """One row per profession and round of the calibration: what was tried, what was measured.
+
+    `tried` is the share of `destination`, the edit's first one. A profession without a step has one row, for its state.
+    Empty where there was no calibration.
+    """
+    search = report.calibration
+    if search is None:
+        return ""
+    header = ["profession", "state", "round", "lam", "destination", "tried", f"share_{search.label}", "low", "high"]
+    rows: list[Sequence[Cell]] = []
+    for item in search.professions:
+        for step in item.steps:
+            destination, tried = next(iter(step.shares.items()), (None, None))
+            moved: list[Cell] = [step.round, step.lam, destination, tried]
+            measured: list[Cell] = [step.share, step.low, step.high, step.n, step.undetermined]
+            rows.append([item.profession, item.state, *moved, *measured])
+        if not item.steps:
+            rows.append([item.profession, item.state, *[None] * 9])
+    return _write([*header, "n", "undetermined"], rows)
 
 
 def _columns(variant: str, labels: Sequence[str]) -> list[str]:

@@ -19,9 +19,10 @@ from markupsafe import Markup
 
 from jobs.report import figures
 from jobs.report.figures import Kind, Measure, Ranged, finite
-from jobs.report.figures_csv import professions_csv, wordings_csv
+from jobs.report.figures_csv import professions_csv, steps_csv, wordings_csv
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
+from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
 
 __all__ = ["MAX_BYTES", "VISIBLE_ROWS", "render"]
 
@@ -31,7 +32,8 @@ MAX_BYTES = 5_000_000
 VISIBLE_ROWS = 60
 """Rows of a long list that show before "show all" is asked for."""
 
-_FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES = 150_000, 2_600, 330
+_FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES = 150_000, 2_000, 330
+_PANEL_BYTES, _UNREACHABLE_BYTES = 2_300, 600
 """Measured sizes of the page's parts, rounded up: what is left of `MAX_BYTES` goes to pictures."""
 
 
@@ -74,6 +76,16 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     cells = len(report.professions) * max(1, len(report.wordings))
     budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - _CELL_BYTES * cells
     edited = report.summary.edited is not None
+    search = report.calibration
+    searched = panels(search, report.professions) if search else []
+    unreachable = [panel for panel in searched if panel.item.state == "unreachable"]
+    budget -= _UNREACHABLE_BYTES * len(unreachable)
+    drawn = searched[: max(VISIBLE_ROWS, min(MAX_PANELS, budget // _PANEL_BYTES))]
+    budget -= _PANEL_BYTES * len(drawn)
+    steps = steps_csv(report)
+    # Past the budget the steps are left to `report.json`; the page says so.
+    steps = steps if len(steps.encode()) <= budget else ""
+    budget -= len(steps.encode())
     lams = sorted(lam for item in report.professions if (lam := finite(item.lam)) is not None)
     return (
         _environment()
@@ -92,6 +104,11 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             provenance=_flatten(report.provenance),
             professions_csv=professions_csv(report),
             wordings_csv=wordings_csv(report),
+            steps_csv=steps,
+            panels=drawn,
+            panels_left_out=len(searched) - len(drawn),
+            unreachable=unreachable,
+            states=state_counts(search) if search else {},
             visible=VISIBLE_ROWS,
             css=_part("report.css"),
             js=_part("report.js"),
@@ -125,7 +142,14 @@ def _environment() -> Environment:
         sentence=_sentence,
     )
     environment.globals.update(
-        span=_span, tip=_tip, delta_track=_delta_track, figure=_figure, none=_none, tilt=_tilt, finite=finite
+        span=_span,
+        tip=_tip,
+        delta_track=_delta_track,
+        figure=_figure,
+        none=_none,
+        tilt=_tilt,
+        finite=finite,
+        best_step=best_step,
     )
     return environment
 

@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "SCHEMA_VERSION",
+    "CalibratedProfession",
+    "Calibration",
+    "CalibrationRound",
+    "CalibrationStep",
     "Control",
     "Cost",
     "DeltaFigure",
@@ -150,6 +154,58 @@ class PairedPicture(Figure):
     edited_label: str | None = None
 
 
+class CalibrationStep(Figure):
+    """One round of one profession: what was moved, and what was measured."""
+
+    round: int
+    lam: float
+    shares: dict[str, float] = Field(description="destination prompt -> its share of the edit's destination, tried")
+    share: float | None = Field(description="measured share of the first label among the determined")
+    low: float | None = Field(description="lower end of the share's Wilson interval, of this round's images alone")
+    high: float | None
+    n: int = Field(description="determined images of this round")
+    undetermined: int
+
+
+class CalibratedProfession(Figure):
+    """How calibration ended for one profession."""
+
+    profession: str
+    state: Literal["fixed", "balanced", "on target", "undecided", "unreachable"] = Field(
+        description="fixed: by the manifest; balanced: on target without an edit, left alone; on target: the "
+        "confidence sequence lies within the tolerance; undecided: the rounds ended first; unreachable: at the end of "
+        "what shares and lambda allow, and off target"
+    )
+    reason: str = ""
+    images: int = Field(description="calibration images spent on it, base included")
+    steps: list[CalibrationStep] = Field(default_factory=list)
+
+
+class CalibrationRound(Figure):
+    """One round of the search, over the professions that took part in it."""
+
+    round: int
+    professions: int = Field(description="professions that were still open, and so took images")
+    images: int
+    delta: float | None = Field(description="raw Delta pooled over calibration wordings, of this round's images")
+    delta_within: float | None = Field(description="mean over the wordings of each one's raw Delta")
+    floor_within: float | None = Field(description="what a model on target would show there by chance")
+    undetermined: float | None = Field(description="share of the round's images")
+    explicit: float | None = Field(default=None, description="share of explicit prompts that show what they name")
+    chosen: bool = Field(description="the round whose operator the run went on with")
+
+
+class Calibration(Figure):
+    """How strengths and shares were found."""
+
+    label: str = Field(description="the label that measured shares are of")
+    rule: str = Field(description="the stopping rule in one sentence")
+    wordings: list[str]
+    rounds: list[CalibrationRound]
+    professions: list[CalibratedProfession]
+    images: int = Field(description="in all rounds together")
+
+
 class Cost(Figure):
     """What the run spent."""
 
@@ -182,6 +238,7 @@ class Report(Figure):
         default_factory=list,
         description="the same labels under other margins: margin, delta_base, delta_edited, undetermined_base, ...",
     )
+    calibration: Calibration | None = Field(default=None, description="null: every strength was given")
     pictures: list[PairedPicture]
     cost: Cost
     provenance: dict[str, object] = Field(description="versions, digests, settings; no secret, no path of a machine")

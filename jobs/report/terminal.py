@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
-from jobs.report.schema import DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report
+from jobs.report.schema import Calibration, DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report
+from jobs.report.search_panels import state_counts
 
 __all__ = ["summary_table"]
 
@@ -31,13 +32,15 @@ _SECTION_ENDS = ("delta_wording_max", "undetermined")
 
 
 def summary_table(report: Report, worst: int = 5) -> RenderableType:
-    """Draw the end of a run: verdict and sentence, the figures of both variants, and the `worst` professions.
+    """Draw the end of a run: verdict and sentence, the figures of both variants, calibration, the `worst` professions.
 
     The worst are those farthest from their target, in the edited model where there is one.
     """
     badge, style = _VERDICTS[report.verdict]
     verdict = Text.assemble((f" {badge} ", f"{style} reverse"), "  ", (plain_text(report.sentence), "bold"))
     parts: list[RenderableType] = [verdict, Text(), _figures(report)]
+    if report.calibration is not None:
+        parts += [Text(_calibration(report.calibration)), Text()]
     ranking = sorted(
         ((distance, item) for item in report.professions if (distance := _distance(report, item)) is not None),
         key=lambda pair: (-pair[0], pair[1].profession),
@@ -46,6 +49,15 @@ def summary_table(report: Report, worst: int = 5) -> RenderableType:
         title = Text(f"Farthest from their target, share perceived as {plain_text(report.labels[0])}:", style="italic")
         parts += [title, _professions(report, [item for _, item in ranking])]
     return Group(*parts)
+
+
+def _calibration(search: Calibration) -> str:
+    """Write a search in one line: what it spent, and how many professions ended in which state."""
+    ended = state_counts(search)
+    said = [f"{count(ended[state])} {state}" for state in ("on target", "undecided", "unreachable")]
+    said += [f"{count(ended[state])} {state}" for state in ("balanced", "fixed") if ended[state]]
+    spent = f"{count(len(search.rounds))} rounds, {count(search.images)} images"
+    return f"Calibration: {spent}; {', '.join(said)}"
 
 
 def _figures(report: Report) -> Table:

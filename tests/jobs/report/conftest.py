@@ -8,12 +8,17 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from statistics import fmean
+from typing import Literal
 
 import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
 from jobs.report.schema import (
+    CalibratedProfession,
+    Calibration,
+    CalibrationRound,
+    CalibrationStep,
     Control,
     Cost,
     DeltaFigure,
@@ -49,6 +54,7 @@ SENTENCE = (
 )
 
 MakeReport = Callable[..., Report]
+State = Literal["fixed", "balanced", "on target", "undecided", "unreachable"]
 
 
 def wilson(hits: int, n: int) -> tuple[float | None, float | None]:
@@ -79,7 +85,12 @@ def delta_figure(value: float, n: int, floor: float, half: float = 0.03, wording
 
 
 def make_report(
-    professions: int = 35, wordings: int = 5, edited: bool = True, per_cell: int = 50, names: tuple[str, ...] = ()
+    professions: int = 35,
+    wordings: int = 5,
+    edited: bool = True,
+    per_cell: int = 50,
+    names: tuple[str, ...] = (),
+    rounds: int = 7,
 ) -> Report:
     draw = random.Random(7)
     chosen = [*names, *(NAMES if professions <= 35 else [f"profession {i:04d}" for i in range(professions)])][
@@ -202,6 +213,7 @@ def make_report(
             }
             for m in (0.0, 0.05, 0.1, 0.2, 0.3)
         ],
+        calibration=make_calibration(items, rounds) if edited else None,
         pictures=[
             PairedPicture(
                 profession=item.profession,
@@ -226,9 +238,6 @@ def make_report(
             shards=456,
             shards_reused=196,
             shards_failed=0,
-            rounds=[{"round": r, "lam": 300.0 / 2**r, "delta_within": 0.6 / (r + 1), "images": 1680} for r in range(5)]
-            if edited
-            else [],
         ),
         provenance={
             "evenhand": "0.1.0",
@@ -237,6 +246,80 @@ def make_report(
             "settings": {"sampler": {"scheduler": "ddim", "steps": 10, "guidance_scale": 3.0}, "seed": 0},
             "devices": ["cpu"],
         },
+    )
+
+
+STATES: tuple[State, ...] = ("on target", "on target", "undecided", "on target", "balanced", "unreachable", "fixed")
+REASONS: dict[State, str] = {
+    "undecided": "<i>the rounds</i> ended while the interval still crossed the tolerance",
+    "unreachable": "the share of the first destination stands at 100 % and lambda at its least",
+    "balanced": "on target without an edit",
+    "fixed": "lam is given in the manifest",
+}
+
+
+def make_calibration(items: list[ProfessionReport], rounds: int) -> Calibration:
+    """A search that ends in every state: each round tries a share by the last one's miss, on 40 images of its own."""
+    draw = random.Random(11)
+    professions = []
+    for index, item in enumerate(items):
+        state = STATES[index % len(STATES)]
+        lean, reach, lam, x = draw.gauss(0, 1.3), 3.2, 120.0, 0.5
+        if state == "unreachable":
+            lean, reach = -2.6, 1.4
+        taken = {"fixed": 0, "balanced": 1, "on target": rounds - index % 3}.get(state, rounds)
+        steps = []
+        for number in range(taken):
+            p = 1 / (1 + math.exp(-(lean + reach * (2 * x - 1)))) if state != "balanced" else 0.5
+            undetermined = sum(draw.random() < 0.06 for _ in range(40))
+            n = 40 - undetermined
+            hits = sum(draw.random() < p for _ in range(n))
+            low, high = wilson(hits, n)
+            first, second = item.shares
+            steps.append(
+                CalibrationStep(
+                    round=number + 1,
+                    lam=round(lam, 3),
+                    shares={first: x, second: 1 - x},
+                    share=hits / n,
+                    low=low,
+                    high=high,
+                    n=n,
+                    undetermined=undetermined,
+                )
+            )
+            x, lam = min(1.0, max(0.0, x + 0.7 * (0.5 - hits / n))), max(7.5, lam / 2) if number % 2 else lam
+        professions.append(
+            CalibratedProfession(
+                profession=item.profession,
+                state=state,
+                reason=REASONS.get(state, ""),
+                images=40 + 40 * taken if state != "fixed" else 0,
+                steps=steps,
+            )
+        )
+    tried = [
+        CalibrationRound(
+            round=number,
+            professions=sum(len(each.steps) >= number for each in professions),
+            images=40 * sum(len(each.steps) >= number for each in professions),
+            delta=0.6 / number,
+            delta_within=0.2 + 0.5 / number,
+            floor_within=0.181,
+            undetermined=0.06,
+            explicit=None if number == 1 else 0.97,
+            chosen=number == rounds,
+        )
+        for number in range(1, rounds + 1)
+    ]
+    return Calibration(
+        label="female",
+        rule="A profession stops when its 95 % confidence sequence lies within 10 points of the target, "
+        f"or after {rounds} rounds.",
+        wordings=["a photo of {source}", "{source} <at> home"],
+        rounds=tried,
+        professions=professions,
+        images=sum(each.images for each in professions),
     )
 
 
@@ -276,7 +359,7 @@ def make_pictures(report: Report, size: int = 32) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def build() -> MakeReport:
-    """The factory: `build(professions=35, wordings=5, edited=True, names=())`."""
+    """The factory: `build(professions=35, wordings=5, edited=True, names=(), rounds=7)`."""
     return make_report
 
 

@@ -64,6 +64,14 @@ def test_terminal_says_what_matters(report: Report) -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_terminal_says_how_calibration_ended(report: Report) -> None:
+    (line,) = [line for line in printed(report).splitlines() if line.startswith("Calibration")]
+    assert line.rstrip() == (
+        "Calibration: 7 rounds, 7,840 images; 15 on target, 5 undecided, 5 unreachable, 5 balanced, 5 fixed"
+    )
+    assert "Calibration" not in printed(report.model_copy(update={"calibration": None}))
+
+
 def test_terminal_takes_audits_and_hostile_names(build: Callable[..., Report]) -> None:
     text = printed(build(edited=False, professions=1, names=("[red]\x1b[31mboss[/nope]",)))
     assert "[red][31mboss[/nope]" in text

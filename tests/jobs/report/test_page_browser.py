@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, render
@@ -19,6 +21,11 @@ HOSTILE = (
     '"><img src=x onerror="document.title=1">',
     "=HYPERLINK(1)",
     "</pre><b>x",
+)
+
+SECTIONS = (
+    *("delta", "gates", "professions", "wordings", "calibration"),
+    *("pictures", "checks", "edit", "limits", "provenance"),
 )
 
 Open = Callable[..., Page]
@@ -64,7 +71,7 @@ def test_shows_the_verdict_and_every_section(show: Open, html: str, report: Repo
     page = show(html, scheme=scheme)
     expect(page.locator("h1")).to_have_text(report.sentence)
     expect(page.locator(".verdict .badge")).to_have_text("Fail")
-    for section in ["delta", "gates", "professions", "wordings", "pictures", "checks", "edit", "limits", "provenance"]:
+    for section in SECTIONS:
         expect(page.locator(f"#{section} h2").first).to_be_visible()
     expect(page.locator("#dumbbell .row")).to_have_count(35)
     expect(page.get_by_role("img", name="Share perceived as female per profession, base to edited")).to_be_visible()
@@ -84,7 +91,7 @@ def test_text_is_readable_in_both_themes(show: Open, html: str) -> None:
                 .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
               const paper = parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
               let worst = 99;
-              for (const cell of document.querySelectorAll(".heat tbody span, .q, .badge")) {
+              for (const cell of document.querySelectorAll(".heat tbody span, .q, .badge, .state, .cap")) {
                 const style = getComputedStyle(cell);
                 const [r, g, b, a = 1] = parse(style.backgroundColor);
                 const back = light([r, g, b].map((v, i) => v * a + paper[i] * (1 - a)));
@@ -120,7 +127,7 @@ def test_filters_table_chart_heat_map_and_pictures_together(show: Open, html: st
     page.get_by_label("Find a profession").fill("CLEan")
     assert names(page) == ["cleaner"]
     expect(page.locator("#found")).to_have_text("1 of 35")
-    for rows in ("#dumbbell .row", "#heat tbody tr", ".gallery .group"):
+    for rows in ("#dumbbell .row", "#heat tbody tr", ".panels > li", ".gallery .group"):
         expect(page.locator(rows).locator("visible=true")).to_have_count(1)
     page.get_by_label("Find a profession").fill("")
     assert len(names(page)) == 35
@@ -163,8 +170,69 @@ def test_csv_downloads_hold_the_figures(show: Open, html: str, report: Report) -
     assert int(lines[0]["base_n"]) == report.professions[0].base.n
     assert float(lines[0]["base_share"]) == pytest.approx(report.professions[0].base.share, rel=1e-5)
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download CSV").last.click()
+        page.get_by_role("button", name="Download CSV").nth(1).click()
     assert len(Path(download.value.path()).read_text("utf-8").splitlines()) == 1 + 35 * 5
+
+
+def test_calibration_draws_each_profession_and_says_what_is_unreachable(show: Open, html: str, report: Report) -> None:
+    search = report.calibration
+    assert search is not None
+    page = show(html)
+    section = page.locator("#calibration")
+    expect(section).to_contain_text(search.rule.replace(" %", "\N{NO-BREAK SPACE}%"))
+    expect(section.locator("tfoot")).to_contain_text(f"{search.images:,}")
+    assert section.locator("tbody tr").count() == len(search.rounds)
+    states = section.locator(".panels .state").all_inner_texts()
+    order = ["unreachable", "undecided", "on target", "balanced", "fixed"]
+    assert states == sorted((each.state for each in search.professions), key=order.index)
+    stuck = [each for each in search.professions if each.state == "unreachable"]
+    told = section.locator("[data-list=unreachable] li")
+    expect(told).to_have_count(len(stuck))
+    for each in stuck:
+        best = max(step.share or 0 for step in each.steps)
+        text = told.filter(has_text=each.profession).inner_text().replace("\N{NO-BREAK SPACE}", " ")
+        assert f"{100 * best:.1f} % female" in text
+        assert each.reason in text
+
+
+def test_a_panel_holds_its_points_within_its_frame(show: Open, html: str, report: Report) -> None:
+    """The last point's centre is where its shares say, between the frame's lines; the frame is lines, not a block."""
+    search = report.calibration
+    assert search is not None
+    page = show(html)
+    for each in [each for each in search.professions if each.steps][:10]:
+        panel = page.locator(f".panels > li:has(h4:text-is('{each.profession}'))")
+        last = each.steps[-1]
+        assert last.share is not None
+        dot = panel.locator("circle.last")
+        assert float(dot.get_attribute("cx") or 0) == pytest.approx(
+            24 + 120 * next(iter(last.shares.values())), abs=0.1
+        )
+        assert float(dot.get_attribute("cy") or 0) == pytest.approx(106 - 100 * last.share, abs=0.1)
+        expect(panel.get_by_role("img")).to_have_accessible_name(
+            re.compile(f"^{each.profession}, {each.state}\\. round 1")
+        )
+    assert page.evaluate("getComputedStyle(document.querySelector('#steps-frame path')).fill") == "none"
+    clip = page.locator(".panels svg").first.bounding_box()
+    assert clip is not None
+    shot = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True))).convert("L")
+    dark = sum(shot.histogram()[:40])
+    assert dark < 0.02 * shot.width * shot.height
+
+
+def test_calibration_steps_download(show: Open, html: str, report: Report) -> None:
+    search = report.calibration
+    assert search is not None
+    page = show(html)
+    with page.expect_download() as download:
+        page.locator("#calibration").get_by_role("button", name="Download CSV").click()
+    assert download.value.suggested_filename == "2026-11-21-demo-calibration.csv"
+    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    assert len(lines) == sum(max(1, len(each.steps)) for each in search.professions)
+    first = next(line for line in lines if line["round"])
+    step = next(each for each in search.professions if each.profession == first["profession"]).steps[0]
+    assert (float(first["tried"]), int(first["n"])) == (next(iter(step.shares.values())), step.n)
+    assert float(first["share_female"]) == pytest.approx(step.share, rel=1e-5)
 
 
 @pytest.mark.parametrize("edited", [True, False])
@@ -179,7 +247,7 @@ def test_hostile_names_are_text(show: Open, build: Callable[..., Report]) -> Non
     page = show(render(report, {}))
     assert page.title() == "Fail: Evenhand report of 2026-11-21-demo"
     assert names(page)[: len(HOSTILE)] == list(HOSTILE)
-    assert page.locator("img, b").count() == 0
+    assert page.locator("img, b, i").count() == 0
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").first.click()
     lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
@@ -190,6 +258,7 @@ def test_audit_without_an_edit(show: Open, build: Callable[..., Report]) -> None
     page = show(render(build(edited=False), {}))
     expect(page.locator("#dumbbell circle.e")).to_have_count(0)
     expect(page.locator("#edit")).to_have_count(0)
+    expect(page.locator("#calibration")).to_have_count(0)
     expect(page.locator(".switch")).to_have_count(0)
     assert "edited" not in page.locator("#professions").inner_text().lower()
 

@@ -9,9 +9,10 @@ import pytest
 
 from jobs.report.figures import clock, percent, plain_text, points, when
 from jobs.report.figures_csv import professions_csv, safe_cell
-from jobs.report.page import render
+from jobs.report.page import MAX_BYTES, render
 from jobs.report.picture_data import choose_pictures, data_uri
-from jobs.report.schema import DeltaFigure, LabelCounts, RateFigure, Report
+from jobs.report.schema import CalibrationStep, DeltaFigure, LabelCounts, RateFigure, Report
+from jobs.report.search_panels import MAX_PANELS, MAX_STEPS, best_step, panels
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (32).to_bytes(4, "big") * 2
 
@@ -96,3 +97,39 @@ def test_writing_of_figures() -> None:
     ]
     assert [when(text) for text in ("2026-11-21T05:50:00Z", "yesterday")] == ["2026-11-21 05:50 UTC", "yesterday"]
     assert plain_text("a\x1b[31mb\nc\x00") == "a[31mb c"
+
+
+def test_long_searches_are_drawn_in_part_and_say_so(build: Callable[..., Report]) -> None:
+    report = build(professions=1000, wordings=2, rounds=30)
+    search = report.calibration
+    assert search is not None
+    drawn = panels(search, report.professions)
+    assert {panel.drawn for panel in drawn if len(panel.item.steps) == 30} == {MAX_STEPS}
+    html = render(report, {})
+    assert len(html.encode()) < MAX_BYTES
+    assert f"{1000 - MAX_PANELS} more professions" in html
+    assert "12 of 30 rounds drawn" in html
+    assert html.count('role="img"><title>') == MAX_PANELS
+
+
+def test_steps_without_a_figure_are_neither_drawn_nor_best(build: Callable[..., Report]) -> None:
+    report = build(professions=6)
+    search = report.calibration
+    assert search is not None
+    stuck = next(each for each in search.professions if each.state == "unreachable")
+    nothing = CalibrationStep(
+        round=8, lam=7.5, shares={}, share=float("nan"), low=None, high=None, n=0, undetermined=40
+    )
+    odd = stuck.model_copy(update={"profession": "not in the report", "steps": [*stuck.steps, nothing]})
+    report = report.model_copy(update={"calibration": search.model_copy(update={"professions": [odd]})})
+    assert report.calibration is not None
+    (panel,) = panels(report.calibration, report.professions)
+    assert (panel.index, panel.goal, panel.drawn) == (None, None, len(stuck.steps))
+    assert panel.tip.endswith("round 8: lam 7.5, no determined image of 40")
+    best = best_step(odd, 0.5)
+    assert best is not None
+    assert best.share == max(step.share or 0 for step in stuck.steps)
+    html = render(report, {})
+    assert 'data-name="not in the report"' in html
+    assert "No round measured how close it came." in html
+    assert not re.search(r">\s*(nan|None|null)\b", html, re.IGNORECASE)
