@@ -90,7 +90,19 @@ class PreserveConfig(Section):
 
     explicit: bool = Field(True, description="the manifest's destination prompts, in all edit wordings")
     prompts: tuple[str, ...] = Field(("",), description="others; the empty prompt is the unconditional one")
-    lam: float | None = Field(None, gt=0, description="their lambda; null: relative to the smallest of the edits'")
+    lam: float | None = Field(
+        None,
+        gt=0,
+        description="one lambda for all of them; null: destination prompts by `explicit_ratio`, the unconditional "
+        "prompt (the empty one, or `sampler.negative_prompt`) twice as heavily as all wordings of all edits together, "
+        "other prompts at the smallest of the edits'",
+    )
+    explicit_ratio: float = Field(
+        10.0,
+        gt=0,
+        description="lambda of a destination prompt, in units of its own profession's: at 10 it holds ten times "
+        "weaker than the edit pulls, as stronger preservation spends the dimensions that unseen wordings need",
+    )
 
 
 class StrengthConfig(Section):

@@ -5,6 +5,9 @@
 
 A chunk is one row group of the run's manifest: some professions with all their destinations, and the preserved prompts
 that come with them. The driver holds prompts, lams and the solved [d, d] operator, never a token or an edit's sums.
+
+How strongly prompts are preserved where no lam is given for it, measured in docs/decisions/0008: destination prompts
+weaker than their edit, the unconditional prompt twice as heavily as all edits together, others at the smallest lam.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +27,8 @@ from operator import add
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -37,10 +43,10 @@ from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
 from time_ops.prompts import augment
-from time_ops.rows import TokenRows, encode_rows
+from time_ops.rows import TokenRows, checked_blends, encode_rows
 from time_ops.solver import check_lams
 
-__all__ = ["ChunkEncoder", "EditChunk", "Mapper", "Solver", "edit_chunks", "run_manifest_bytes"]
+__all__ = ["ChunkEncoder", "EditChunk", "Mapper", "PreserveLams", "Solver", "edit_chunks", "run_manifest_bytes"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +100,31 @@ class EditChunk:
         """Digest of all that decides its tokens, the text encoder aside."""
         facts = {**asdict(self), "manifest": None, "skip": sorted(self.skip)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PreserveLams:
+    """How strongly a chunk's preserved prompts are held; a smaller lam holds more, inf leaves a prompt out.
+
+    Attributes:
+        named: lam of each of the chunk's `preserved`.
+        explicit: of each profession's destination prompts, in all wordings; what several have in common takes the
+            smallest, and a prompt that is named too takes that.
+    """
+
+    named: tuple[float, ...]
+    explicit: tuple[float, ...]
+
+    def of(self, chunk: EditChunk, rows: TokenRows) -> list[float]:
+        """Lam of each of `TokenRows.preserved`."""
+        found: dict[str, float] = {}
+        for edit, lam in zip(rows.edits, self.explicit, strict=True):
+            for destination in edit.destinations:
+                for wording in rows.augmentations:
+                    prompt = augment(wording, destination)
+                    found[prompt] = min(lam, found.get(prompt, lam))
+        found.update(zip(chunk.preserved, self.named, strict=True))
+        return [found[prompt] for prompt in rows.preserved]
 
 
 def _explicit(manifest: Manifest, wordings: Sequence[str]) -> Iterator[str]:
@@ -164,10 +195,11 @@ class ChunkEncoder:
         self._lock = threading.Lock()
 
     def statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[Sequence[float]], preserve_lam: float
+        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
     ) -> Statistics:
         """Weighted statistics of all edits and preserved prompts of a chunk; see `TokenRows.statistics`."""
-        return self._rows(chunk).statistics(lam, shares, preserve_lam, device=self._device)
+        rows = self._rows(chunk)
+        return rows.statistics(lam, shares, preserve.of(chunk, rows), device=self._device)
 
     def norms(self, chunk: EditChunk) -> list[float]:
         """Spectral norm of each edit's B_p, at the manifest's shares; see `TokenRows.norms`."""
@@ -242,7 +274,9 @@ class Solver:
 
     def __init__(self, pool: Mapper, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
         self._pool = pool
-        self._preserve_lam = config.preserve.lam
+        self._preserve = config.preserve
+        self._unconditional = {"", config.sampler.negative_prompt}
+        self._wordings = len(config.wordings.edit)
         self._chunks = edit_chunks(manifest, config, manifest_key)
         self._sources = [p.source for p in manifest.professions]
         self._shares = [resolved_shares(p) for p in manifest.professions]
@@ -256,33 +290,42 @@ class Solver:
 
     def solve(
         self,
-        lam: Sequence[float],
-        shares: Sequence[Sequence[float]] | None = None,
+        lam: Sequence[float] | npt.NDArray[np.float64],
+        shares: Sequence[npt.ArrayLike] | None = None,
         preserve_lam: float | None = None,
     ) -> EditOperator:
         """The operator at these lams and shares.
 
         Args:
             lam: strength of each profession's edit, in the manifest's order; inf leaves it out.
-            shares: of each profession's destinations, in their order; None: the manifest's.
-            preserve_lam: strength of preserved prompts; None: the configuration's, or else the smallest lam.
+            shares: of each profession's destinations, in their order: [K], or [W, K] with those of each edit wording;
+                what they leave of 1 stays with the source. None: the manifest's.
+            preserve_lam: strength of all preserved prompts. None: the configuration's; where that gives none either,
+                - a profession's destination prompts: `preserve.explicit_ratio` times its own lam. Where that is inf,
+                  times the smallest finite one; of several professions in one chunk, times the smallest of theirs.
+                - the empty prompt and `sampler.negative_prompt`, where they are named in `preserve.prompts`: as heavily
+                  as all W wordings of all edits, and as many of explicit prompts, together: 1 / (2 W sum_p 1 / lam_p).
+                  Held like any other, they are moved half-way between the labels, and guidance pulls against images.
+                - other named prompts: the smallest lam.
 
         Raises:
             EditError: bad lams or shares, prompts that can't be encoded, or sums that can't be factored.
             StorageError: the manifest can't be read.
             ClusterError: workers or nodes are lost again and again.
         """
-        blends = self._shares if shares is None else shares
-        if not len(lam) == len(blends) == len(self._shares):
-            raise EditError(f"{len(self._shares)} professions, but {len(lam)} lams and {len(blends)} shares")
-        check_lams(lam, "lam", self._sources)
-        preserve_lam = self._preserve_lam if preserve_lam is None else preserve_lam
-        kept = min(lam) if preserve_lam is None else preserve_lam
+        given = self._shares if shares is None else shares
+        if not len(lam) == len(given) == len(self._shares):
+            raise EditError(f"{len(self._shares)} professions, but {len(lam)} lams and {len(given)} shares")
+        lams = [float(s) for s in lam]
+        check_lams(lams, "lam", self._sources)
+        blends = checked_blends(self._sources, [len(s) for s in self._shares], self._wordings, given)
+        kept = self._preserve_lams(lams, self._preserve.lam if preserve_lam is None else preserve_lam)
 
         def calls() -> Iterator[tuple[Any, ...]]:
             for i, chunk in enumerate(self._chunks):
                 part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
-                yield chunk, tuple(lam[part]), tuple(map(tuple, blends[part])), kept
+                named = kept.named if chunk.preserved else ()
+                yield chunk, tuple(lams[part]), tuple(blends[part]), PreserveLams(named, kept.explicit[part])
 
         def solved() -> EditOperator:
             tree = _Tree(len(self._chunks))
@@ -292,6 +335,23 @@ class Solver:
             return operator
 
         return self._retried(solved)
+
+    def _preserve_lams(self, lams: Sequence[float], for_all: float | None) -> PreserveLams:
+        """Of all named prompts and all professions; see `solve`."""
+        prompts = self._preserve.prompts
+        if for_all is not None:
+            check_lams([for_all], "preserve_lam", of="prompt")
+            return PreserveLams((float(for_all),) * len(prompts), (float(for_all),) * len(lams))
+        finite = [s for s in lams if math.isfinite(s)]
+        smallest = min(finite, default=math.inf)
+        # In units of the smallest lam, as the sum of reciprocals may overflow.
+        pull = 2 * self._wordings * math.fsum(smallest / s for s in finite)
+        unconditional = smallest / pull if finite else math.inf
+        ratio = self._preserve.explicit_ratio
+        return PreserveLams(
+            tuple(unconditional if p in self._unconditional else smallest for p in prompts),
+            tuple(ratio * (s if math.isfinite(s) else smallest) for s in lams),
+        )
 
     def _retried(self, attempt: Callable[[], T]) -> T:
         """Begin again where results that were made already are lost with their node; tokens of other nodes are kept."""

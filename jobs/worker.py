@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
@@ -24,7 +25,7 @@ from jobs.maker import ShardMaker
 from jobs.models import age_out, cache_folder, content_digest, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.solving import ChunkEncoder, EditChunk
+from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
 from time_ops import EditOperator, ModelError, Statistics
 
@@ -150,10 +151,10 @@ class AuditWorker:
         )
 
     def chunk_statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[Sequence[float]], preserve_lam: float
+        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
     ) -> Statistics:
         """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
-        return self._chunks.statistics(chunk, lam, shares, preserve_lam)
+        return self._chunks.statistics(chunk, lam, shares, preserve)
 
     def chunk_norms(self, chunk: EditChunk) -> list[float]:
         """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""

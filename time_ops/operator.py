@@ -42,9 +42,9 @@ class EditRecord:
 
     Attributes:
         source: Source prompt.
-        destinations: (prompt, share), sorted by prompt.
+        destinations: (prompt, share), sorted by prompt; the source itself is one where it keeps a share.
         lam: Its strength; inf: left out of the solve. None in statistics that have no lam yet.
-        augmentations: Templates, sorted: their order is of no account.
+        augmentations: Templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
         alignment: Rule of the token correspondence.
         tokens: sha256 of the embeddings where no known encoder made them, else "".
 

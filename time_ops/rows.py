@@ -4,6 +4,7 @@
     part = rows.statistics(lam=[30.0] * len(edits), preserve_lam=30.0)      # other lams or shares: no prompt again
     operator = solve_statistics(part + other_part)
 
+Shares may differ between the augmentations of one edit, and what they leave of 1 stays with the source itself.
 Edits too many for one process are cut into parts, each is encoded where there is room, and only the sums travel.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import cast
@@ -31,9 +33,13 @@ from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
 
-__all__ = ["TokenRows", "encode_rows"]
+__all__ = ["TokenRows", "checked_blends", "encode_rows"]
 
 Places = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+
+# As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
+_SHARE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +77,8 @@ class TokenRows:
     def statistics(
         self,
         lam: Sequence[float],
-        shares: Sequence[Sequence[float]] | None = None,
-        preserve_lam: float | None = None,
+        shares: Sequence[npt.ArrayLike] | None = None,
+        preserve_lam: float | Sequence[float] | None = None,
         *,
         device: Device = "cpu",
     ) -> Statistics:
@@ -80,42 +86,46 @@ class TokenRows:
 
         Args:
             lam: Strength of each edit.
-            shares: For each edit other shares of its destinations, in their order; None: its own.
-            preserve_lam: Strength of the preserved prompts; None: the smallest lam given here.
+            shares: For each edit other shares of its destinations, in their order: [K], or [W, K] with those of each
+                of the `augmentations`. What they leave of 1 stays with the source: all zeros preserve the edit's
+                prompts at its lam. None: each edit's own.
+            preserve_lam: Strength of the preserved prompts, or of each of `preserved`; inf leaves one out. None: the
+                smallest lam given here.
             device: Where to compute; needs float64.
 
         Returns:
-            Statistics on the CPU.
+            Statistics on the CPU. An edit has one record for each distinct blend, with the augmentations that have it;
+            what stays with the source is on record as a destination of that name.
 
         Raises:
-            EditError: Bad lams or shares, or not one for each edit.
+            EditError: Bad lams or shares, all of them named; or not one for each edit or preserved prompt.
 
         """
-        edits = self._with_shares(shares)
-        if len(lam) != len(edits):
-            raise EditError(f"{len(edits)} edits, but {len(lam)} lams: give one for each")
-        check_lams(lam, "lam", [e.source for e in edits])
-        kept_lam = min(lam, default=1.0) if preserve_lam is None else preserve_lam
-        check_lams([kept_lam], "preserve_lam")
+        blends = self._blends(shares)
+        if len(lam) != len(self.edits):
+            raise EditError(f"{len(self.edits)} edits, but {len(lam)} lams: give one for each")
+        lams = [float(s) for s in lam]
+        check_lams(lams, "lam", [e.source for e in self.edits])
+        kept_lams = self._kept_lams(min(lams, default=1.0) if preserve_lam is None else preserve_lam)
         sums = Sums(self.tokens.shape[1], device)
-        for source, places, edit, strength in zip(self.sources, self._places(), edits, lam, strict=True):
+        for source, places, blend, strength in zip(self.sources, self._places(), blends, lams, strict=True):
             if 1 / strength > 0:
-                sums.add(self._rows(source, places, edit), 1 / strength)
-        sums.add(self._kept_rows(), 1 / kept_lam)
+                sums.add(self._rows(source, places, blend), 1 / strength)
+        for strength in dict.fromkeys(kept_lams):
+            if 1 / strength > 0:
+                sums.add(self._kept_rows([kept == strength for kept in kept_lams]), 1 / strength)
         G, B = (matrix.cpu() for matrix in sums.total())
-        templates = tuple(sorted(self.augmentations))
+        edits = zip(self.edits, blends, lams, strict=True)
+        kept = zip(self.preserved, kept_lams, strict=True)
         return Statistics(
             G,
             B,
-            tuple(
-                EditRecord(e.source, tuple(sorted(e.destinations.items())), float(s), templates, self.alignment)
-                for e, s in zip(edits, lam, strict=True)
-            ),
-            tuple(EditRecord(prompt, ((prompt, 1.0),), float(kept_lam)) for prompt in self.preserved),
+            tuple(record for edit, blend, strength in edits for record in self._records(edit, blend, strength)),
+            tuple(EditRecord(prompt, ((prompt, 1.0),), strength) for prompt, strength in kept),
             self.encoder,
         )
 
-    def norms(self, shares: Sequence[Sequence[float]] | None = None) -> list[float]:
+    def norms(self, shares: Sequence[npt.ArrayLike] | None = None) -> list[float]:
         """Spectral norm of B_p = sum (c* - c) c^T of each edit: the lam at which it begins to bite.
 
         Args:
@@ -126,8 +136,8 @@ class TokenRows:
 
         """
         found = []
-        for source, places, edit in zip(self.sources, self._places(), self._with_shares(shares), strict=True):
-            rows = self._rows(source, places, edit)
+        for source, places, blend in zip(self.sources, self._places(), self._blends(shares), strict=True):
+            rows = self._rows(source, places, blend)
             moved = rows.shifts[0].any(dim=1)
             # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
             factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
@@ -179,35 +189,107 @@ class TokenRows:
         except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise EditError(f"these bytes are no token rows: {error!r}") from error
 
-    def _with_shares(self, shares: Sequence[Sequence[float]] | None) -> tuple[PromptEdit, ...]:
-        if shares is None:
-            return self.edits
-        wanted, given = [len(e.destinations) for e in self.edits], [len(s) for s in shares]
-        if wanted != given:
-            raise EditError(f"edits have {wanted} destinations, shares are for {given}")
-        pairs = zip(self.edits, shares, strict=True)
-        return tuple(PromptEdit(e.source, dict(zip(e.destinations, s, strict=True))) for e, s in pairs)
+    def _blends(self, shares: Sequence[npt.ArrayLike] | None) -> list[Floats]:
+        """Shares of each edit's destinations in each augmentation, [W, K]."""
+        own = [list(e.destinations.values()) for e in self.edits]
+        sources, counts = [e.source for e in self.edits], [len(values) for values in own]
+        return checked_blends(sources, counts, len(self.augmentations), own if shares is None else shares)
+
+    def _kept_lams(self, preserve_lam: float | Sequence[float]) -> list[float]:
+        """Strength of each preserved prompt."""
+        given = np.asarray(preserve_lam, dtype=np.float64)
+        if given.ndim == 0:
+            check_lams([float(given)], "preserve_lam", of="prompt")
+        elif given.shape != (len(self.preserved),):
+            raise EditError(
+                f"{len(self.preserved)} preserved prompts, but preserve_lam of shape {list(given.shape)}: give one "
+                "for each, or one number for all"
+            )
+        lams = [float(s) for s in np.broadcast_to(given, len(self.preserved))]
+        check_lams(lams, "preserve_lam", self.preserved, of="prompt")
+        return lams
+
+    def _records(self, edit: PromptEdit, blend: Floats, lam: float) -> Iterator[EditRecord]:
+        """One record for each distinct blend of an edit."""
+        templates: dict[tuple[tuple[str, float], ...], list[str]] = {}
+        for shares, template in zip(blend.tolist(), self.augmentations, strict=True):
+            blended = dict(zip(edit.destinations, shares, strict=True))
+            rest = 1 - math.fsum(shares)
+            if rest > _SHARE_TOLERANCE:
+                blended[edit.source] = blended.get(edit.source, 0.0) + rest
+            templates.setdefault(tuple(sorted(blended.items())), []).append(template)
+        for destinations, those in templates.items():
+            yield EditRecord(edit.source, destinations, lam, tuple(sorted(those)), self.alignment)
 
     def _places(self) -> list[Places]:
         """Rows of each edit's destinations, [K, n] each."""
         ends = np.cumsum([0, *(len(e.destinations) for e in self.edits)])
         return [self.destinations[start:end] for start, end in pairwise(ends)]
 
-    def _rows(self, source: Places, destinations: Places, edit: PromptEdit) -> Rows:
+    def _rows(self, source: Places, destinations: Places, blend: Floats) -> Rows:
         """Distinct tokens of one edit, with the blend of its shifts."""
         distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
         shifts = torch.zeros(1, len(distinct), self.tokens.shape[1], dtype=torch.float64)
-        for share, places in zip(edit.destinations.values(), destinations, strict=True):
-            moves = np.flatnonzero(places != source) if share else np.zeros(0, np.int64)
-            moved = torch.from_numpy(np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float))
-            shifts[0].index_add_(0, torch.from_numpy(inverse[moves]), moved, alpha=share)
+        # Tokens of one augmentation lie together, and what stays with the source shifts by nothing.
+        of_tokens = np.repeat(blend, len(source) // len(blend), axis=0)
+        for shares, places in zip(of_tokens.T, destinations, strict=True):
+            moves = np.flatnonzero((places != source) & (shares != 0))
+            moved = np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float)
+            moved *= shares[moves, None]
+            shifts[0].index_add_(0, torch.from_numpy(inverse[moves]), torch.from_numpy(moved))
         return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
 
-    def _kept_rows(self) -> Rows:
-        """Distinct tokens of all preserved prompts; none moves."""
-        distinct, counts = np.unique(self.kept, return_counts=True)
+    def _kept_rows(self, which: Sequence[bool]) -> Rows:
+        """Distinct tokens of these preserved prompts; none moves."""
+        distinct, counts = np.unique(self.kept[np.asarray(which)], return_counts=True)
         none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
         return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)
+
+
+def checked_blends(
+    sources: Sequence[str], destinations: Sequence[int], augmentations: int, shares: Sequence[npt.ArrayLike]
+) -> list[Floats]:
+    """Shares of each edit's destinations in each augmentation, once they are known to be usable.
+
+    Args:
+        sources: Source prompt of each edit.
+        destinations: Its number of destinations, K.
+        augmentations: Number of augmentations, W.
+        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most 1.
+
+    Returns:
+        For each edit [W, K] float64, read only.
+
+    Raises:
+        EditError: Shares are not as above; all bad edits are named.
+
+    """
+    if len(shares) != len(sources):
+        raise EditError(f"{len(sources)} edits, but shares for {len(shares)}: give them for each")
+    blends: list[Floats] = []
+    faults: list[str] = []
+    for source, count, given in zip(sources, destinations, shares, strict=True):
+        try:
+            values = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            faults.append(f"edit of {source!r}: shares must be numbers, [{count}] or [{augmentations}, {count}]")
+            continue
+        if values.shape not in ((count,), (augmentations, count)):
+            faults.append(
+                f"edit of {source!r} has {count} destinations and {augmentations} augmentations, so its shares are "
+                f"[{count}] or [{augmentations}, {count}], not {list(values.shape)}"
+            )
+            continue
+        rows = np.atleast_2d(values)
+        with np.errstate(invalid="ignore", over="ignore"):
+            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (rows.sum(axis=1) <= 1 + _SHARE_TOLERANCE)
+        if not good.all():
+            bad = rows[~good].tolist()
+            faults.append(f"edit of {source!r}: shares must be finite, not negative and sum to at most 1, not {bad}")
+        blends.append(np.broadcast_to(values, (augmentations, count)))
+    if faults:
+        raise EditError.listing("these shares must be mended:", faults)
+    return blends
 
 
 def encode_rows(

@@ -572,16 +572,16 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
 
 
-def check_lams(lams: Sequence[float], name: str, sources: Sequence[str] | None = None) -> None:
+def check_lams(lams: Sequence[float], name: str, sources: Sequence[str] | None = None, *, of: str = "edit") -> None:
     """Refuse strengths that are not positive; all of them are named, by the edits' source prompts where given."""
     faults = []
     for i, value in enumerate(lams):
         # 1 / lam must be a number too, which it is not for the least subnormal ones.
         if not value > 0 or 1 / value == math.inf:
-            what = f"edit {i} ({sources[i]!r}): " if sources is not None else ""
+            what = f"{of} {i} ({sources[i]!r}): " if sources is not None else ""
             faults.append(f"{what}{name} {value!r}")
     if faults:
-        raise EditError.listing(f"{name} must be positive (inf leaves an edit out):", faults)
+        raise EditError.listing(f"{name} must be positive (inf leaves the {of} out):", faults)
 
 
 def _check_preserved(preserve: Sequence[TokenPairs]) -> None:

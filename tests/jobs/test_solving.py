@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from itertools import islice, product
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,20 @@ import ray
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
 from infra.storage import LocalStore, StorageError, StorageSettings
+from jobs import solving
 from jobs.config import RunConfig
 from jobs.errors import ClusterError
 from jobs.pool import Pool
-from jobs.solving import CHUNK_PROFESSIONS, ChunkEncoder, EditChunk, Mapper, Solver, edit_chunks, run_manifest_bytes
+from jobs.solving import (
+    CHUNK_PROFESSIONS,
+    ChunkEncoder,
+    EditChunk,
+    Mapper,
+    PreserveLams,
+    Solver,
+    edit_chunks,
+    run_manifest_bytes,
+)
 from jobs.strength import scale_of
 from manifests import Manifest, ManifestRow, read_manifest, resolved_shares
 from tests.jobs import helpers
@@ -151,7 +163,7 @@ def test_the_solver_gives_the_operator_of_one_solve(pool: Pool, output: Path, pi
     pairs, kept = in_one_process(pipe, manifest, config_of(output, prompts=("", "a photo of a cat")))
     assert solver.scale == pytest.approx(scale_of(norms_of(pairs)), rel=1e-9)
     lam = [5.0 if i % 3 else solver.scale for i in range(330)]
-    assert_same(solver.solve(lam), solve(pairs, lam, kept))
+    assert_same(solver.solve(lam, preserve_lam=3.0), solve(pairs, lam, kept, 3.0))
     shares = [(0.9, 0.1) if len(p.shares) > 1 else (1.0,) for p in pairs]
     moved = [pair.with_shares(s) for pair, s in zip(pairs, shares, strict=True)]
     assert_same(solver.solve(lam, shares, 2.0), solve(moved, lam, kept, 2.0))
@@ -159,6 +171,111 @@ def test_the_solver_gives_the_operator_of_one_solve(pool: Pool, output: Path, pi
         solver.solve([*lam[:2], -1.0, *lam[3:]])
     with pytest.raises(EditError, match="330 professions, but 1 lams"):
         solver.solve([1.0])
+
+
+def in_parts(pipe: Any, manifest: Manifest, config: RunConfig, lam: Sequence[float], shares: Sequence[Any]) -> list[Statistics]:
+    """Statistics of the edits, each wording encoded as an edit of its own where wordings differ; not in chunks."""
+    parts = []
+    for profession, strength, of_edit in zip(manifest.professions, lam, shares, strict=True):
+        differ = of_edit.ndim == 2
+        for number, wording in enumerate(config.wordings.edit if differ else [config.wordings.edit]):
+            own = of_edit[number] if differ else of_edit
+            blend = dict(zip((d.prompt for d in profession.destinations), own.tolist(), strict=True))
+            # What the shares leave, as a destination like any other.
+            blend |= {profession.source: 1 - own.sum()} if own.sum() < 1 else {}
+            edit = PromptEdit(profession.source, blend)
+            (pairs,) = encode_edits(pipe, [edit], augmentations=[wording] if differ else wording)
+            parts.append(Statistics.of(pairs).weighted(strength))
+    return parts
+
+
+def rows_of(profession: str, source: str, *destinations: str) -> list[ManifestRow]:
+    labels = ["female" if " female " in prompt else "male" for prompt in destinations]
+    return [
+        ManifestRow(profession=profession, source=source, destination=prompt, label=label)
+        for prompt, label in zip(destinations, labels, strict=True)
+    ]
+
+
+# Professions, their lams, and shares by wording where they differ; the rest stays with the source.
+PROFESSIONS_OF_FOUR_CHUNKS = [
+    (("cashier", "a cashier", "a female cashier", "a male cashier"), 2.0, [[0.6, 0.4], [0.2, 0.3]]),
+    (("cook", "a cook", "a female cook", "a male cook"), 8.0, [0.0, 0.0]),
+    (("nurse", "a nurse", "a female nurse", "a male nurse"), np.inf, [[0.5, 0.5], [0.1, 0.1]]),
+    (("baker", "a baker", "a female baker", "a male baker"), 4.0, [[0.25, 0.25], [1.0, 0.0]]),
+    (("driver", "a driver", "a female driver", "a male driver"), 16.0, [0.3, 0.7]),
+    (("drivers", "driver", "a male driver"), 4.0, [[0.5], [0.75]]),
+    (("cashiers", "cashier", "a female cashier"), 64.0, [1.0]),
+]
+NAMED = ("", "a photo of a cat", "a male cashier", "a cat")
+# The empty and the negative prompt: as two wordings of the six edits made and of as many explicit prompts.
+UNCONDITIONAL = 1 / (2 * 2 * (1 / 2 + 1 / 8 + 1 / 4 + 1 / 16 + 1 / 4 + 1 / 64))
+# Others that are named: the smallest lam, also where an edit has them as its destination.
+NAMED_LAM = {"": UNCONDITIONAL, "a cat": UNCONDITIONAL, "a photo of a cat": 2.0, "a male cashier": 2.0}
+# Ten times the profession's; the nurse is not edited, drivers of one chunk share a prompt, cashiers of two do.
+EXPLICIT_LAM = {
+    "a female cashier": 20.0,
+    "a female cook": 80.0,
+    "a male cook": 80.0,
+    "a female nurse": 20.0,
+    "a male nurse": 20.0,
+    "a female baker": 40.0,
+    "a male baker": 40.0,
+    "a female driver": 160.0,
+    "a male driver": 40.0,
+}
+PRESERVE_LAM = {
+    **NAMED_LAM,
+    **EXPLICIT_LAM,
+    **{f"A photo of {prompt}": lam for prompt, lam in EXPLICIT_LAM.items()},
+    "A photo of a male cashier": 20.0,
+}
+
+
+@pytest.mark.slow
+def test_each_kind_of_prompt_has_its_lam_and_each_wording_its_blend(
+    pool: Pool, output: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solving, "CHUNK_PROFESSIONS", 2)
+    manifest = Manifest(tuple(row for words, _, _ in PROFESSIONS_OF_FOUR_CHUNKS for row in rows_of(*words)))
+    lam = np.array([lam for _, lam, _ in PROFESSIONS_OF_FOUR_CHUNKS])
+    shares = [np.array(shares) for _, _, shares in PROFESSIONS_OF_FOUR_CHUNKS]
+    key = "runs/kinds/manifest.parquet"
+    LocalStore(output).put(key, run_manifest_bytes(manifest))
+
+    def solver(**preserve: Any) -> Solver:
+        config = config_of(output, prompts=NAMED, **preserve)
+        sampler = config.sampler.model_copy(update={"negative_prompt": "a cat"})
+        return Solver(pool, manifest, config.model_copy(update={"sampler": sampler}), key)
+
+    def preserved(operator: EditOperator) -> dict[str, float | None]:
+        records = operator.steps[0].preserved
+        found = {record.source: record.lam for record in records}
+        assert len(found) == len(records)
+        return found
+
+    assert len(edit_chunks(manifest, config_of(output), key)) == 4
+    first = solver().solve(lam, shares)
+    assert preserved(first) == PRESERVE_LAM
+    edits = in_parts(pipe, manifest, config_of(output), lam.tolist(), shares)
+    kept = encode_preserved(pipe, list(PRESERVE_LAM))
+    weighted = [Statistics.of(p, preserved=True).weighted(PRESERVE_LAM[p.edit.source]) for p in kept]
+    assert_same(first, solve_sums(reduce(add, [*edits, *weighted])))
+    assert solver().solve(lam, shares).checksum == first.checksum
+    assert solver().solve(lam, [s[::-1] if s.ndim == 2 else s for s in shares]).checksum != first.checksum
+
+    weaker = preserved(solver(explicit_ratio=20.0).solve(lam, shares))
+    assert weaker == {p: value if p in NAMED_LAM else 2 * value for p, value in PRESERVE_LAM.items()}
+    assert set(preserved(solver(lam=5.0).solve(lam, shares)).values()) == {5.0}
+    assert set(preserved(solver(lam=5.0).solve(lam, shares, 7.0)).values()) == {7.0}
+    nothing = solver().solve(np.full(7, np.inf), shares)
+    assert set(preserved(nothing).values()) == {np.inf}
+    assert torch.equal(nothing.matrix, torch.eye(nothing.d, dtype=torch.float64))
+    # Of several chunks, all named at once.
+    with pytest.raises(EditError, match=r"(?s)edit of 'a cook'.*edit of 'cashier'"):
+        solver().solve(lam, [shares[0], [0.7, 0.7], *shares[2:6], [[1.0]] * 3])
+    with pytest.raises(EditError, match="preserve_lam -1"):
+        solver().solve(lam, shares, -1.0)
 
 
 @ray.remote(num_cpus=0)
@@ -235,11 +352,16 @@ def norms_of(pairs: Sequence[TokenPairs]) -> list[float]:
     return [float(torch.linalg.matrix_norm(B, ord=2)) for B in steps]
 
 
+def preserve_lams(chunk: EditChunk, professions: int, lam: float) -> PreserveLams:
+    """One lam for all."""
+    return PreserveLams((lam,) * len(chunk.preserved), (lam,) * professions)
+
+
 def spread(encoder: ChunkEncoder, chunks: Sequence[EditChunk], lam: Sequence[float], shares: Any, kept: float) -> Any:
     total: Statistics | None = None
     for i, chunk in enumerate(chunks):
         part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
-        found = encoder.statistics(chunk, lam[part], shares[part], kept)
+        found = encoder.statistics(chunk, lam[part], shares[part], preserve_lams(chunk, len(lam[part]), kept))
         total = found if total is None else total + found
     assert total is not None
     return solve_sums(total)
@@ -274,7 +396,7 @@ def test_another_process_of_the_node_reads_the_tokens_and_mends_damaged_ones(tmp
     manifest = manifest_of(5)
     chunk, *_ = edit_chunks(manifest, config_of(tmp_path), KEY)
     node = Encoders(tmp_path, manifest, pipe)
-    arguments = [3.0] * 5, [resolved_shares(p) for p in manifest.professions], 2.0
+    arguments = [3.0] * 5, [resolved_shares(p) for p in manifest.professions], preserve_lams(chunk, 5, 2.0)
     first = node.new().statistics(chunk, *arguments).to_bytes()
     assert node.new().statistics(chunk, *arguments).to_bytes() == first
     assert node.asked == 1
@@ -310,8 +432,10 @@ def test_a_preserved_prompt_of_two_professions_counts_once(tmp_path: Path, pipe:
     node = Encoders(tmp_path, manifest, pipe)
     encoder, shares = node.new(), [resolved_shares(p) for p in manifest.professions]
     parts = [
-        encoder.statistics(first, [1.0] * CHUNK_PROFESSIONS, shares[:CHUNK_PROFESSIONS], 1.0),
-        encoder.statistics(second, [1.0] * 2, shares[CHUNK_PROFESSIONS:], 1.0),
+        encoder.statistics(
+            first, [1.0] * CHUNK_PROFESSIONS, shares[:CHUNK_PROFESSIONS], preserve_lams(first, CHUNK_PROFESSIONS, 1.0)
+        ),
+        encoder.statistics(second, [1.0] * 2, shares[CHUNK_PROFESSIONS:], preserve_lams(second, 2, 1.0)),
     ]
     found = [record.source for part in parts for record in part.preserved]
     assert sorted(found) == sorted(preserved_prompts(manifest, config))
