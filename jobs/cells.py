@@ -14,7 +14,8 @@ from time_ops.prompts import augment
 
 __all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "iter_audit_cells", "shards_of"]
 
-Kind = Literal["audit", "calibration", "explicit", "control"]
+Kind = Literal["audit", "explicit", "control"]
+Stream = Literal["audit", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Cell:
         prompt: as rendered.
         images: how many.
         label: the label that an explicit prompt names.
+        stream: the family of its seeds.
+        first: index of its first image.
     """
 
     kind: Kind
@@ -36,11 +39,8 @@ class Cell:
     prompt: str
     images: int
     label: str | None = None
-
-    @property
-    def stream(self) -> str:
-        """The family of its seeds."""
-        return "calibration" if self.kind == "calibration" else "audit"
+    stream: Stream = "audit"
+    first: int = 0
 
 
 def audit_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
@@ -50,7 +50,10 @@ def audit_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
 
 def iter_audit_cells(manifest: Manifest, config: RunConfig) -> Iterator[Cell]:
     """The same, one after the other."""
-    yield from _profession_cells(manifest, config.wordings.audit, "audit", config.images_per_cell)
+    for profession in manifest.professions:
+        for wording in config.wordings.audit:
+            prompt = augment(wording, profession.source)
+            yield Cell("audit", profession.name, wording, prompt, config.images_per_cell)
     for profession in manifest.professions:
         for destination in profession.destinations:
             # In an audit wording: the edit preserves these prompts in its own wordings, where holding proves little.
@@ -60,16 +63,34 @@ def iter_audit_cells(manifest: Manifest, config: RunConfig) -> Iterator[Cell]:
         yield Cell("control", prompt, prompt, prompt, config.control_images)
 
 
-def calibration_cells(manifest: Manifest, config: RunConfig) -> list[Cell]:
-    """The cells on which candidate strengths are tried."""
-    images = config.strength.images_per_cell
-    return list(_profession_cells(manifest, config.wordings.calibration, "calibration", images))
+def calibration_cells(
+    manifest: Manifest, config: RunConfig, number: int, active: Sequence[bool] | None = None
+) -> Iterator[Cell]:
+    """The cells of one round of the calibration: professions x wordings with some explicit prompts, then controls.
 
+    No two rounds share an image. Explicit prompts take turns through the wordings.
 
-def _profession_cells(manifest: Manifest, wordings: Sequence[str], kind: Kind, images: int) -> Iterator[Cell]:
-    for profession in manifest.professions:
+    Args:
+        manifest: the run's.
+        config: its configuration.
+        number: of the round, from 1.
+        active: for each profession, whether it takes part; None: all do.
+    """
+    search, wordings = config.calibration, config.wordings.calibration
+
+    def cell(kind: Kind, subject: str, wording: str, prompt: str, images: int, label: str | None = None) -> Cell:
+        return Cell(kind, subject, wording, prompt, images, label, "calibration", (number - 1) * images)
+
+    for place, profession in enumerate(manifest.professions):
+        if active is not None and not active[place]:
+            continue
         for wording in wordings:
-            yield Cell(kind, profession.name, wording, augment(wording, profession.source), images)
+            yield cell("audit", profession.name, wording, augment(wording, profession.source), search.images)
+        for destination in profession.destinations if search.explicit_images else ():
+            prompt = augment(wordings[(number + place) % len(wordings)], destination.prompt)
+            yield cell("explicit", profession.name, prompt, prompt, search.explicit_images, destination.label)
+    for prompt in config.controls if search.control_images else ():
+        yield cell("control", prompt, prompt, prompt, search.control_images)
 
 
 def check_held_out(manifest: Manifest, config: RunConfig) -> None:
@@ -85,7 +106,7 @@ def check_held_out(manifest: Manifest, config: RunConfig) -> None:
     }
     seen |= {
         augment(wording, destination.prompt).casefold()
-        for wording in config.wordings.edit
+        for wording in (*config.wordings.edit, *config.wordings.calibration)
         for profession in manifest.professions
         for destination in profession.destinations
     }
@@ -102,8 +123,9 @@ def cut_cell(cell: Cell, recipe: Recipe, operator: str, config: RunConfig, *, pi
     """The shards of one cell: fixed blocks of `shard_images`, so that more images only append blocks."""
     block = config.shard_images
     shards = []
-    for first in range(0, cell.images, block):
-        count = min(block, cell.images - first)
+    end = cell.first + cell.images
+    for first in range(cell.first, end, block):
+        count = min(block, end - first)
         kept = config.pictures.of_shard(first, count) if pictures else 0
         shards.append(
             ShardSpec(

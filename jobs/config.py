@@ -23,12 +23,12 @@ from pydantic_settings import (
 from jobs.errors import ConfigError
 
 __all__ = [
+    "CalibrationConfig",
     "GatesConfig",
     "PreserveConfig",
     "RunConfig",
     "SamplerConfig",
     "StorageConfig",
-    "StrengthConfig",
     "WordingsConfig",
     "WorkersConfig",
     "load_config",
@@ -44,18 +44,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DEFAULT_EDIT_WORDINGS = (
+    "{source}",
+    "A photo of {source}",
+    "An image of {source}",
+    "A picture of {source}",
+    "A portrait of {source}",
+    "A drawing of {source}",
+    "A sketch of {source}",
+    "A close-up of {source}",
+    "A poster of {source}",
+    "A cartoon of {source}",
+    "{source} smiling",
+    "{source} at night",
+    "{source} outdoors",
+    "{source} in the rain",
+    "{source} in the snow",
+)
+
+
 class WordingsConfig(Section):
     """Prompt templates; `{source}` is the manifest's source prompt. Audit prompts overlap neither of the others'."""
 
     edit: tuple[Template, ...] = Field(
-        ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}"),
+        DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that the edit itself is solved on",
+        description="wordings that the edit itself is solved on; the more they differ, the better it carries over",
     )
     calibration: tuple[Template, ...] = Field(
-        ("A photo of {source}", "A picture of {source}"),
+        DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that candidates are audited on while strengths are sought",
+        description="wordings that candidates are audited on; those that the edit has too get shares of their own",
     )
     audit: tuple[Template, ...] = Field(
         (
@@ -105,28 +124,29 @@ class PreserveConfig(Section):
     )
 
 
-class StrengthConfig(Section):
-    """How strong the edits are where the manifest fixes no `lam`.
+class CalibrationConfig(Section):
+    """The search for lambdas and shares that the manifest leaves open, see `time_ops.calibration`.
 
-    The sweep audits one scalar for all such professions, from the weak side, and takes the weakest edit that
-    reaches the target. It is given in units of the edit's own scale, the median spectral norm of `B_p`, at which
-    an edit begins to bite whatever the text encoder.
+    Lambdas are in units of the edit's own scale, the median spectral norm of `B_p`, at which an edit begins to bite
+    whatever the text encoder.
     """
 
-    sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1.0, 0.1, 0.01, 0.001), min_length=1, description="candidate lambdas, in units of the scale, weakest first"
-    )
-    delta_within: Probability = Field(
-        0.2, description="a candidate suffices when its Delta within calibration wordings is at most this"
-    )
-    images_per_cell: int = Field(10, ge=1, description="images per profession and calibration wording, per candidate")
+    lam: float = Field(0.2, gt=0, description="where open lambdas start")
+    least_lam: float = Field(0.02, gt=0, description="the smallest, and so the strongest edit, that is tried")
+    images: int = Field(4, ge=1, description="images per profession and calibration wording, per round")
+    explicit_images: int = Field(1, ge=0, description="images per explicit prompt, per round")
+    control_images: int = Field(4, ge=0, description="images per control, per round")
+    base_rounds: int = Field(4, ge=1, description="most rounds that look for professions balanced without an edit")
+    search_rounds: int = Field(6, ge=1, description="most rounds that move all professions at once")
+    verify_rounds: int = Field(4, ge=1, description="most rounds that decide, on new images, what the search found")
+    tolerance: float = Field(0.1, gt=0, lt=1, description="a share this near to its target is on target")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of each decision on one profession")
 
-    @field_validator("sweep")
-    @classmethod
-    def _weakest_first(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if list(value) != sorted(set(value), reverse=True):
-            raise ValueError("list each candidate once, largest lambda (the weakest edit) first")
-        return value
+    @model_validator(mode="after")
+    def _ordered(self) -> CalibrationConfig:
+        if self.least_lam > self.lam:
+            raise ValueError("least_lam must not be larger than lam, where the search starts")
+        return self
 
 
 class SamplerConfig(Section):
@@ -260,7 +280,7 @@ class RunConfig(BaseSettings):
     control_images: int = Field(50, ge=1, description="audit images per control and variant")
     shard_images: int = Field(50, ge=1, description="images in one shard; never derived, so that shards stay the same")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    strength: StrengthConfig = Field(default_factory=StrengthConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     gates: GatesConfig = Field(default_factory=GatesConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
@@ -301,7 +321,6 @@ class RunConfig(BaseSettings):
             "images_per_cell": self.images_per_cell,
             "explicit_images": self.explicit_images,
             "control_images": self.control_images,
-            "strength.images_per_cell": self.strength.images_per_cell,
         }
         odd = [f"{name} ({n})" for name, n in cells.items() if n % self.shard_images and n > self.shard_images]
         if odd:

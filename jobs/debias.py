@@ -1,4 +1,4 @@
-"""The main job: base audit, strengths, one solve, edited audit, checkpoint, report.
+"""The main job: base audit, calibration, one solve, edited audit, checkpoint, report.
 
 python -m jobs.debias CONFIG.yaml --set key=value      # under `ray job submit`, or on the head node
 evenhand debias CONFIG.yaml                            # the same
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
 from rich.console import Console
 
 from jobs import export
+from jobs.calibrating import Calibrated, calibrate
 from jobs.card import model_card
-from jobs.cells import audit_cells, calibration_cells, cut_cell
+from jobs.cells import audit_cells, cut_cell
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
 from jobs.identity import made_on, provenance_of
@@ -26,12 +26,11 @@ from jobs.report.junit import junit_xml
 from jobs.report.page import render
 from jobs.report.schema import Cost, Report
 from jobs.report.terminal import summary_table
-from jobs.results import AuditResult, EditedProfession, evaluate, label_counts, sentence
+from jobs.results import AuditResult, EditedProfession, evaluate, sentence
 from jobs.session import Session, open_session
 from jobs.shards import BASE, ShardSpec
-from jobs.strength import Candidate, calibration_parquet, choose, rounds_for_report, sweep
 from jobs.tally import Tallies, TallyTask
-from manifests import resolved_shares, resolved_targets
+from manifests import resolved_targets
 from time_ops import EditOperator
 
 __all__ = ["Outcome", "debias", "main"]
@@ -64,10 +63,6 @@ class _Job:
         self.session, self.console = session, console
         self.config, self.manifest, self.folder = session.config, session.manifest, session.folder
         self.labels = list(self.config.attribute)
-        self.names = [p.name for p in self.manifest.professions]
-        self.targets = np.array(
-            [[resolved_targets(p, self.labels)[label] for label in self.labels] for p in self.manifest.professions]
-        )
         self.cells = audit_cells(self.manifest, self.config)
         self.texts = session.texts()
 
@@ -75,9 +70,8 @@ class _Job:
         """All steps."""
         config, session = self.config, self.session
         session.generate(self.cells, None, "base audit")
-        tried, chosen, shares = self._strengths()
-        operator = chosen.operator
-        self.folder.put("calibration.parquet", calibration_parquet(tried, self.names, self.labels, shares))
+        found = calibrate(session, self.texts)
+        operator, chosen = found.operator, found.candidate
         self.folder.put("operator.safetensors", operator.to_bytes())
         session.generate(self.cells, operator, "edited audit")
         session.reporter.say("labelling and counting")
@@ -88,45 +82,24 @@ class _Job:
                 p.name,
                 p.source,
                 resolved_targets(p, self.labels),
-                chosen.lam[i],
-                {d.prompt: float(s) for d, s in zip(p.destinations, shares[i], strict=True)},
+                float(chosen.lam[i]),
+                # Means over the wordings; calibration.parquet and the operator hold each.
+                {d.prompt: float(s) for d, s in zip(p.destinations, chosen.shares[i].mean(axis=0), strict=True)},
             )
             for i, p in enumerate(self.manifest.professions)
         ]
         result = evaluate(tallies, professions, self.labels, list(config.wordings.audit), config.gates, config.seed)
-        report = self._report(result, tallies, tried, operator)
+        report = self._report(result, tallies, found)
         self._publish(report, operator)
         return self._finish(report)
-
-    def _strengths(self) -> tuple[list[Candidate], Candidate, list[tuple[float, ...]]]:
-        """Sweep where the manifest leaves a lambda open."""
-        config, professions = self.config, self.manifest.professions
-        shares = [resolved_shares(p) for p in professions]
-        solver = self.session.solver()
-        cells = calibration_cells(self.manifest, config)
-        wordings = config.wordings.calibration
-
-        def audit(operator: EditOperator, name: str) -> np.ndarray:
-            self.session.generate(cells, operator, name, pictures=False)
-            tasks = self.session.tasks(cells)
-            tallies = self.session.tally(tasks, {"edited": operator.digest}, self.texts, written=False)
-            counts = [label_counts(t.codes[0], len(self.labels)) for t in tallies]
-            return np.array(counts).reshape(len(professions), len(wordings), len(self.labels) + 1)
-
-        fixed = [p.lam for p in professions]
-        relatives = config.strength.sweep if any(f is None for f in fixed) else (1.0,)
-        enough = config.strength.delta_within
-        scale = solver.scale if any(f is None for f in fixed) else 1.0
-        tried = sweep(relatives, scale, fixed, solver.solve, audit, self.targets, enough)
-        return tried, choose(tried, enough), shares
 
     def _report(
         self,
         result: AuditResult,
         tallies: Tallies,
-        tried: Sequence[Candidate],
-        operator: EditOperator,
+        found: Calibrated,
     ) -> Report:
+        operator = found.operator
         digests = (BASE, operator.digest)
 
         def first_shards(task: TallyTask) -> list[ShardSpec]:
@@ -150,6 +123,7 @@ class _Job:
             professions=result.professions,
             controls=result.controls,
             margin_sweep=result.margin_sweep,
+            calibration=found.section,
             pictures=pictures,
             cost=Cost(
                 wall_s=round(time.monotonic() - self.session.started, 2),
@@ -160,7 +134,6 @@ class _Job:
                 shards=spent.shards,
                 shards_reused=spent.reused,
                 shards_failed=len(spent.failed),
-                rounds=rounds_for_report(tried),
             ),
             provenance={
                 **provenance_of(self.config, self.session.probe, self.session.recipe),

@@ -53,18 +53,28 @@ _LOSSLESS_UP_TO_PX = 128
 
 
 @dataclass(frozen=True)
+class _Round:
+    """A round of the calibration that was made already; see `jobs.cells.calibration_cells`."""
+
+    number: int
+    operator: str
+    active: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class _Stage:
     """One variant to generate.
 
     Attributes:
         operator: the edit's digest; None where it is not known yet.
-        rounds: how often, each time under another operator.
+        made: the round of the calibration that it is; None: the audit, or rounds that are still to be made.
+        rounds: how many of those, at most, each under another operator; None: the audit.
     """
 
     name: str
-    calibration: bool
     operator: str | None
-    rounds: int = 1
+    made: _Round | None = None
+    rounds: int | None = None
 
 
 @dataclass
@@ -86,11 +96,11 @@ class _Earlier:
     """What a run's folder knows already.
 
     Attributes:
-        rounds: operators of the calibration's rounds; None where it has not ended.
-        operator: the chosen one.
+        rounds: the calibration's, as far as it came.
+        operator: the chosen one; None where calibration has not ended.
     """
 
-    rounds: tuple[str, ...] | None = None
+    rounds: tuple[_Round, ...] = ()
     operator: str | None = None
     note: str | None = None
 
@@ -135,13 +145,12 @@ class _Planner:
         self.width = width or 512
         self.shard_bytes = cache(self._shard_bytes)
         self.samples: list[str] = []
+        self.counts: dict[tuple[_Round | None, bool], _Count] = {}
+        self.bytes = 0
 
     def plan(self, rate: float | None, workers: int | None, checkpoint_bytes: int) -> Plan:
         earlier = self._earlier()
-        audit, calibration = self._count(calibration=False), self._count(calibration=True)
-        stages = [
-            self._stage_plan(stage, calibration if stage.calibration else audit) for stage in self._stages(earlier)
-        ]
+        stages = [self._stage_plan(stage) for stage in self._stages(earlier)]
         found_rate = RateEstimate(images_per_s=rate, source="given") if rate else self._measured_rate()
         if found_rate.images_per_s:
             stages = [_timed(stage, found_rate.images_per_s, workers) for stage in stages]
@@ -156,7 +165,7 @@ class _Planner:
             shards=sum(s.shards for s in stages),
             images_to_make=sum(s.images_to_make for s in stages),
             shards_to_make=sum(s.shards_to_make for s in stages),
-            storage=self._storage(audit, calibration, stages, checkpoint_bytes),
+            storage=self._storage(stages, checkpoint_bytes),
             rate=found_rate,
             workers=workers,
             worker_hours=None if worker_s is None else worker_s / 3600,
@@ -172,34 +181,43 @@ class _Planner:
 
     # Cells and shards
 
-    def _cells(self, *, calibration: bool) -> Iterable[Cell]:
-        cells = calibration_cells if calibration else iter_audit_cells
-        return cells(self.manifest, self.config)
-
-    def _specs(self, operator: str, *, calibration: bool) -> Iterator[ShardSpec]:
-        cells = self._cells(calibration=calibration)
-        return shards_of(cells, self.recipe, operator, self.config, pictures=not calibration)
-
-    def _count(self, *, calibration: bool) -> _Count:
-        count = _Count()
-        for spec in self._specs(BASE, calibration=calibration):
-            count.add(spec.count, self.shard_bytes(spec.count, spec.pictures))
-        return count
+    def _specs(self, stage: _Stage) -> Iterator[ShardSpec]:
+        """Its shards, those of one round where there are several."""
+        cells: Iterable[Cell]
+        if stage.made is not None:
+            cells = calibration_cells(self.manifest, self.config, stage.made.number, stage.made.active)
+        elif stage.rounds is not None:
+            cells = calibration_cells(self.manifest, self.config, 1)
+        else:
+            cells = iter_audit_cells(self.manifest, self.config)
+        pictures = stage.made is None and stage.rounds is None
+        return shards_of(cells, self.recipe, stage.operator or BASE, self.config, pictures=pictures)
 
     def _stages(self, earlier: _Earlier) -> Iterator[_Stage]:
-        yield _Stage("base audit", False, BASE)
-        if earlier.rounds is not None:
-            for number, operator in enumerate(earlier.rounds, start=1):
-                yield _Stage(f"calibration round {number}", True, operator)
-        else:
-            free = any(p.lam is None for p in self.manifest.professions)
-            rounds = len(self.config.strength.sweep) if free else 1
-            at_most = f"at most {rounds} rounds" if rounds > 1 else "1 round"
-            yield _Stage(f"calibration, {at_most}", True, None, rounds)
-        yield _Stage("edited audit", False, earlier.operator)
+        yield _Stage("base audit", BASE)
+        for made in earlier.rounds:
+            yield _Stage(f"calibration round {made.number}", made.operator, made)
+        if earlier.operator is None and any(p.lam is None for p in self.manifest.professions):
+            search = self.config.calibration
+            left = search.base_rounds + search.search_rounds + search.verify_rounds - len(earlier.rounds)
+            more = "more " if earlier.rounds else ""
+            if left > 0:
+                yield _Stage(f"calibration, at most {left} {more}rounds", None, rounds=left)
+        yield _Stage("edited audit", earlier.operator)
 
-    def _stage_plan(self, stage: _Stage, count: _Count) -> StagePlan:
-        rounds = stage.rounds
+    def _count(self, stage: _Stage) -> _Count:
+        """Of one round; the base's and the edited audit's are the same."""
+        place = stage.made, stage.rounds is None
+        if place not in self.counts:
+            count = self.counts[place] = _Count()
+            for spec in self._specs(stage):
+                count.add(spec.count, self.shard_bytes(spec.count, spec.pictures))
+        return self.counts[place]
+
+    def _stage_plan(self, stage: _Stage) -> StagePlan:
+        rounds = 1 if stage.rounds is None else stage.rounds
+        count = self._count(stage)
+        self.bytes += rounds * count.bytes
         plan = StagePlan(
             name=stage.name,
             rounds_at_most=rounds,
@@ -212,7 +230,7 @@ class _Planner:
         )
         if stage.operator is None:
             return plan
-        wanted = {spec.object_key: spec.count for spec in self._specs(stage.operator, calibration=stage.calibration)}
+        wanted = {spec.object_key: spec.count for spec in self._specs(stage)}
         found = stored_keys(self.store, wanted)
         if len(self.samples) < _SAMPLED_SHARDS:
             # In the order of their digests, which is no order at all: a fair sample of prompts and of workers.
@@ -242,14 +260,19 @@ class _Planner:
             )
         return _Earlier(self._calibrated(), self._chosen())
 
-    def _calibrated(self) -> tuple[str, ...] | None:
+    def _calibrated(self) -> tuple[_Round, ...]:
         try:
             data = self.store.get(f"runs/{self.run}/calibration.parquet")
-            rows = pq.read_table(pa.BufferReader(data), columns=["round", "operator"]).to_pylist()
+            rows = pq.read_table(pa.BufferReader(data), columns=["round", "operator", "active"]).to_pylist()
         except (ObjectMissing, pa.ArrowException, KeyError):
-            return None
-        rounds = {int(row["round"]): str(row["operator"]) for row in rows}
-        return tuple(rounds[number] for number in sorted(rounds))
+            return ()
+        rounds: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            rounds.setdefault(int(row["round"]), []).append(row)
+        return tuple(
+            _Round(number, str(of_round[0]["operator"]), tuple(bool(row["active"]) for row in of_round))
+            for number, of_round in sorted(rounds.items())
+        )
 
     def _chosen(self) -> str | None:
         try:
@@ -280,14 +303,11 @@ class _Planner:
             per_px = _LOSSLESS_BYTES_PER_PX if lossless else _WEBP_BYTES_PER_PX
         return round(per_px * sampler.height * sampler.width)
 
-    def _storage(
-        self, audit: _Count, calibration: _Count, stages: Sequence[StagePlan], checkpoint_bytes: int
-    ) -> StorageEstimate:
-        rounds = sum(s.rounds_at_most for s in stages[1:-1])
-        total = 2 * audit.bytes + rounds * calibration.bytes
+    def _storage(self, stages: Sequence[StagePlan], checkpoint_bytes: int) -> StorageEstimate:
+        total = self.bytes
         images = sum(s.images for s in stages)
         to_make = sum(s.images_to_make for s in stages)
-        pictures = 2 * sum(spec.pictures for spec in self._specs(BASE, calibration=False))
+        pictures = 2 * sum(spec.pictures for spec in self._specs(_Stage("base audit", BASE)))
         per_picture = self._picture_bytes()
         return StorageEstimate(
             shards_bytes=total,

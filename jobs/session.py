@@ -72,18 +72,16 @@ class Session:
     ) -> None:
         """Make, or find, all shards of these cells under an operator, or of the base model."""
         digest = BASE if operator is None else operator.digest
-
-        def shards() -> Iterator[ShardSpec]:
-            return shards_of(cells, self.recipe, digest, self.config, pictures=pictures)
-
-        def noted() -> Iterator[ShardSpec]:
-            for spec in shards():
-                self.used.append(spec.digest)
-                yield spec
-
-        counts = [spec.count for spec in shards()]
+        specs = shards_of(cells, self.recipe, digest, self.config, pictures=pictures)
+        counts = [spec.count for spec in specs]
         with self.reporter.stage(stage, sum(counts)) as advance:
-            self.spent += self.pool.run(noted(), operator, advance, len(counts))
+            self.spent += self.pool.run(self.use(cells, digest, pictures=pictures), operator, advance, len(counts))
+
+    def use(self, cells: Sequence[Cell], digest: str, *, pictures: bool = True) -> Iterator[ShardSpec]:
+        """The shards of these cells; the run rests on those that are taken from here."""
+        for spec in shards_of(cells, self.recipe, digest, self.config, pictures=pictures):
+            self.used.append(spec.digest)
+            yield spec
 
     def solver(self) -> Solver:
         """What solves the manifest's edits."""

@@ -38,10 +38,10 @@ from jobs.config import RunConfig
 from jobs.dispatch import LOST
 from jobs.errors import ClusterError
 from jobs.remote import fetch
-from jobs.strength import scale_of
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
+from time_ops.calibration import scale_of
 from time_ops.prompts import augment
 from time_ops.rows import TokenRows, checked_blends, encode_rows
 from time_ops.solver import check_lams
@@ -283,7 +283,7 @@ class Solver:
 
     @cached_property
     def scale(self) -> float:
-        """The lambda at which edits begin to bite, see `jobs.strength.scale_of`. Raises as `solve`."""
+        """The lambda at which edits begin to bite, see `time_ops.calibration.scale_of`. Raises as `solve`."""
         calls = [(chunk,) for chunk in self._chunks]
         norms = self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
         return scale_of([norm for of_chunk in norms for norm in of_chunk])

@@ -38,7 +38,19 @@ from time_ops.ratios import rms_deviation
 from time_ops.response import Observed, fit_response
 from time_ops.sequences import confidence_sequence
 
-__all__ = ["Calibration", "Candidate", "Limits", "Measured", "Outcome", "Profession", "Rules", "State", "loss"]
+__all__ = [
+    "Calibration",
+    "Candidate",
+    "Limits",
+    "Measured",
+    "Outcome",
+    "Phase",
+    "Profession",
+    "Rules",
+    "State",
+    "loss",
+    "scale_of",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -180,6 +192,19 @@ class Outcome:
     images: int
 
 
+def scale_of(norms: Sequence[float]) -> float:
+    """The lambda at which edits begin to bite: the median over edits of B_p's spectral norm, B_p = sum (c* - c) c^T.
+
+    On the weak side A - I is about B_p / lam, so this carries over between text encoders, where the spectrum of
+    sum c c^T, ruled by tokens that all prompts share, does not. Edits that change nothing do not count.
+
+    Args:
+        norms: of each edit, see `time_ops.rows.TokenRows.norms`.
+    """
+    positive = [n for n in norms if n > 0]
+    return float(np.median(positive)) if positive else 1.0
+
+
 def loss(found: Measured, base: Measured, targets: Floats, limits: Limits) -> float:
     """The objective; see the module. 0 is perfect, an unedited model that is wholly biased has 1.
 
@@ -215,10 +240,15 @@ class Calibration:
         professions: P of them, in the manifest's order.
         wordings: W, the number of calibration wordings.
         rules: budget and stopping rule.
+        unedited: places of wordings that the edit itself has not: they have no shares of their own, and follow the
+            mean of the others'.
     """
 
-    def __init__(self, professions: Sequence[Profession], wordings: int, rules: Rules) -> None:
+    def __init__(
+        self, professions: Sequence[Profession], wordings: int, rules: Rules, unedited: Sequence[int] = ()
+    ) -> None:
         self.professions, self.wordings, self.rules = tuple(professions), wordings, rules
+        self._unedited_wordings = list(unedited)
         self.targets = np.array([p.target for p in professions], dtype=np.float64)
         self.trials: list[tuple[Candidate, Measured]] = []
         # [P, L]: labels that some destination of the profession stands for.
@@ -260,11 +290,11 @@ class Calibration:
         return self._verified(verify, editable)
 
     @property
-    def best(self) -> Candidate | None:
-        """The candidate to go on with; None where nothing was tried: all is fixed, or balanced."""
+    def best(self) -> Candidate:
+        """The candidate to go on with. Where nothing was tried, as all is fixed or balanced, what there is to solve."""
         tried = self._phase("verify") or self._phase("search")
         if not tried:
-            return None
+            return self._moved("search", np.zeros(len(self.professions), dtype=bool))
         by_edit: dict[bytes, tuple[Candidate, Measured]] = {}
         for candidate, found in tried:
             key = _edit_key(candidate)
@@ -273,6 +303,11 @@ class Calibration:
         least = min(value for value, _ in losses)
         equal = [candidate for value, candidate in losses if value <= least + _SAME]
         return max(equal, key=lambda c: float(np.log(c.lam[np.isfinite(c.lam)]).sum()))
+
+    def chosen_rounds(self) -> frozenset[int]:
+        """Numbers of the rounds that tried the edit of `best`."""
+        key = _edit_key(self.best)
+        return frozenset(c.number for c, _ in self.trials if c.phase != "base" and _edit_key(c) == key)
 
     def loss(self, found: Measured) -> float:
         """The objective of what was found, beside this search's base."""
@@ -296,8 +331,7 @@ class Calibration:
         """How each profession ended."""
         spent = sum((found.tallies.sum(axis=(1, 2)) for _, found in self.trials), np.zeros(len(self._free), np.int64))
         best, balanced = self.best, self.balanced()
-        key = None if best is None else _edit_key(best)
-        final = self._sum([t for t in self._phase("verify") if _edit_key(t[0]) == key])
+        final = self._sum([t for t in self._phase("verify") if _edit_key(t[0]) == _edit_key(best)])
         on, off = self._decided(final)
         share, n = _shares(final)
         outcomes = []
@@ -314,7 +348,7 @@ class Calibration:
                 state, reason = State.BALANCED, "on target without an edit; its prompts are preserved"
             elif on[p]:
                 state, reason = State.ON_TARGET, seen
-            elif best is not None and self._at_its_end(best)[p]:
+            elif self._at_its_end(best)[p]:
                 state, reason = State.UNREACHABLE, f"{seen}, with shares and lambda at their ends"
             else:
                 state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds are used up"
@@ -374,7 +408,14 @@ class Calibration:
         wanted = self._wanted([(self._asked(c), m) for c, m in edited])
         step = asked + _DAMPING * (wanted - asked)
         lam = self._strengthened(last, found, step)
-        return self._round(phase, lam, self._blends(np.clip(step, _END, 1 - _END)), active)
+        return self._round(phase, lam, self._blends(self._tied(np.clip(step, _END, 1 - _END))), active)
+
+    def _tied(self, asked: Floats) -> Floats:
+        """Wordings that the edit has not follow the mean of those that it has; of all, where it has none."""
+        edited = [w for w in range(self.wordings) if w not in self._unedited_wordings] or list(range(self.wordings))
+        tied = asked.copy()
+        tied[:, self._unedited_wordings] = asked[:, edited].mean(axis=1, keepdims=True)
+        return tied
 
     # Shares: [P, W, L] by label here, by destination in candidates
 

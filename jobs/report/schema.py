@@ -217,7 +217,6 @@ class Cost(Figure):
     shards: int
     shards_reused: int
     shards_failed: int
-    rounds: list[dict[str, float | int | str | None]] = Field(default_factory=list, description="the strength search")
 
 
 class Report(Figure):

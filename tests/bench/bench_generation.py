@@ -168,7 +168,6 @@ def engine_config(settings: Settings, url: str) -> RunConfig:
             "images_per_cell": settings.batch_size,
             "explicit_images": settings.batch_size,
             "control_images": settings.batch_size,
-            "strength": {"images_per_cell": settings.batch_size},
             "workers": {"count": settings.processes, "num_cpus": settings.threads},
         }
     )

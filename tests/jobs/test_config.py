@@ -35,7 +35,7 @@ def test_every_fault_is_named_at_once() -> None:
         ("images_per_cell: 75\nshard_images: 50", "multiple of shard_images"),
         ("attribute: {female: ['a photo of a female {profession}']}", "two labels"),
         ("run: ../elsewhere", "run"),
-        ("strength: {sweep: [0.1, 1.0]}", "weakest"),
+        ("calibration: {lam: 0.1, least_lam: 0.2}", "must not be larger"),
         ("- a\n- b", "mapping"),
         ("a: [", "not YAML"),
     ],

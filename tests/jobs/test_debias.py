@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 import uuid
@@ -67,13 +68,15 @@ def settings_of(cluster: local.LocalCluster, output: str) -> dict[str, Any]:
         "output": output,
         "run": "test",
         "wordings": WORDINGS,
+        # The empty prompt is left to move, so that a checkpoint or an audit that forgot to transform it would be seen.
+        "preserve": {"prompts": []},
         "controls": ["a photo of a tree"],
         "images_per_cell": 6,
         "explicit_images": 3,
         "control_images": 3,
         "shard_images": 3,
         "sampler": {"steps": 5, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
-        "strength": {"sweep": [1.0, 0.01], "images_per_cell": 3, "delta_within": 0.0},
+        "calibration": {"images": 3, "base_rounds": 1, "search_rounds": 2, "verify_rounds": 1},
         "pictures": {"per_cell": 4, "format": "png"},
     }
 
@@ -158,8 +161,33 @@ def test_report_and_image_rows_tell_the_same(finished: Run) -> None:
             assert counts.labels == {g: sum(r["label"] == g for r in mine) for g in ("female", "male")}
             assert counts.undetermined == sum(r["label"] == "undetermined" for r in mine)
             assert counts.n + counts.undetermined + counts.failed == 12
-    assert report.cost.images == 2 * cells + 2 * 9
+    # A round draws three images of each profession, two explicit prompts of each, four images of the control.
+    rounds = [len(PROFESSIONS) * (3 + 2) + 4] * 4
+    assert report.calibration is not None
+    assert [r.images for r in report.calibration.rounds] == rounds
+    assert report.cost.images == 2 * cells + sum(rounds)
     assert report.cost.shards_failed == 0
+
+
+def test_calibration_is_told_round_by_round(finished: Run) -> None:
+    found = finished.report.calibration
+    assert found is not None
+    rows = pq.read_table(io.BytesIO(finished.store.get(f"{finished.folder}/calibration.parquet"))).to_pylist()
+    assert [(r["round"], r["phase"], r["profession"]) for r in rows] == [
+        (i + 1, phase, name) for i, phase in enumerate(("base", "search", "search", "verify")) for name in PROFESSIONS
+    ]
+    assert [math.isinf(r["lam"]) for r in rows] == [r["phase"] == "base" for r in rows]
+    assert all(r["determined"] + r["undetermined"] == r["images"] == 3 for r in rows)
+    operator = finished.report.provenance["operator"]
+    # What is verified is the last thing found, and that is what the run went on with.
+    assert {r["operator"] for r in rows if r["phase"] == "verify"} == {operator}
+    assert [r.chosen for r in found.rounds][-1]
+    assert not found.rounds[0].chosen
+    for item, person in zip(found.professions, finished.report.professions, strict=True):
+        assert item.images == 12
+        assert [s.round for s in item.steps] == [2, 3, 4]
+        assert item.steps[-1].shares == person.shares
+        assert item.steps[-1].lam == person.lam
 
 
 def test_complete_names_every_shard_that_the_report_rests_on(finished: Run) -> None:

@@ -110,7 +110,7 @@ class Run:
 
     @classmethod
     def at(cls, server: Server, folder: Path, **keys: Any) -> Run:
-        write_manifest(manifest("nurse", "CEO", "mechanic", lam=500.0), folder / "m.parquet")
+        write_manifest(manifest("nurse", "CEO", "mechanic"), folder / "m.parquet")
         values = {
             "manifest": str(folder / "m.parquet"),
             "model": str(PIPELINE_PATH),
@@ -128,7 +128,7 @@ class Run:
             "control_images": 3,
             "shard_images": 3,
             "sampler": {"steps": 12, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
-            "strength": {"images_per_cell": 3},
+            "calibration": {"images": 3, "base_rounds": 1, "search_rounds": 2, "verify_rounds": 1},
             "pictures": {"per_cell": 2, "format": "png"},
         }
         config = load_config(flags=values | keys)

@@ -21,19 +21,20 @@ from jobs import plan as planning
 from jobs.cells import audit_cells, calibration_cells, shards_of
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
+from jobs.evidence import Trial, evidence_bytes
 from jobs.generator import encode_picture
 from jobs.identity import identity_of, recipe_of
 from jobs.plan import make_plan, stored_keys
 from jobs.plan_schema import Plan
 from jobs.plan_text import plan_text
 from jobs.shards import BASE, Shard, ShardSpec
-from jobs.strength import Candidate, calibration_parquet
 from jobs.worker import AuditWorker
 from manifests import manifest_bytes
 from manifests.schema import SCHEMA
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
 from time_ops import EditOperator
+from time_ops.calibration import Candidate, Measured
 
 ROOT = Path(__file__).parents[2]
 LIMIT_MB = 300
@@ -47,13 +48,17 @@ SETTINGS = (
     "explicit_images=2",
     "control_images=2",
     'controls=["a photo of a cat"]',
-    "strength={images_per_cell: 4, sweep: [1.0, 0.1]}",
+    'wordings.calibration=["A photo of {source}", "A picture of {source}"]',
+    "calibration={images: 4, explicit_images: 1, control_images: 4}",
+    "calibration={base_rounds: 1, search_rounds: 1, verify_rounds: 1}",
     "pictures.per_cell=0",
 )
 # By hand: 2 professions x 2 wordings x 8 images in blocks of 4; 4 explicit prompts and 1 control, 2 images each.
 AUDIT = {"shards": 2 * 2 * 2 + 4 + 1, "images": 2 * 2 * 8 + 4 * 2 + 2}
-# 2 professions x 2 calibration wordings x 4 images, twice.
-CALIBRATION = {"shards": 2 * 4, "images": 2 * 16}
+# A round: 2 professions x 2 calibration wordings x 4 images, 4 explicit prompts once, 1 control 4 times.
+ROUND = {"shards": 4 + 4 + 1, "images": 16 + 4 + 4}
+ROUNDS = 3
+CALIBRATION = {"shards": ROUNDS * ROUND["shards"], "images": ROUNDS * ROUND["images"]}
 
 
 def configured(folder: Path, output: str, *assignments: str) -> RunConfig:
@@ -104,20 +109,38 @@ def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -
     identity = identity_of(config, MANIFEST, recipe)
     assert half.run == f"run-{identity[:16]}"
     operator = EditOperator(torch.eye(4))
-    counts = np.ones((2, 2, 3), np.int64)
-    tried = [Candidate(1.0, (1.0, 1.0), operator, counts, 0.1, 0.1, 0.1, 16)]
+    measured = Measured(np.ones((2, 2, 3), np.int64))
+    lone = np.array([False, True])
+    tried = [
+        Trial(Candidate(1, "base", np.ones(2), (np.ones((2, 2)),) * 2, np.ones(2, bool), 0), measured, BASE),
+        Trial(Candidate(2, "search", np.ones(2), (np.ones((2, 2)),) * 2, lone, 4), measured, operator.digest),
+    ]
     folder = store.sub(f"runs/{half.run}")
     folder.put("run.json", json.dumps({"identity": identity}).encode())
-    folder.put("calibration.parquet", calibration_parquet(tried, ["nurse", "carpenter"], ["female"], [[1.0]] * 2))
+    folder.put("calibration.parquet", evidence_bytes(tried, MANIFEST, ["female", "male"]))
+    going_on = make_plan(config)
+    assert [(s.name, s.rounds_at_most, s.shards) for s in going_on.stages[1:-1]] == [
+        ("calibration round 1", 1, ROUND["shards"]),
+        ("calibration round 2", 1, 2 + 2 + 1),
+        ("calibration, at most 1 more rounds", 1, ROUND["shards"]),
+    ]
     folder.put("operator.safetensors", operator.to_bytes())
     written = [put(store, spec, 4.0) for spec in base]
-    for spec in shards_of(calibration_cells(MANIFEST, config), recipe, operator.digest, config, pictures=False):
-        written.append(put(store, spec, 4.0))
+    for trial in tried:
+        candidate = trial.candidate
+        made = calibration_cells(MANIFEST, config, candidate.number, candidate.active.tolist())
+        for spec in shards_of(made, recipe, trial.operator, config, pictures=False):
+            written.append(put(store, spec, 4.0))
     edited = list(shards_of(cells, recipe, operator.digest, config))
     written += [put(store, spec, 4.0) for spec in edited[:-1]]
     after = make_plan(config)
-    assert [s.shards_to_make for s in after.stages] == [0, 0, 1]
-    assert [s.name for s in after.stages] == ["base audit", "calibration round 1", "edited audit"]
+    assert [s.shards_to_make for s in after.stages] == [0, 0, 0, 1]
+    assert [s.name for s in after.stages] == [
+        "base audit",
+        "calibration round 1",
+        "calibration round 2",
+        "edited audit",
+    ]
     assert after.images_to_make == edited[-1].count
     made = after.storage.shards_bytes - after.storage.shards_bytes_to_write
     assert made == pytest.approx(sum(written), rel=0.1)
@@ -150,9 +173,11 @@ def test_time_is_counted_in_whole_shards_and_stage_by_stage(tmp_path: Path) -> N
     found = make_plan(configured(tmp_path, str(tmp_path / "out")), rate=2.0, workers=4)
     audit = AUDIT["images"] / 2.0
     assert [s.worker_s for s in found.stages] == [audit, CALIBRATION["images"] / 2.0, audit]
-    # 13 shards on 4 workers take 4 turns; each round of 4 shards takes one.
+    # 13 shards on 4 workers take 4 turns; a round's 9 shards take 3, each as long as its mean shard.
     each = audit / AUDIT["shards"]
-    assert found.wall_hours == pytest.approx((4 * each + 2 * 4 / 2.0 + 4 * each) / 3600)
+    assert found.wall_hours == pytest.approx(
+        (4 * each + 3 * 3 * ROUND["images"] / ROUND["shards"] / 2.0 + 4 * each) / 3600
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -39,12 +39,12 @@ from jobs.solving import (
     edit_chunks,
     run_manifest_bytes,
 )
-from jobs.strength import scale_of
 from manifests import Manifest, ManifestRow, read_manifest, resolved_shares
 from tests.jobs import helpers
 from tests.jobs.mortal_worker import MortalWorker
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, TokenPairs, encode_edits, encode_preserved, solve
 from time_ops import solve_statistics as solve_sums
+from time_ops.calibration import scale_of
 from time_ops.prompts import augment
 
 WORDINGS = ("{source}", "A photo of {source}")
@@ -173,7 +173,9 @@ def test_the_solver_gives_the_operator_of_one_solve(pool: Pool, output: Path, pi
         solver.solve([1.0])
 
 
-def in_parts(pipe: Any, manifest: Manifest, config: RunConfig, lam: Sequence[float], shares: Sequence[Any]) -> list[Statistics]:
+def in_parts(
+    pipe: Any, manifest: Manifest, config: RunConfig, lam: Sequence[float], shares: Sequence[Any]
+) -> list[Statistics]:
     """Statistics of the edits, each wording encoded as an edit of its own where wordings differ; not in chunks."""
     parts = []
     for profession, strength, of_edit in zip(manifest.professions, lam, shares, strict=True):

@@ -17,7 +17,7 @@ from jobs.shards import BASE, STATUSES, Shard, ShardError, ShardSpec
 from jobs.tally import CellTally, Frame, Tallies, TallyTask, pack, parts_of, tally_part
 from tests.jobs.helpers import RECIPE, config
 
-CONFIG = config(images_per_cell=8, explicit_images=4, control_images=4, strength={"images_per_cell": 4}, shard_images=4)
+CONFIG = config(images_per_cell=8, explicit_images=4, control_images=4, shard_images=4)
 CELLS = [Cell("audit", "CEO", "at night", "a CEO at night", 8), Cell("control", "a tree", "a tree", "a tree", 4)]
 TASKS = [TallyTask(CELLS[0], 0, 0), TallyTask(CELLS[1], None, 1)]
 # Labels along the first two axes; the CEO along the third, the tree along the fourth.

@@ -53,7 +53,6 @@ def test_shares_come_on_target_in_every_wording_and_the_balanced_is_left_alone()
     search = Calibration(PROFESSIONS, W, RULES)
     while (candidate := search.propose()) is not None:
         search.tell(candidate, world.audit(candidate, RULES.images))
-    assert search.best is not None
     outcomes = search.outcomes()
     assert outcomes[0].state is State.BALANCED
     assert not search.best.shares[0].any()
@@ -92,5 +91,17 @@ def test_all_fixed_needs_no_search() -> None:
     fixed = Profession("p", (0.5, 0.5), (0, 1), (0.4, 0.6), lam=30.0)
     search = Calibration([fixed], W, RULES)
     assert search.propose() is None
-    assert search.best is None
+    assert search.best.lam.tolist() == [30.0]
+    np.testing.assert_array_equal(search.best.shares[0], np.tile([0.4, 0.6], (W, 1)))
     assert search.outcomes()[0].state is State.FIXED
+
+
+def test_wordings_that_the_edit_has_not_follow_the_others() -> None:
+    world = World(3)
+    search = Calibration(PROFESSIONS, W, RULES, unedited=[1, 4])
+    while (candidate := search.propose()) is not None:
+        search.tell(candidate, world.audit(candidate, RULES.images))
+    shares = search.best.shares[5][:, 0]
+    own = np.delete(shares, [1, 4])
+    assert own.std() > 0.005
+    np.testing.assert_allclose(shares[[1, 4]], own.mean())
