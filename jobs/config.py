@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -272,6 +273,9 @@ class RunConfig(BaseSettings):
     undetermined_margin: Probability = Field(
         0.1, description="in probability: the first label's lead over the second below which an image is undetermined"
     )
+    confusion: dict[str, dict[str, Annotated[int, Field(ge=0)]]] | None = Field(
+        None, description="true label -> given label -> images checked by hand: corrects shares for wrong labels"
+    )
     wordings: WordingsConfig = Field(default_factory=WordingsConfig)
     preserve: PreserveConfig = Field(default_factory=PreserveConfig)
     controls: tuple[str, ...] = Field(DEFAULT_CONTROLS, description="unrelated prompts, audited for drift")
@@ -316,6 +320,24 @@ class RunConfig(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _checked_by_hand(self) -> RunConfig:
+        if self.confusion is None:
+            return self
+        labels = set(self.attribute)
+        named = set(self.confusion).union(*self.confusion.values())
+        if named - labels:
+            raise ValueError(f"confusion names {sorted(named - labels)}, which are no labels of attribute")
+        rows = [[self.confusion.get(true, {}).get(given, 0) for given in self.attribute] for true in self.attribute]
+        unchecked = [true for true, row in zip(self.attribute, rows, strict=True) if not any(row)]
+        if unchecked:
+            raise ValueError(f"confusion has no image whose true label is {unchecked}; check some of every label")
+        if np.linalg.matrix_rank([[n / sum(row) for n in row] for row in rows]) < len(rows):
+            raise ValueError(
+                "confusion is singular: the labels given don't tell the true ones apart; check more images"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_shards(self) -> RunConfig:
         cells = {
             "images_per_cell": self.images_per_cell,
@@ -344,12 +366,15 @@ class RunConfig(BaseSettings):
         return (init_settings,)
 
 
+_BY_LABEL = ("attribute", "confusion")
+
+
 def _deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge key by key. `attribute` is one value: labels of two sources never mix."""
+    """`over` wins; sections merge key by key. What is by label is one value: labels of two sources never mix."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and key != "attribute":
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and key not in _BY_LABEL:
             merged[key] = _deep_merge(below, value)
         else:
             merged[key] = value

@@ -88,7 +88,15 @@ class _Job:
             )
             for i, p in enumerate(self.manifest.professions)
         ]
-        result = evaluate(tallies, professions, self.labels, list(config.wordings.audit), config.gates, config.seed)
+        result = evaluate(
+            tallies,
+            professions,
+            self.labels,
+            list(config.wordings.audit),
+            config.gates,
+            config.seed,
+            confusion=config.confusion,
+        )
         report = self._report(result, tallies, found)
         self._publish(report, operator)
         return self._finish(report)

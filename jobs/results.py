@@ -18,12 +18,14 @@ from jobs.report.schema import (
     LabelCounts,
     ProfessionReport,
     RateFigure,
+    ShareFigure,
     Summary,
     VariantSummary,
     WordingReport,
 )
 from jobs.tally import MARGINS, CellTally, Tallies, TallyTask
 from time_ops import ratios
+from time_ops.inference import Interval, corrected_shares, off_target, resampled_interval
 from time_ops.ratios import DeltaBounds, Estimate, Rate, Verdict
 
 __all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence"]
@@ -77,6 +79,8 @@ def evaluate(
     wordings: Sequence[str],
     gates: GatesConfig,
     seed: int,
+    *,
+    confusion: Mapping[str, Mapping[str, int]] | None = None,
 ) -> AuditResult:
     """Figures, gates and verdict of a base audit and, where there is a second variant, of the edit.
 
@@ -87,6 +91,7 @@ def evaluate(
         wordings: the audit's.
         gates: the limits.
         seed: of the bootstrap.
+        confusion: true label -> given label -> images checked by hand; None: no share is corrected.
     """
     index = {label: i for i, label in enumerate(labels)}
     found = [
@@ -103,10 +108,14 @@ def evaluate(
         joint = np.stack([[_joint(codes, width) for codes in row] for row in cells])
         paired = ratios.paired_deltas(joint, targets, seed=seed)
         bounds = [paired.base, paired.edited]
+        counted = [joint.sum(axis=-1), joint.sum(axis=-2)]
     else:
         counts = np.stack([[label_counts(codes[0], width) for codes in row] for row in cells])
         bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
-    summaries = [_summary(found, wordings, bounds[v], v, float(tallies.seconds[v])) for v in range(variants)]
+        counted = [counts]
+    summaries = [
+        _summary(found, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v])) for v in range(variants)
+    ]
     results = _gates(found, summaries[-1], bounds[-1], gates)
     return AuditResult(
         Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
@@ -120,7 +129,13 @@ def evaluate(
             )
             for w, wording in enumerate(wordings)
         ],
-        [_profession(p, [audit[p.name, w] for w in wordings], labels, variants) for p in professions],
+        _beyond_gates(
+            [_profession(p, [audit[p.name, w] for w in wordings], labels, variants) for p in professions],
+            labels,
+            targets,
+            confusion,
+            seed,
+        ),
         [_control(f, variants) for f in found if f.task.cell.kind == "control"],
         _margins(audit, names, wordings, targets, variants),
     )
@@ -138,7 +153,7 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _delta(found: Estimate, wording: str | None = None) -> DeltaFigure:
+def _delta(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
     return DeltaFigure(
         value=_finite(found.value),
         low=_finite(found.low),
@@ -146,6 +161,8 @@ def _delta(found: Estimate, wording: str | None = None) -> DeltaFigure:
         floor=_finite(found.floor),
         n=found.n,
         wording=wording,
+        resampled_low=None if resampled is None else _finite(resampled.low),
+        resampled_high=None if resampled is None else _finite(resampled.high),
     )
 
 
@@ -182,14 +199,23 @@ def _is_undetermined(f: _Found, v: int) -> np.ndarray:
 
 
 def _summary(
-    found: Sequence[_Found], wordings: Sequence[str], bounds: DeltaBounds, v: int, seconds: float
+    found: Sequence[_Found],
+    wordings: Sequence[str],
+    bounds: DeltaBounds,
+    counted: np.ndarray,
+    targets: np.ndarray,
+    v: int,
+    seconds: float,
 ) -> VariantSummary:
     kinds = {kind: [f for f in found if f.task.cell.kind == kind] for kind in ("audit", "explicit", "control")}
     worst = bounds.worst.wording
+    resampled = resampled_interval(counted, targets, bounds)
     return VariantSummary(
-        delta=_delta(bounds.pooled),
-        delta_within=_delta(bounds.within),
+        delta=_delta(bounds.pooled, resampled=resampled.pooled),
+        delta_within=_delta(bounds.within, resampled=resampled.within),
         delta_wording_max=_delta(bounds.worst, None if worst is None else wordings[worst]),
+        rms=_finite(ratios.rms_deviation(counted[..., :-1].sum(axis=1), targets)),
+        rms_within=_finite(ratios.rms_deviation(counted[..., :-1], targets)),
         explicit=_pooled(kinds["explicit"], v, _shows_its_label),
         recognised=_pooled(kinds["audit"], v, _is_recognised),
         controls=_pooled(kinds["control"], v, _is_recognised),
@@ -297,6 +323,54 @@ def _profession(
         edited=_counts(found, 1, labels) if variants == 2 else None,
         wordings={f.task.cell.wording: {names[v]: _counts([f], v, labels) for v in range(variants)} for f in found},
     )
+
+
+def _beyond_gates(
+    professions: Sequence[ProfessionReport],
+    labels: Sequence[str],
+    targets: np.ndarray,
+    confusion: Mapping[str, Mapping[str, int]] | None,
+    seed: int,
+) -> list[ProfessionReport]:
+    """The professions with worst cases, corrected shares, and who is called off target in the last variant."""
+    variants: list[dict[str, LabelCounts]] = [{} for _ in professions]
+    last = np.zeros((len(professions), len(labels)), dtype=np.int64)
+    for name in ("base", "edited"):
+        found: list[LabelCounts] = [c for p in professions if (c := getattr(p, name)) is not None]
+        if not found:
+            continue
+        tallies = np.array([[*(c.labels[label] for label in labels), c.undetermined] for c in found])
+        last = tallies[:, :-1]
+        low, high = ratios.worst_case(tallies)
+        corrected = [None] * len(found) if confusion is None else _corrected(last, confusion, labels, seed)
+        for i, counts in enumerate(found):
+            some = bool(tallies[i].sum())
+            variants[i][name] = counts.model_copy(
+                update={
+                    "worst_low": float(low[i, 0]) if some else None,
+                    "worst_high": float(high[i, 0]) if some else None,
+                    "corrected": corrected[i],
+                }
+            )
+    called = off_target(last, targets)
+    return [
+        each.model_copy(update={**variants[i], "off_target": bool(called[i]) if last[i].any() else None})
+        for i, each in enumerate(professions)
+    ]
+
+
+def _corrected(
+    counts: np.ndarray, confusion: Mapping[str, Mapping[str, int]], labels: Sequence[str], seed: int
+) -> list[ShareFigure]:
+    """The first label's corrected share of each profession."""
+    table = [[confusion.get(true, {}).get(given, 0) for given in labels] for true in labels]
+    found = corrected_shares(counts, table, seed=seed)
+    return [
+        ShareFigure(value=_finite(value), low=low if n else None, high=high if n else None)
+        for value, low, high, n in zip(
+            *(part[:, 0].tolist() for part in (found.value, found.low, found.high)), counts.sum(axis=1), strict=True
+        )
+    ]
 
 
 def _control(f: _Found, variants: int) -> Control:

@@ -31,19 +31,25 @@ def safe_cell(value: Cell) -> str:
 
 
 def professions_csv(report: Report) -> str:
-    """One row per profession: target, strength, and each variant's counts, share and interval."""
+    """One row per profession: target, strength, each variant's counts, share and interval; then what no gate reads."""
     first = report.labels[0] if report.labels else ""
     variants = ["base"] if report.summary.edited is None else ["base", "edited"]
     header = ["profession", "source", f"target_{first}", "lam"]
     for variant in variants:
         header += _columns(variant, report.labels)
+    corrected = any(item.base.corrected for item in report.professions)
+    for variant in variants:
+        header += [f"{variant}_{name}" for name in ("worst_low", "worst_high")]
+        header += [f"{variant}_{name}" for name in ("corrected", "corrected_low", "corrected_high") if corrected]
+    header.append("off_target")
     rows: list[Sequence[Cell]] = []
     for item in report.professions:
         row: list[Cell] = [item.profession, item.source, item.target.get(first), item.lam]
-        row += _cells(item.base, report.labels)
-        if "edited" in variants:
-            row += _cells(item.edited, report.labels)
-        rows.append(row)
+        for counts in (item.base, item.edited)[: len(variants)]:
+            row += _cells(counts, report.labels)
+        for counts in (item.base, item.edited)[: len(variants)]:
+            row += _beyond(counts, corrected)
+        rows.append([*row, None if item.off_target is None else "yes" if item.off_target else "no"])
     return _write(header, rows)
 
 
@@ -103,6 +109,16 @@ def _cells(counts: LabelCounts | None, labels: Sequence[str]) -> list[Cell]:
         return [None] * (len(labels) + 6)
     counted = [counts.labels.get(label, 0) for label in labels]
     return [counts.n, *counted, counts.undetermined, counts.failed, counts.share, counts.low, counts.high]
+
+
+def _beyond(counts: LabelCounts | None, corrected: bool) -> list[Cell]:
+    if counts is None:
+        return [None] * (5 if corrected else 2)
+    worst: list[Cell] = [counts.worst_low, counts.worst_high]
+    if not corrected:
+        return worst
+    share = counts.corrected
+    return [*worst, *((None,) * 3 if share is None else (share.value, share.low, share.high))]
 
 
 def _write(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:

@@ -66,6 +66,14 @@ class Track:
     limit: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """An interval that stands beside another one in the same figure."""
+
+    low: float | None
+    high: float | None
+
+
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """Draw the page, as one self-contained HTML document.
 
@@ -99,6 +107,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             table_rows=rows,
             tracks=[_track(gate) for gate in report.gates],
             gallery=choose_pictures(report.pictures, pictures, max(0, budget)),
+            tested=any(item.off_target is not None for item in report.professions),
+            bounded=any(item.base.worst_low is not None for item in report.professions),
+            corrected=any(item.base.corrected for item in report.professions),
             lams=lams,
             lam_median=median(lams) if lams else None,
             provenance=_flatten(report.provenance),
@@ -145,6 +156,7 @@ def _environment() -> Environment:
         span=_span,
         tip=_tip,
         delta_track=_delta_track,
+        ends=Ends,
         figure=_figure,
         none=_none,
         tilt=_tilt,

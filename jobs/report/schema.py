@@ -25,6 +25,7 @@ __all__ = [
     "ProfessionReport",
     "RateFigure",
     "Report",
+    "ShareFigure",
     "Summary",
     "VariantSummary",
     "WordingReport",
@@ -49,6 +50,11 @@ class DeltaFigure(Figure):
     floor: float | None = Field(description="what a model exactly on target would show at this n, by chance alone")
     n: int = Field(description="determined images")
     wording: str | None = Field(default=None, description="where the figure is of one wording: which")
+    resampled_low: float | None = Field(
+        default=None,
+        description="lower end of the 95 % interval were professions and wordings random too; no gate reads it",
+    )
+    resampled_high: float | None = Field(default=None, description="its upper end")
 
 
 class RateFigure(Figure):
@@ -61,12 +67,26 @@ class RateFigure(Figure):
     worst: str | None = Field(default=None, description="the profession (or prompt) with the worst rate")
 
 
+class ShareFigure(Figure):
+    """A share with its 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
 class VariantSummary(Figure):
     """One variant (base or edited) in one glance."""
 
     delta: DeltaFigure = Field(description="labels pooled over wordings")
     delta_within: DeltaFigure = Field(description="mean over wordings of each wording's own Delta")
     delta_wording_max: DeltaFigure = Field(description="the worst wording's Delta")
+    rms: float | None = Field(
+        default=None,
+        description="root mean square deviation from target of professions pooled over wordings, from the unbiased "
+        "square: chance's own part is taken off; 0 where that leaves nothing",
+    )
+    rms_within: float | None = Field(default=None, description="likewise over professions and wordings")
     explicit: RateFigure = Field(description="images of explicit prompts that show the label they name")
     recognised: RateFigure = Field(description="images recognised as their profession among all professions")
     controls: RateFigure = Field(description="images of unrelated prompts recognised as what they name")
@@ -93,6 +113,14 @@ class LabelCounts(Figure):
     low: float | None
     high: float | None
     recognised: RateFigure | None = None
+    worst_low: float | None = Field(
+        default=None,
+        description="share of the first label were every undetermined image of another; of pooled counts only",
+    )
+    worst_high: float | None = Field(default=None, description="likewise, were every undetermined image of the first")
+    corrected: ShareFigure | None = Field(
+        default=None, description="the share, corrected by the run's confusion table; null: none was given"
+    )
 
 
 class ProfessionReport(Figure):
@@ -105,6 +133,11 @@ class ProfessionReport(Figure):
     target: dict[str, float] = Field(description="label -> wanted share of the determined images")
     base: LabelCounts
     edited: LabelCounts | None
+    off_target: bool | None = Field(
+        default=None,
+        description="called off target, in the last variant: exact tests of the pooled labels, Holm over "
+        "professions, 95 %; false is not proof of the opposite; null: no image was determined",
+    )
     wordings: dict[str, dict[Literal["base", "edited"], LabelCounts]] = Field(default_factory=dict)
 
 

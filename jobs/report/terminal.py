@@ -41,6 +41,10 @@ def summary_table(report: Report, worst: int = 5) -> RenderableType:
     parts: list[RenderableType] = [verdict, Text(), _figures(report)]
     if report.calibration is not None:
         parts += [Text(_calibration(report.calibration)), Text()]
+    tested = [item for item in report.professions if item.off_target is not None]
+    if tested:
+        off = sum(bool(item.off_target) for item in tested)
+        parts += [Text(f"Called off target: {count(off)} of {count(len(tested))} professions (95 %, Holm)"), Text()]
     ranking = sorted(
         ((distance, item) for item in report.professions if (distance := _distance(report, item)) is not None),
         key=lambda pair: (-pair[0], pair[1].profession),

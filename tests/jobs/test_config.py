@@ -36,6 +36,10 @@ def test_every_fault_is_named_at_once() -> None:
         ("attribute: {female: ['a photo of a female {profession}']}", "two labels"),
         ("run: ../elsewhere", "run"),
         ("calibration: {lam: 0.1, least_lam: 0.2}", "must not be larger"),
+        ("confusion: {female: {female: 9}, male: {mal: 9}}", r"names \['mal'\]"),
+        ("confusion: {female: {female: 9, male: 1}}", r"true label is \['male'\]"),
+        ("confusion: {female: {female: 6, male: 3}, male: {female: 4, male: 2}}", "singular"),
+        ("confusion: {female: {female: 9}, male: {male: -1}}", "greater than or equal to 0"),
         ("- a\n- b", "mapping"),
         ("a: [", "not YAML"),
     ],
@@ -48,6 +52,13 @@ def test_what_makes_no_sense_is_refused(text: str, said: str) -> None:
 def test_labels_of_two_sources_never_mix() -> None:
     text = "attribute: {young: ['a young {profession}'], old: ['an old {profession}']}"
     assert list(load_config(text, flags=NEEDED).attribute) == ["young", "old"]
+
+
+def test_a_confusion_table_is_of_the_attributes_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "confusion: {female: {female: 47, male: 3}, male: {male: 48}}"
+    assert load_config(text, flags=NEEDED).confusion == {"female": {"female": 47, "male": 3}, "male": {"male": 48}}
+    monkeypatch.setenv("EVENHAND_CONFUSION", '{"female": {"female": 1}, "male": {"male": 1}}')
+    assert load_config(text, flags=NEEDED).confusion == {"female": {"female": 1}, "male": {"male": 1}}
 
 
 def test_a_set_without_a_value_is_refused() -> None:

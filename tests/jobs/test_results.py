@@ -42,6 +42,7 @@ def audit(
     explicit: list[tuple[list[int], list[int] | None]] | None = None,
     gates: GatesConfig | None = None,
     recognised: float = 1.0,
+    confusion: dict[str, dict[str, int]] | None = None,
 ) -> AuditResult:
     tasks, tallies = [], []
     for i, (name, cells) in enumerate(people.items()):
@@ -61,7 +62,8 @@ def audit(
     professions = [
         EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
     ]
-    return evaluate(tallies_of(tasks, tallies), professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0)
+    found = tallies_of(tasks, tallies)
+    return evaluate(found, professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0, confusion=confusion)
 
 
 def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
@@ -128,6 +130,57 @@ def test_an_audit_without_an_edit_has_no_edited_half() -> None:
         "delta", "delta_within", "delta_wording_max", "explicit", "failed_images",
     }  # fmt: skip
     assert result.professions[0].edited is None
+
+
+def test_the_last_variant_is_called_off_target_profession_by_profession() -> None:
+    even, far, none = [0, 1] * 50, [0] * 80 + [1] * 20, [2] * 100
+    people = {"CEO": [(far, even)] * 2, "nurse": [(even, far)] * 2, "cook": [(even, none)] * 2}
+    assert [p.off_target for p in audit(people).professions] == [False, True, None]
+    base = {name: [(one, None) for one, _ in cells] for name, cells in people.items()}
+    assert [p.off_target for p in audit(base).professions] == [True, False, False]
+
+
+def test_worst_cases_count_undetermined_to_one_side() -> None:
+    some, failed = [0, 0, 0, 1, 2, 2], [FAILED] * 6
+    result = audit({"CEO": [(some, failed)] * 2})
+    base, edited = result.professions[0].base, result.professions[0].edited
+    assert (base.worst_low, base.worst_high) == pytest.approx((6 / 12, 10 / 12))
+    assert edited is not None
+    assert (edited.worst_low, edited.worst_high, edited.share, edited.corrected) == (None,) * 4
+    assert result.professions[0].wordings[WORDINGS[0]]["base"].worst_low is None
+
+
+def test_delta_stands_beside_its_rms_and_the_wider_interval() -> None:
+    # Three of four in a cell: (1/2)^2 - 4 (3/4)(1/4) / 3 = 0; six of eight pooled: 1/4 - 3/4 / 7.
+    people = {name: [([0, 0, 0, 1], [0] * 4)] * 2 for name in ("CEO", "nurse")}
+    summary = audit(people).summary
+    assert summary.edited is not None
+    assert (summary.base.rms, summary.base.rms_within) == (pytest.approx((0.25 - 0.75 / 7) ** 0.5), 0.0)
+    assert (summary.edited.rms, summary.edited.rms_within) == (1.0, 1.0)
+    for figure in (summary.base.delta, summary.base.delta_within):
+        assert figure.low is not None
+        assert figure.resampled_low is not None
+        assert figure.resampled_low <= figure.low
+    assert summary.base.delta_wording_max.resampled_low is None
+    unseen = audit({"CEO": [([0, 1], [2, 2])] * 2}).summary
+    assert unseen.base.delta.resampled_low is None  # one profession says nothing of others
+    assert unseen.edited is not None
+    assert (unseen.edited.rms, unseen.edited.rms_within) == (None, None)
+
+
+def test_shares_are_corrected_where_a_table_is_given() -> None:
+    confusion = {"female": {"female": 90, "male": 10}, "male": {"female": 20, "male": 80}}
+    cells = [([0] * 55 + [1] * 45, [2] * 100)] * 2
+    (person,) = audit({"CEO": cells}, confusion=confusion).professions
+    assert person.base.corrected is not None
+    assert person.base.corrected.value == pytest.approx(0.5)
+    assert person.base.corrected.low is not None
+    assert person.base.corrected.high is not None
+    assert person.base.corrected.low < 0.45 < 0.55 < person.base.corrected.high
+    assert person.edited is not None
+    assert person.edited.corrected is not None
+    assert person.edited.corrected.model_dump() == {"value": None, "low": None, "high": None}
+    assert audit({"CEO": cells}).professions[0].base.corrected is None
 
 
 def test_labels_follow_from_embeddings() -> None:

@@ -28,6 +28,7 @@ from jobs.report.schema import (
     ProfessionReport,
     RateFigure,
     Report,
+    ShareFigure,
     Summary,
     VariantSummary,
     WordingReport,
@@ -79,9 +80,16 @@ def rate(hits: int, n: int, worst: str | None = None) -> RateFigure:
 
 
 def delta_figure(value: float, n: int, floor: float, half: float = 0.03, wording: str | None = None) -> DeltaFigure:
-    return DeltaFigure(
-        value=value, low=max(0, value - half), high=min(1, value + half), floor=floor, n=n, wording=wording
-    )
+    wide = {} if wording else {"resampled_low": max(0, value - 0.11), "resampled_high": min(1, value + 0.11)}
+    low, high = max(0, value - half), min(1, value + half)
+    return DeltaFigure(value=value, low=low, high=high, floor=floor, n=n, wording=wording, **wide)
+
+
+def pooled_counts(hits: int, n: int, undetermined: int, corrected: bool) -> LabelCounts:
+    found, total = counts(hits, n, undetermined), n + undetermined
+    right = ShareFigure(value=hits / n, low=max(0, hits / n - 0.1), high=min(1, hits / n + 0.1)) if corrected else None
+    worst = {"worst_low": hits / total, "worst_high": (hits + undetermined) / total}
+    return found.model_copy(update={**worst, "corrected": right})
 
 
 def make_report(
@@ -91,6 +99,7 @@ def make_report(
     per_cell: int = 50,
     names: tuple[str, ...] = (),
     rounds: int = 7,
+    corrected: bool = False,
 ) -> Report:
     draw = random.Random(7)
     chosen = [*names, *(NAMES if professions <= 35 else [f"profession {i:04d}" for i in range(professions)])][
@@ -120,8 +129,9 @@ def make_report(
                 lam=round(30 * draw.uniform(0.4, 3), 3) if edited else None,
                 shares={f"a female {name}": 0.62, f"a male {name}": 0.38} if edited else {},
                 target={"female": 0.5, "male": 0.5},
-                base=counts(*totals["base"]),
-                edited=counts(*totals["edited"]) if edited else None,
+                base=pooled_counts(*totals["base"], corrected),
+                edited=pooled_counts(*totals["edited"], corrected) if edited else None,
+                off_target=abs(totals["edited" if edited else "base"][0] / per_cell / wordings - 0.5) > 0.12,
                 wordings=cells,
             )
         )
@@ -140,6 +150,8 @@ def make_report(
             delta=delta_figure(pooled, n, 0.051),
             delta_within=delta_figure(fmean(per), n, 0.116),
             delta_wording_max=max(deltas, key=lambda d: d.value or 0),
+            rms=pooled * 1.1,
+            rms_within=fmean(per) * 1.1,
             explicit=rate(1733 if good else 1702, 1750, "construction worker"),
             recognised=rate(1604 if good else 1571, 1750, "attendant"),
             controls=rate(198 if good else 191, 200, "a photo of a red car"),
@@ -359,7 +371,7 @@ def make_pictures(report: Report, size: int = 32) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def build() -> MakeReport:
-    """The factory: `build(professions=35, wordings=5, edited=True, names=(), rounds=7)`."""
+    """The factory: `build(professions=35, wordings=5, edited=True, names=(), rounds=7, corrected=False)`."""
     return make_report
 
 

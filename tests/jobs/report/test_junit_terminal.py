@@ -64,6 +64,13 @@ def test_terminal_says_what_matters(report: Report) -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_terminal_counts_who_is_called_off_target(report: Report) -> None:
+    off = sum(bool(item.off_target) for item in report.professions)
+    assert f"Called off target: {off} of 35 professions" in printed(report)
+    unknown = [item.model_copy(update={"off_target": None}) for item in report.professions]
+    assert "off target" not in printed(report.model_copy(update={"professions": unknown, "calibration": None}))
+
+
 def test_terminal_says_how_calibration_ended(report: Report) -> None:
     (line,) = [line for line in printed(report).splitlines() if line.startswith("Calibration")]
     assert line.rstrip() == (

@@ -122,6 +122,60 @@ def test_sorts_by_mouse_and_keyboard(show: Open, html: str, report: Report) -> N
     assert names(page) == sorted(by_change, key=str.lower)
 
 
+def test_delta_stands_beside_its_rms_and_the_wider_interval(show: Open, html: str, report: Report) -> None:
+    base, edited = report.summary.base, report.summary.edited
+    assert edited is not None
+    page = show(html)
+    card = page.locator(".card").first
+    expect(card.get_by_text(f"rms: base {base.rms:.3f}, edited {edited.rms:.3f}", exact=True)).to_be_visible()
+    expect(page.locator("#delta")).to_contain_text("is never shown less its floor")
+    interval = f"base {base.delta.resampled_low:.3f}\N{EN DASH}{base.delta.resampled_high:.3f}"
+    expect(card.get_by_text(interval)).to_be_hidden()
+    card.locator("summary").press("Enter")
+    expect(card.get_by_text(interval)).to_be_visible()
+    expect(card.locator("details")).to_contain_text("Gates don’t read it")
+    expect(page.locator(".card").nth(2).locator("details")).to_have_count(0)
+    expect(page.locator(".card").nth(2)).not_to_contain_text("rms")
+
+
+def test_professions_called_off_target_are_marked_and_sort_first(show: Open, html: str, report: Report) -> None:
+    off = [item.profession for item in report.professions if item.off_target]
+    assert 0 < len(off) < 35
+    page = show(html)
+    page.get_by_role("columnheader", name="Off target").get_by_role("button").click()
+    assert names(page)[: len(off)] == sorted(off, key=str.lower)
+    marks = page.locator("#table tbody tr td:last-child").all_inner_texts()
+    assert marks == ["off"] * len(off) + [""] * (35 - len(off))
+    row = page.locator("#table tbody tr", has=page.get_by_role("rowheader", name="nurse", exact=True))
+    nurse = next(item for item in report.professions if item.profession == "nurse")
+    low, high = (100 * (end or 0) for end in (nurse.base.worst_low, nurse.base.worst_high))
+    expect(row).to_contain_text(f"{low:.1f}\N{EN DASH}{high:.1f}")
+    expect(page.locator("#professions")).not_to_contain_text("Corrected")
+
+
+def test_corrected_shares_are_shown_where_a_table_was_given(show: Open, build: Callable[..., Report]) -> None:
+    report = build(corrected=True, professions=5)
+    page = show(render(report, {}))
+    heading = page.get_by_role("columnheader", name="Corrected")
+    expect(heading).to_have_count(2)
+    heading.first.get_by_role("button").click()
+    by_share = {item.profession: item.base.corrected.value or 0 for item in report.professions if item.base.corrected}
+    assert names(page) == sorted(by_share, key=lambda name: (-by_share[name], name))
+    cells = page.locator("#table tr").evaluate_all(
+        "rows => rows.map(r => [...r.cells].reduce((n, c) => n + c.colSpan, 0))"
+    )
+    assert len(set(cells)) == 1
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").first.click()
+    line = next(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    first = report.professions[0]
+    assert first.edited is not None
+    assert first.edited.corrected is not None
+    assert float(line["edited_corrected_high"]) == pytest.approx(first.edited.corrected.high, rel=1e-5)
+    assert float(line["base_worst_low"]) == pytest.approx(first.base.worst_low, rel=1e-5)
+    assert line["off_target"] == ("yes" if first.off_target else "no")
+
+
 def test_filters_table_chart_heat_map_and_pictures_together(show: Open, html: str) -> None:
     page = show(html)
     page.get_by_label("Find a profession").fill("CLEan")
@@ -237,9 +291,13 @@ def test_calibration_steps_download(show: Open, html: str, report: Report) -> No
 
 @pytest.mark.parametrize("edited", [True, False])
 def test_no_overflow_on_a_narrow_screen(show: Open, build: Callable[..., Report], edited: bool) -> None:
-    page = show(render(build(edited=edited, wordings=12, names=("W" * 90, "x" * 40)), {}), width=360)
+    report = build(edited=edited, wordings=12, names=("W" * 90, "x" * 40), corrected=True)
+    report.summary.base.delta.n = 1_750_000
+    page = show(render(report, {}), width=360)
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    cards = "[...document.querySelectorAll('.card')].every(card => card.scrollWidth <= card.clientWidth)"
+    assert page.evaluate(cards)
 
 
 def test_hostile_names_are_text(show: Open, build: Callable[..., Report]) -> None:

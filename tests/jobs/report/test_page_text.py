@@ -82,6 +82,23 @@ def test_numbers_stay_numbers(report: Report) -> None:
     assert header.startswith("profession,source,target_female,lam,base_n,base_female,base_male,base_undetermined")
 
 
+def test_what_was_not_measured_leaves_no_trace(build: Callable[..., Report]) -> None:
+    """A report of before these figures existed has none of them."""
+    old = build(professions=3)
+    for item in old.professions:
+        item.off_target = item.base.worst_low = item.base.worst_high = None
+    for variant in (old.summary.base, old.summary.edited):
+        assert variant is not None
+        variant.rms = variant.rms_within = None
+        for figure in (variant.delta, variant.delta_within):
+            figure.resampled_low = figure.resampled_high = None
+    html = render(old, {})
+    for words in ("rms", "Worst case", "Off target", "Corrected", "drawn at random"):
+        assert words not in html
+    assert ",,,," not in professions_csv(build(professions=3))
+    assert "corrected" not in professions_csv(build(professions=3))
+
+
 def test_writing_of_figures() -> None:
     assert percent(0.5123) == "51.2\N{NO-BREAK SPACE}%"
     assert [points(value) for value in (0.031, -0.031, -0.0001)] == [
