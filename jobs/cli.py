@@ -64,7 +64,7 @@ def debias(
     assignments: SetFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Audit, find strengths, edit, audit again, write checkpoint and report. The main job.
+    """Audit, calibrate, edit, audit again, write checkpoint and report. The main job.
 
     Runs on the Ray cluster of this environment (RAY_ADDRESS, or the one it was submitted to), and starts a local
     Ray where there is none. The same command again goes on where the last one stopped.
