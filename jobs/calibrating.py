@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.storage import ObjectMissing
+from infra.storage import ObjectMissing, StorageError
 from jobs.cells import Cell, calibration_cells
 from jobs.config import RunConfig
 from jobs.evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
@@ -117,7 +117,11 @@ class _Search:
             data = self.session.folder.get(EVIDENCE)
         except ObjectMissing:
             return []
-        return trials_of(data, self.config.calibration.images)
+        try:
+            return trials_of(data, self.manifest)
+        except ValueError as error:
+            url = self.session.folder.url(EVIDENCE)
+            raise StorageError(f"{url}: {error}. Delete it: the search begins again, on stored shards", url) from error
 
     def _write(self) -> None:
         self.session.folder.put(

@@ -132,15 +132,20 @@ class CalibrationConfig(Section):
     whatever the text encoder.
     """
 
-    lam: float = Field(0.1, gt=0, description="where open lambdas start")
-    least_lam: float = Field(0.01, gt=0, description="the smallest, and so the strongest edit, that is tried")
-    images: int = Field(4, ge=1, description="images per profession and calibration wording, per round")
+    lam: float = Field(0.2, gt=0, description="where open lambdas start, and the largest")
+    least_lam: float = Field(0.02, gt=0, description="the smallest, and so the strongest edit, that is tried")
+    images: int = Field(4, ge=2, description="images per profession and calibration wording, per round")
     explicit_images: int = Field(1, ge=0, description="images per explicit prompt, per round")
     control_images: int = Field(4, ge=0, description="images per control, per round")
-    base_rounds: int = Field(4, ge=1, description="most rounds that look for professions balanced without an edit")
+    base_rounds: int = Field(6, ge=1, description="most rounds that look for professions balanced without an edit")
     search_rounds: int = Field(6, ge=1, description="most rounds that move all professions at once")
-    verify_rounds: int = Field(2, ge=1, description="most rounds that decide, on new images, what the search found")
-    tolerance: float = Field(0.1, gt=0, lt=1, description="a share this near to its target is on target")
+    verify_rounds: int = Field(4, ge=1, description="most rounds that decide, on new images, what the search found")
+    tolerance: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="a share this near to its target is on target; a nearer one takes more images to show",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of each decision on one profession")
 
     @model_validator(mode="after")

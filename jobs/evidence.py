@@ -89,15 +89,11 @@ def evidence_bytes(trials: Sequence[Trial], manifest: Manifest, labels: Sequence
     return sink.getvalue()
 
 
-def trials_of(data: bytes, images: int) -> list[Trial]:
+def trials_of(data: bytes, manifest: Manifest) -> list[Trial]:
     """Read what `evidence_bytes` wrote.
 
-    Args:
-        data: the file.
-        images: of each cell in a round, by which rounds are numbered on.
-
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is no such file, or of other professions.
     """
     try:
         table = pq.read_table(pa.BufferReader(data))
@@ -107,10 +103,13 @@ def trials_of(data: bytes, images: int) -> list[Trial]:
     rounds: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         rounds.setdefault(row["round"], []).append(row)
-    return [_trial(rounds[number], images) for number in sorted(rounds)]
+    names = [p.name for p in manifest.professions]
+    if any([row["profession"] for row in of_round] != names for of_round in rounds.values()):
+        raise ValueError("calibration evidence of other professions, or not all of them")
+    return [_trial(rounds[number]) for number in sorted(rounds)]
 
 
-def _trial(rows: Sequence[dict[str, Any]], images: int) -> Trial:
+def _trial(rows: Sequence[dict[str, Any]]) -> Trial:
     first = rows[0]
     candidate = Candidate(
         first["round"],
@@ -118,7 +117,6 @@ def _trial(rows: Sequence[dict[str, Any]], images: int) -> Trial:
         np.array([row["lam"] for row in rows]),
         tuple(np.array(row["shares"]) for row in rows),
         np.array([row["active"] for row in rows]),
-        (first["round"] - 1) * images,
     )
     recognised, explicit, controls = (tuple(first[name]) for name in ("recognised", "explicit", "controls"))
     measured = Measured(np.array([row["counts"] for row in rows]), recognised, explicit, controls)

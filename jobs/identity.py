@@ -67,7 +67,14 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
     )
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)
-    content = {"settings": settings, "manifest": manifest.digest, "recipe": asdict(recipe)}
+    # The orders too: lambdas, shares and counts of a run's calibration are kept by place.
+    order = [[p.name, [d.prompt for d in p.destinations]] for p in manifest.professions]
+    content = {
+        "settings": settings,
+        "manifest": manifest.digest,
+        "order": [list(config.attribute), order],
+        "recipe": asdict(recipe),
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

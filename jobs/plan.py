@@ -57,6 +57,7 @@ class _Round:
     """A round of the calibration that was made already; see `jobs.cells.calibration_cells`."""
 
     number: int
+    phase: str
     operator: str
     active: tuple[bool, ...]
 
@@ -199,7 +200,12 @@ class _Planner:
             yield _Stage(f"calibration round {made.number}", made.operator, made)
         if earlier.operator is None and any(p.lam is None for p in self.manifest.professions):
             search = self.config.calibration
-            left = search.base_rounds + search.search_rounds + search.verify_rounds - len(earlier.rounds)
+            limits = {"base": search.base_rounds, "search": search.search_rounds, "verify": search.verify_rounds}
+            begun = max((list(limits).index(made.phase) for made in earlier.rounds), default=0)
+            left = sum(
+                most - sum(made.phase == phase for made in earlier.rounds)
+                for phase, most in list(limits.items())[begun:]
+            )
             more = "more " if earlier.rounds else ""
             if left > 0:
                 yield _Stage(f"calibration, at most {left} {more}rounds", None, rounds=left)
@@ -263,14 +269,19 @@ class _Planner:
     def _calibrated(self) -> tuple[_Round, ...]:
         try:
             data = self.store.get(f"runs/{self.run}/calibration.parquet")
-            rows = pq.read_table(pa.BufferReader(data), columns=["round", "operator", "active"]).to_pylist()
+            rows = pq.read_table(pa.BufferReader(data), columns=["round", "phase", "operator", "active"]).to_pylist()
         except (ObjectMissing, pa.ArrowException, KeyError):
             return ()
         rounds: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             rounds.setdefault(int(row["round"]), []).append(row)
         return tuple(
-            _Round(number, str(of_round[0]["operator"]), tuple(bool(row["active"]) for row in of_round))
+            _Round(
+                number,
+                of_round[0]["phase"],
+                str(of_round[0]["operator"]),
+                tuple(bool(row["active"]) for row in of_round),
+            )
             for number, of_round in sorted(rounds.items())
         )
 

@@ -140,6 +140,12 @@ def _digest(group: Manifest) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
+def _named(config: RunConfig) -> tuple[str, ...]:
+    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts."""
+    prompts, negative = config.preserve.prompts, config.sampler.negative_prompt
+    return (*prompts, negative) if "" in prompts and negative not in prompts else prompts
+
+
 def run_manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest as a run's folder keeps it: Parquet, a row group for each chunk."""
     return manifest_bytes(manifest, group_professions=CHUNK_PROFESSIONS)
@@ -153,7 +159,7 @@ def edit_chunks(manifest: Manifest, config: RunConfig, key: str) -> list[EditChu
         config: its wordings and preserved prompts.
         key: where `run_manifest_bytes` lies in the run's store.
     """
-    named, wordings = config.preserve.prompts, config.wordings.edit
+    named, wordings = _named(config), config.wordings.edit
     seen = set(named)
     chunks = []
     for number, group in enumerate(manifest_groups(manifest, CHUNK_PROFESSIONS)):
@@ -274,7 +280,7 @@ class Solver:
 
     def __init__(self, pool: Mapper, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
         self._pool = pool
-        self._preserve = config.preserve
+        self._preserve, self._named = config.preserve, _named(config)
         self._unconditional = {"", config.sampler.negative_prompt}
         self._wordings = len(config.wordings.edit)
         self._chunks = edit_chunks(manifest, config, manifest_key)
@@ -338,7 +344,7 @@ class Solver:
 
     def _preserve_lams(self, lams: Sequence[float], for_all: float | None) -> PreserveLams:
         """Of all named prompts and all professions; see `solve`."""
-        prompts = self._preserve.prompts
+        prompts = self._named
         if for_all is not None:
             check_lams([for_all], "preserve_lam", of="prompt")
             return PreserveLams((float(for_all),) * len(prompts), (float(for_all),) * len(lams))

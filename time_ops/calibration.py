@@ -1,6 +1,6 @@
 """Calibration: which blend of destinations, at which lambda, brings every profession to its target under one operator.
 
-    search = Calibration(professions, wordings=15, rules=Rules(lam=0.3 * scale))
+    search = Calibration(professions, wordings=15, rules=Rules(lam=0.2 * scale, least_lam=0.02 * scale))
     for trial in earlier:                      # from calibration.parquet: a resumed search goes on where it stopped
         search.tell(*trial)
     while (candidate := search.propose()) is not None:
@@ -9,13 +9,17 @@
 
 Pure: it draws nothing itself, and what it proposes follows from what it was told. Three phases:
 
-*base*    The unedited model. A profession whose share is shown to be on target, in every wording, is left alone:
-          the edit preserves its prompts. Only professions that are not decided take more images.
+*base*    The unedited model. A profession whose share is shown to be on target, and that is calm between wordings, is
+          left alone: the edit preserves its prompts. Only professions that are not decided take more images.
 *search*  All others move at once under one joint solve. `fit_response` reads all rounds together; shares are asked for
-          each profession and wording, so that no wording is off in common to all. A profession whose share is at its
-          end, and off target, gets a third of its lambda: edits start weak and are strengthened only where they must.
-*verify*  The found candidate, on images that the search has not seen. Confidence sequences, which hold however often
-          they are looked at, decide each profession; what is decided takes no more images.
+          each profession and wording, so that no wording is off in common to all. A profession that would need more
+          than all of a destination gets a third of its lambda: edits start weak, and are strengthened where they must.
+*verify*  What the whole search asks for, on images that it has not seen. Confidence sequences, which hold however
+          often they are looked at, decide each profession; what is decided takes no more images. Where some are shown
+          to be off, and rounds are left for it, a mended candidate is tried.
+
+Of verified candidates the one with the smallest loss is gone on with, of equal ones that with the larger lambda; one
+of the search only where it was much better than those.
 
 The objective (`loss`) has four parts. Shares: the root mean square, over professions *and wordings*, of the deviation
 from target, so that opposite errors of two wordings never cancel. And what the edit must not cost, each as a shortfall
@@ -60,6 +64,10 @@ _LAM_STEP = 3.0
 _END = 0.02
 """Shares end this far from 0 and 1: nearer, an edit is one destination's alone, and says nothing of the other."""
 _DAMPING = 0.9
+_CALM = 0.4
+"""A profession that deviates more than this within wordings, in Delta's units, is not left alone."""
+_LUCK = 0.2
+"""What a candidate of the search may owe to its few images: only by more is it better than what was verified."""
 _SAME = 0.02
 """Losses this close are equal: the candidate with the larger lambda, the weaker edit, is taken."""
 
@@ -94,8 +102,9 @@ class Profession:
 
     @property
     def is_free(self) -> bool:
-        """Whether its shares can be moved; a lone destination shares with the source itself, which is no edit."""
-        return any(share is None for share in self.shares)
+        """Whether its labels' shares can be moved; destinations that are all of one label share with the source."""
+        open_labels = {label for label, share in zip(self.labels, self.shares, strict=True) if share is None}
+        return len(open_labels) >= (1 if len(set(self.labels)) == 1 else 2)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class Rules:
     """The budget and when to stop.
 
     Attributes:
-        lam: where open lambdas start.
+        lam: where open lambdas start, and the largest.
         least_lam: the smallest that is tried.
         images: of each cell (profession, wording) in a round.
         base_rounds: most rounds of the unedited model.
@@ -126,10 +135,10 @@ class Rules:
     lam: float
     least_lam: float
     images: int = 4
-    base_rounds: int = 4
+    base_rounds: int = 6
     search_rounds: int = 6
     verify_rounds: int = 4
-    tolerance: float = 0.1
+    tolerance: float = 0.15
     confidence: float = 0.95
     limits: Limits = field(default_factory=Limits)
 
@@ -139,12 +148,11 @@ class Candidate:
     """What to audit in one round.
 
     Attributes:
-        number: of the round, from 1.
+        number: of the round, from 1. No two rounds share an image, so that their noise averages out.
         phase: see the module.
         lam: [P] lambda; inf in the base phase, whose operator is none.
         shares: for each profession [W, K] shares of its destinations; what they leave of 1 stays with the source.
         active: [P] professions that take images.
-        first: index of the first image of every cell; no two rounds share images, so that their noise averages out.
     """
 
     number: int
@@ -152,7 +160,6 @@ class Candidate:
     lam: Floats
     shares: tuple[Floats, ...]
     active: NDArray[np.bool_]
-    first: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,17 +299,22 @@ class Calibration:
     @property
     def best(self) -> Candidate:
         """The candidate to go on with. Where nothing was tried, as all is fixed or balanced, what there is to solve."""
-        tried = self._phase("verify") or self._phase("search")
-        if not tried:
-            return self._moved("search", np.zeros(len(self.professions), dtype=bool))
         by_edit: dict[bytes, tuple[Candidate, Measured]] = {}
-        for candidate, found in tried:
-            key = _edit_key(candidate)
-            by_edit[key] = (candidate, by_edit[key][1] + found if key in by_edit else found)
+        for candidate, found in self.trials:
+            if candidate.phase != "base":
+                key = _edit_key(candidate)
+                by_edit[key] = (candidate, by_edit[key][1] + found if key in by_edit else found)
+        if not by_edit:
+            return self._moved("search", np.zeros(len(self.professions), dtype=bool))
         losses = [(self.loss(found), candidate) for candidate, found in by_edit.values()]
+        verified = [item for item in losses if item[1].phase == "verify"]
+        least = min(value for value, _ in losses)
+        if verified and min(value for value, _ in verified) <= least + _LUCK:
+            losses = verified
         least = min(value for value, _ in losses)
         equal = [candidate for value, candidate in losses if value <= least + _SAME]
-        return max(equal, key=lambda c: float(np.log(c.lam[np.isfinite(c.lam)]).sum()))
+        # The weakest; of equally weak ones the latest, which more evidence went into.
+        return max(equal, key=lambda c: (round(float(np.log(c.lam[np.isfinite(c.lam)]).sum()), 6), c.number))
 
     def chosen_rounds(self) -> frozenset[int]:
         """Numbers of the rounds that tried the edit of `best`."""
@@ -310,18 +322,15 @@ class Calibration:
         return frozenset(c.number for c, _ in self.trials if c.phase != "base" and _edit_key(c) == key)
 
     def loss(self, found: Measured) -> float:
-        """The objective of what was found, beside this search's base."""
-        return loss(found, self._sum(self._phase("base")), self.targets, self.rules.limits)
+        """The objective of what was found, beside this search's first round, which had all professions."""
+        return loss(found, self._sum(self._phase("base")[:1]), self.targets, self.rules.limits)
 
     def balanced(self) -> NDArray[np.bool_]:
         """[P] professions that the base phase showed to be on target, pooled and within wordings."""
         base = self._sum(self._phase("base"))
         on, _ = self._decided(base)
         calm = np.array(
-            [
-                rms_deviation(base.tallies[[p], :, :-1], self.targets[[p]]) <= 4 * self.rules.tolerance
-                for p in range(len(on))
-            ],
+            [rms_deviation(base.tallies[[p], :, :-1], self.targets[[p]]) <= _CALM for p in range(len(on))],
             dtype=bool,
         )
         found: NDArray[np.bool_] = on & calm & (self._free | self._open_lam)
@@ -331,7 +340,8 @@ class Calibration:
         """How each profession ended."""
         spent = sum((found.tallies.sum(axis=(1, 2)) for _, found in self.trials), np.zeros(len(self._free), np.int64))
         best, balanced = self.best, self.balanced()
-        final = self._sum([t for t in self._phase("verify") if _edit_key(t[0]) == _edit_key(best)])
+        chosen = self.chosen_rounds()
+        final = self._sum([t for t in self.trials if t[0].number in chosen])
         on, off = self._decided(final)
         share, n = _shares(final)
         outcomes = []
@@ -348,10 +358,10 @@ class Calibration:
                 state, reason = State.BALANCED, "on target without an edit; its prompts are preserved"
             elif on[p]:
                 state, reason = State.ON_TARGET, seen
-            elif self._at_its_end(best)[p]:
+            elif off[p] and self._at_its_end(best)[p]:
                 state, reason = State.UNREACHABLE, f"{seen}, with shares and lambda at their ends"
             else:
-                state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds are used up"
+                state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds have ended"
             outcomes.append(Outcome(state, reason, int(spent[p])))
         return outcomes
 
@@ -365,14 +375,14 @@ class Calibration:
         return sum((found for _, found in trials), Measured(np.zeros(shape, np.int64)))
 
     def _found(self, search: Sequence[tuple[Candidate, Measured]]) -> bool:
-        """Whether the search may end: its rounds are used up, or the last one was on target but for noise."""
+        """Whether the search may end: its rounds are used up, or the last was on target but for noise."""
         if len(search) >= self.rules.search_rounds:
             return True
         if len(search) < 2:
             return False
         candidate, found = search[-1]
-        pooled = found.tallies[candidate.active].sum(axis=1)[:, :-1]
-        return rms_deviation(pooled, self.targets[candidate.active]) <= self.rules.tolerance
+        counts = found.tallies[candidate.active][..., :-1]
+        return rms_deviation(counts, self.targets[candidate.active]) <= self.rules.tolerance
 
     def _verified(self, verify: Sequence[tuple[Candidate, Measured]], editable: NDArray[np.bool_]) -> Candidate | None:
         """Go on with the candidate under test, try a mended one, or end."""
@@ -382,9 +392,11 @@ class Calibration:
         key = _edit_key(verify[-1][0])
         same = [trial for trial in verify if _edit_key(trial[0]) == key]
         on, off = self._decided(self._sum(same))
-        if left > 1 and len(same) > 1 and (off & editable & ~self._at_its_end(verify[-1][0])).any():
-            return self._moved("verify", np.ones_like(editable))
         undecided = ~on & ~off & editable
+        mendable = off & editable & ~self._at_its_end(verify[-1][0])
+        # Once: a mended candidate needs rounds of its own, and what is off must be known well enough to be mended.
+        if len(same) == len(verify) and left > 1 and mendable.any() and (len(same) > 1 or not undecided.any()):
+            return self._moved("verify", np.ones_like(editable))
         if not undecided.any():
             return None
         return self._round("verify", verify[-1][0].lam, verify[-1][0].shares, undecided)
@@ -394,8 +406,7 @@ class Calibration:
         return self._round("base", np.full(len(self.professions), math.inf), shares, active)
 
     def _round(self, phase: Phase, lam: Floats, shares: tuple[Floats, ...], active: NDArray[np.bool_]) -> Candidate:
-        number = len(self.trials) + 1
-        return Candidate(number, phase, lam, shares, active, (number - 1) * self.rules.images)
+        return Candidate(len(self.trials) + 1, phase, lam, shares, active)
 
     def _moved(self, phase: Phase, active: NDArray[np.bool_]) -> Candidate:
         """The next step of all professions at once."""
@@ -403,7 +414,8 @@ class Calibration:
         if not edited:
             lam = np.array([self.rules.lam if p.lam is None else p.lam for p in self.professions])
             return self._round(phase, lam, self._blends(self._start()), active)
-        last, found = edited[-1]
+        last = edited[-1][0]
+        found = self._sum([trial for trial in edited if _edit_key(trial[0]) == _edit_key(last)])
         asked = self._asked(last)
         wanted = self._wanted([(self._asked(c), m) for c, m in edited])
         step = asked + _DAMPING * (wanted - asked)
@@ -437,9 +449,9 @@ class Calibration:
 
     def _wanted(self, rounds: Sequence[tuple[Floats, Measured]]) -> Floats:
         """Shares that the fitted response asks for; those of several destinations add up to 1."""
-        wanted = np.zeros(rounds[0][0].shape)
+        wanted, balanced = np.zeros(rounds[0][0].shape), self.balanced()
         for label in range(self.targets.shape[1]):
-            takes_part = (self._has[:, label] & self._free)[:, None]
+            takes_part = (self._has[:, label] & self._free & ~balanced)[:, None]
             seen = []
             for asked, found in rounds:
                 images = found.tallies[..., :-1].sum(axis=-1) * takes_part
@@ -459,32 +471,43 @@ class Calibration:
             fixed = np.array([math.nan if s is None else s for s in profession.shares])
             blend = asked[p][:, labels] / np.bincount(labels, minlength=asked.shape[2])[labels]
             given = np.isfinite(fixed)
-            open_part = blend[:, ~given].sum(axis=1, keepdims=True)
             room = 1 - fixed[given].sum()
-            scale = np.where(open_part > 0, room / np.where(open_part > 0, open_part, 1.0), 0.0)
-            if len(labels) > 1:
-                blend = np.where(given, fixed, blend * scale)
-            elif given.all():
-                blend = np.broadcast_to(fixed, blend.shape).copy()
+            open_part = blend[:, ~given].sum(axis=1, keepdims=True)
+            if len(set(profession.labels)) == 1 and not given.all():
+                # What they leave stays with the source.
+                filled = np.clip(asked[p][:, [labels[0]]] - fixed[given].sum(), 0.0, room)
+            else:
+                filled = np.full_like(open_part, room)
+            scale = np.where(open_part > 0, filled / np.where(open_part > 0, open_part, 1.0), 0.0)
+            blend = np.where(given, fixed, blend * scale)
             blends.append(np.zeros_like(blend) if balanced[p] else blend)
         return tuple(blends)
 
     # Lambda
 
     def _strengthened(self, last: Candidate, found: Measured, step: Floats) -> Floats:
-        """A third of the lambda where the share that is wanted lies beyond its end, or can't move and is off target."""
-        beyond = ((step.mean(axis=1) > 1 - _END) | (step.mean(axis=1) < _END)) & self._has
+        """Move lambda where shares can't do it.
+
+        A third of it, where more than all of a destination is wanted, or where fixed shares fall short of the target by
+        more than the tolerance; somewhat more of it, where fixed shares go beyond.
+        """
+        beyond = ((step.mean(axis=1) > 1 - _END) & self._has).any(axis=1)
+        base, _ = _shares(self._sum(self._phase("base")))
         share, n = _shares(found)
-        off = (np.abs(share - self.targets) * self._has).max(axis=1) > self.rules.tolerance
-        short = np.where(self._free, beyond.any(axis=1), off & (n > 0))
-        lam = np.where(self._open_lam & short, np.maximum(last.lam / _LAM_STEP, self.rules.least_lam), last.lam)
-        return np.asarray(lam, dtype=np.float64)
+        rows, first = np.arange(len(self.professions)), np.array([p.labels[0] for p in self.professions])
+        toward = np.sign(self.targets - base)[rows, first]
+        missing = (toward * (self.targets - share)[rows, first]) * (n > 0)
+        short = np.where(self._free, beyond, missing > self.rules.tolerance)
+        over = ~self._free & (missing < -self.rules.tolerance)
+        lam = np.where(short, last.lam / _LAM_STEP, np.where(over, last.lam * math.sqrt(_LAM_STEP), last.lam))
+        lam = np.clip(lam, self.rules.least_lam, self.rules.lam)
+        return np.asarray(np.where(self._open_lam, lam, last.lam), dtype=np.float64)
 
     def _at_its_end(self, candidate: Candidate) -> NDArray[np.bool_]:
         asked = self._asked(candidate).mean(axis=1)
-        at_end = (((asked <= 2 * _END) | (asked >= 1 - 2 * _END)) & self._has).any(axis=1)
+        at_end = ((asked >= 1 - 2 * _END) & self._has).any(axis=1) | ~self._free
         weakest = ~self._open_lam | (candidate.lam <= self.rules.least_lam * (1 + 1e-9))
-        found: NDArray[np.bool_] = (at_end | ~self._free) & weakest
+        found: NDArray[np.bool_] = at_end & weakest
         return found
 
     # Decisions

@@ -3,8 +3,8 @@
     P(label) = logistic(slope * (asked - middle - profession - wording))
 
 Near its threshold a profession's share answers steeply and alike everywhere; what differs is where the threshold lies:
-by profession, and by wording in common to all professions. Both are found together from all rounds so far (a penalised
-logistic fit, ridge priors, newer rounds counting more), so a round of few images is enough for a step.
+by profession, and by wording in common to all professions. All are found together from all rounds so far (a logistic
+fit with normal priors, newer rounds counting more), so a round of few images is enough for a step.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 __all__ = ["Observed", "Response", "fit_response"]
 
 Floats = NDArray[np.float64]
 
-_SLOPE, _SLOPE_SD, _LEAST_SLOPE = 10.0, 4.0, 4.0
-"""Prior of the slope, per unit of share, and what it never falls below: a flat curve would ask for endless steps."""
-_PROFESSION_SD, _WORDING_SD = 0.12, 0.05
-"""Priors of the thresholds, in units of share."""
+_SLOPE, _SLOPE_SD, _SLOPES = 12.0, 4.0, (4.0, 60.0)
+"""Prior of the slope, per unit of share, and its ends: a flat curve would ask for endless steps."""
+_MIDDLE_SD, _PROFESSION_SD, _WORDING_SD = 0.15, 0.2, 0.05
+"""Priors of the thresholds, in units of share. They keep a profession that never answers from pulling on the others."""
 _HALF_LIFE = 2.0
 """Rounds after which evidence counts half: edits share one operator, so each round moves the thresholds a little."""
-_STEPS, _DAMPING = 80, 0.4
 _MOST_CERTAIN = 0.98
 """A target nearer to 0 or 1 than this leaves is asked for as this: its logit is out of reach."""
 
@@ -69,42 +69,39 @@ class Response:
         found: Floats = threshold + (logit(sure) / self.slope)[:, None]
         return found
 
-    def predict(self, asked: Floats) -> Floats:
-        """Expected share of the label, [P, W], at shares asked for."""
-        found: Floats = expit(self.slope * (asked - self.middle - self.professions[:, None] - self.wordings[None, :]))
-        return found
-
 
 def fit_response(rounds: Sequence[Observed]) -> Response:
-    """Fit the curve to all rounds, oldest first, by damped Newton steps on one coordinate of all cells at a time.
+    """Fit the curve to all rounds, oldest first: the largest posterior probability, by L-BFGS.
 
     Args:
         rounds: at least one.
     """
-    shape = rounds[0].asked.shape
-    professions, wordings = np.zeros(shape[0]), np.zeros(shape[1])
-    middle, slope = 0.5, _SLOPE
+    P, W = rounds[0].asked.shape
     weights = [0.5 ** ((len(rounds) - 1 - i) / _HALF_LIFE) for i in range(len(rounds))]
-    for _ in range(_STEPS):
-        gradient, curvature = np.zeros(shape), np.full(shape, 1e-9)
-        of_slope, bend = (_SLOPE - slope) / _SLOPE_SD**2, 1 / _SLOPE_SD**2
+    # Parameters in units of their priors' standard deviations, so that all are of one size.
+    scales = np.concatenate([[_SLOPE_SD, _MIDDLE_SD], np.full(P, _PROFESSION_SD), np.full(W, _WORDING_SD)])
+
+    def loss(u: Floats) -> tuple[float, Floats]:
+        slope, middle = _SLOPE + _SLOPE_SD * u[0], 0.5 + _MIDDLE_SD * u[1]
+        threshold = middle + _PROFESSION_SD * u[2 : 2 + P, None] + _WORDING_SD * u[None, 2 + P :]
+        value, of_slope, of_threshold = 0.0, 0.0, np.zeros((P, W))
         for weight, seen in zip(weights, rounds, strict=True):
-            off = seen.asked - middle - professions[:, None] - wordings[None, :]
-            expected = expit(slope * off)
-            residual = weight * (seen.hits - seen.images * expected)
-            variance = weight * seen.images * expected * (1 - expected)
-            gradient -= slope * residual
-            curvature += slope**2 * variance
+            off = seen.asked - threshold
+            logits = slope * off
+            value += weight * float((seen.images * np.logaddexp(0, logits) - seen.hits * logits).sum())
+            residual = weight * (seen.images * expit(logits) - seen.hits)
             of_slope += float((residual * off).sum())
-            bend += float((variance * off**2).sum())
-        middle += _DAMPING * float(gradient.sum() / curvature.sum())
-        professions += _DAMPING * _newton(gradient.sum(axis=1), curvature.sum(axis=1), professions, _PROFESSION_SD)
-        wordings += _DAMPING * _newton(gradient.sum(axis=0), curvature.sum(axis=0), wordings, _WORDING_SD)
-        slope = max(_LEAST_SLOPE, slope + _DAMPING * of_slope / bend)
-    return Response(slope, middle, professions, wordings)
+            of_threshold -= slope * residual
+        gradient = np.concatenate([[of_slope, of_threshold.sum()], of_threshold.sum(axis=1), of_threshold.sum(axis=0)])
+        return value + 0.5 * float(u @ u), gradient * scales + u
 
-
-def _newton(gradient: Floats, curvature: Floats, value: Floats, prior_sd: float) -> Floats:
-    """One step of a ridge-penalised maximum."""
-    step: Floats = (gradient - value / prior_sd**2) / (curvature + 1 / prior_sd**2)
-    return step
+    bounds: list[tuple[float | None, float | None]] = [(None, None)] * (2 + P + W)
+    bounds[0] = ((_SLOPES[0] - _SLOPE) / _SLOPE_SD, (_SLOPES[1] - _SLOPE) / _SLOPE_SD)
+    found = minimize(loss, np.zeros(2 + P + W), jac=True, method="L-BFGS-B", bounds=bounds)
+    u = np.asarray(found.x, dtype=np.float64)
+    return Response(
+        _SLOPE + _SLOPE_SD * float(u[0]),
+        0.5 + _MIDDLE_SD * float(u[1]),
+        _PROFESSION_SD * u[2 : 2 + P],
+        _WORDING_SD * u[2 + P :],
+    )

@@ -112,8 +112,8 @@ def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -
     measured = Measured(np.ones((2, 2, 3), np.int64))
     lone = np.array([False, True])
     tried = [
-        Trial(Candidate(1, "base", np.ones(2), (np.ones((2, 2)),) * 2, np.ones(2, bool), 0), measured, BASE),
-        Trial(Candidate(2, "search", np.ones(2), (np.ones((2, 2)),) * 2, lone, 4), measured, operator.digest),
+        Trial(Candidate(1, "base", np.ones(2), (np.ones((2, 2)),) * 2, np.ones(2, bool)), measured, BASE),
+        Trial(Candidate(2, "search", np.ones(2), (np.ones((2, 2)),) * 2, lone), measured, operator.digest),
     ]
     folder = store.sub(f"runs/{half.run}")
     folder.put("run.json", json.dumps({"identity": identity}).encode())
