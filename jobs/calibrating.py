@@ -8,7 +8,6 @@ After every round all of it is written to `calibration.parquet`, and a run that 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from jobs.evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
 from jobs.report.schema import Calibration as Section
 from jobs.results import label_counts
 from jobs.session import Session
-from jobs.shards import BASE
+from jobs.shards import BASE, ShardOutcome
 from jobs.tally import Tallies
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
@@ -76,8 +75,8 @@ class _Search:
     def run(self) -> Calibrated:
         for trial in self.trials:
             self.calibration.tell(trial.candidate, trial.measured)
-            # Their images are counted already; the shards stay part of what the run rests on.
-            deque(self.session.use(self._cells(trial.candidate), trial.operator, pictures=False), maxlen=0)
+            for spec in self.session.use(self._cells(trial.candidate), trial.operator, pictures=False):
+                self.session.spent.add(ShardOutcome(spec.digest, spec.count, 0, True, 0.0))
         while (candidate := self.calibration.propose()) is not None:
             self.trials.append(self._tried(candidate))
             self.calibration.tell(candidate, self.trials[-1].measured)
