@@ -47,8 +47,8 @@ from tests.jobs.helpers import manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# 3 professions x 2 wordings x 12 images, 6 explicit prompts and a control, in shards of 3; the calibration's four rounds
-# draw 3 images of each profession in its one wording, and the same explicit prompts and control.
+# 3 professions x 2 wordings x 12 images, 6 explicit prompts and a control, in shards of 3; four rounds of calibration
+# each draw 3 images of each profession in its one wording, and the same explicit prompts and control.
 AUDIT_SHARDS, ROUND_SHARDS = 31, 10
 SHARDS = 2 * AUDIT_SHARDS + 4 * ROUND_SHARDS
 BUCKET = "tests"
