@@ -47,10 +47,10 @@ from tests.jobs.helpers import manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# 3 professions x 2 wordings x 12 images, 6 explicit prompts and a control, in shards of 3; four rounds of calibration
+# 3 professions x 2 wordings x 12 images, 6 explicit prompts and a control, in shards of 3; three rounds of calibration
 # each draw 3 images of each profession in its one wording, and the same explicit prompts and control.
 AUDIT_SHARDS, ROUND_SHARDS = 31, 10
-SHARDS = 2 * AUDIT_SHARDS + 4 * ROUND_SHARDS
+SHARDS = 2 * AUDIT_SHARDS + 3 * ROUND_SHARDS
 BUCKET = "tests"
 
 
@@ -131,7 +131,7 @@ class Run:
             "control_images": 3,
             "shard_images": 3,
             "sampler": {"steps": 12, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
-            "calibration": {"images": 3, "control_images": 3, "base_rounds": 1, "search_rounds": 2, "verify_rounds": 1},
+            "calibration": {"images": 3, "control_images": 3, "base_rounds": 1, "search_rounds": 1, "verify_rounds": 1},
             "pictures": {"per_cell": 2, "format": "png"},
         }
         config = load_config(flags=values | keys)
@@ -237,7 +237,7 @@ def test_the_driver_killed_and_the_same_command_again(
 ) -> None:
     run = Run.at(server, tmp_path)
     killed = driver(run, nodes, tmp_path)
-    # In the third round of the calibration: two stand in calibration.parquet.
+    # In the last round of the calibration: two stand in calibration.parquet.
     before = run.wait_for_shards(AUDIT_SHARDS + 2 * ROUND_SHARDS + 2)
     killed.kill()
     killed.wait()
