@@ -82,6 +82,8 @@ def audited(model: Model, models: Path, output: str, images: int, assignments: l
         "explicit_images": images,
         "control_images": images,
         "shard_images": images,
+        # The full budget, not the demo's.
+        "calibration": {},
     }
     config = load_config(yaml.safe_dump(values), assignments=assignments)
     content = config.model_dump_json() + content_digest(pipeline) + content_digest(classifier)
