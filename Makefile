@@ -9,7 +9,7 @@ run: setup
 
 test:
 	@infra/setup.sh test
-	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	.venv/bin/python -m pytest -m alone tests/jobs
 
 test-fast:
