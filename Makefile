@@ -9,7 +9,7 @@ run: setup
 
 test:
 	@infra/setup.sh test
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore=tests/bench
 	.venv/bin/python -m pytest -m alone tests/jobs
 
 test-fast:
@@ -18,6 +18,7 @@ test-fast:
 
 bench:
 	@infra/setup.sh test
+	.venv/bin/python -m pytest tests/bench
 	.venv/bin/python -m tests.bench.bench_time_ops
 	.venv/bin/python -m tests.bench.bench_generation
 	.venv/bin/python -m tests.bench.bench_engine
