@@ -9,8 +9,8 @@ run: setup
 
 test:
 	@infra/setup.sh test
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore=tests/bench
 	.venv/bin/python -m pytest -m alone tests/jobs
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore=tests/bench
 
 test-fast:
 	@infra/setup.sh test

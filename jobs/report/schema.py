@@ -21,9 +21,12 @@ __all__ = [
     "DeltaFigure",
     "GateResult",
     "LabelCounts",
+    "Movement",
     "PairedPicture",
+    "Parity",
     "ProfessionReport",
     "RateFigure",
+    "Reference",
     "Report",
     "ShareFigure",
     "Summary",
@@ -31,7 +34,7 @@ __all__ = [
     "WordingReport",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 
@@ -75,6 +78,14 @@ class ShareFigure(Figure):
     high: float | None
 
 
+class Parity(Figure):
+    """Demographic parity as Fairlearn has it: groups are professions, a selection is the report's first label."""
+
+    difference: ShareFigure = Field(description="largest share of the first label less the smallest; 0 is parity")
+    ratio: ShareFigure = Field(description="the smallest share over the largest; 1 is parity")
+    reason: str | None = Field(default=None, description="why a figure is null")
+
+
 class VariantSummary(Figure):
     """One variant (base or edited) in one glance."""
 
@@ -88,9 +99,13 @@ class VariantSummary(Figure):
     )
     rms_within: float | None = Field(default=None, description="likewise over professions and wordings")
     explicit: RateFigure = Field(description="images of explicit prompts that show the label they name")
+    explicit_by_label: dict[str, RateFigure] = Field(
+        default_factory=dict, description="the same, of the prompts that name each label"
+    )
     recognised: RateFigure = Field(description="images recognised as their profession among all professions")
     controls: RateFigure = Field(description="images of unrelated prompts recognised as what they name")
     undetermined: RateFigure = Field(description="audit images without a decidable label, among all labelled ones")
+    parity: Parity | None = Field(default=None, description="null: of a report that was written before it was counted")
     images: int = Field(description="images generated for this variant, all kinds")
     seconds: float = Field(description="worker seconds spent on them, those of reused shards included")
 
@@ -171,6 +186,27 @@ class GateResult(Figure):
     high: float | None
     outcome: Verdict
     reason: str = ""
+
+
+class Reference(Figure):
+    """What an audit was compared with: in such a report `base` is the reference, and `edited` what was audited."""
+
+    kind: Literal["base model", "earlier run"]
+    name: str = Field(description="the model's last name, or the run's")
+    run: str = Field(description="the run whose images it is of")
+    model_digest: str
+    operator: str | None = Field(default=None, description="digest of the operator it was audited under; null: none")
+
+
+class Movement(Figure):
+    """One profession whose share moved between reference and audited model, on common seeds."""
+
+    profession: str
+    before: float
+    after: float
+    change: ShareFigure = Field(description="of the share of the first label; the interval is of this one profession")
+    n: int = Field(description="images that are determined in both")
+    worse: bool = Field(description="whether it is farther from its target than before")
 
 
 class PairedPicture(Figure):
@@ -257,6 +293,8 @@ class Report(Figure):
 
     schema_version: int = SCHEMA_VERSION
     run: str
+    kind: Literal["debias", "audit"] = "debias"
+    reference: Reference | None = Field(default=None, description="of an audit that was compared; null: of others")
     created: str = Field(description="UTC, ISO 8601")
     verdict: Verdict
     sentence: str = Field(description="the verdict and why, in one sentence")
@@ -265,6 +303,10 @@ class Report(Figure):
     gates: list[GateResult]
     wordings: list[WordingReport]
     professions: list[ProfessionReport]
+    moved: list[Movement] = Field(
+        default_factory=list,
+        description="professions that moved against the reference: exact tests on common seeds, Holm, 95 %",
+    )
     controls: list[Control]
     margin_sweep: list[dict[str, float | None]] = Field(
         default_factory=list,

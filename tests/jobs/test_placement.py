@@ -71,15 +71,14 @@ def autoscaling() -> Iterator[str]:
         log = (Path(folder) / "log").open("w+")
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            deadline = time.monotonic() + 25
-            while True:
-                try:
-                    ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
-                    break
-                except ConnectionError:
-                    log.flush()
-                    assert time.monotonic() < deadline, Path(log.name).read_text()
-                    time.sleep(1)
+            # Ray's own wait for a head outlasts the test, and says nothing of why there is none.
+            deadline = time.monotonic() + 60
+            while is_free(port):
+                said = Path(log.name).read_text()
+                assert head.poll() is None, f"the head ended with {head.returncode}: {said}"
+                assert time.monotonic() < deadline, f"the head does not listen: {said}"
+                time.sleep(0.2)
+            ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
             yield f"127.0.0.1:{port}"
         finally:
             ray.shutdown()
