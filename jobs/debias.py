@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from jobs import export
 from jobs.calibrating import Calibrated, calibrate
 from jobs.card import model_card
 from jobs.cells import audit_cells, cut_cell
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
+from jobs.export import CHECKSUMS
 from jobs.identity import made_on, provenance_of
 from jobs.pictures import choose_pictures
 from jobs.report.junit import junit_xml
@@ -160,17 +160,9 @@ class _Job:
         name = "checkpoint" if report.verdict == "pass" else "candidate"
         self.session.reporter.say(f"writing {name}/")
         card = model_card(report, self.config.model, self.session.probe.model, self.labels)
-        written = export.export_checkpoint(
-            self.config.model,
-            self.session.probe.model,
-            operator,
-            card,
-            self.config.output,
-            self.session.settings,
-            f"{self.folder.prefix}/{name}",
-            self.session.token,
-        )
-        self.folder.note(f"{name}/{export.CHECKSUMS}", written["sha256sums"])
+        prefix = f"{self.folder.prefix}/{name}"
+        written = self.session.pool.call("write_checkpoint", self.session.probe.model, operator, card, prefix)
+        self.folder.note(f"{name}/{CHECKSUMS}", written)
 
     def _finish(self, report: Report) -> Outcome:
         self.folder.put("report.json", report.model_dump_json(indent=1).encode(), "application/json")

@@ -10,58 +10,59 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import ray
 import torch
 from diffusers import UNet2DConditionModel
 
-from infra.storage import StorageSettings, open_store
-from jobs.models import cache_folder, content_digest, stage
-from jobs.remote import fetch
+from infra.storage import ObjectStore
+from jobs.models import content_digest
 from time_ops import EditOperator, ModelError
 
-__all__ = ["CHECKSUMS", "export_checkpoint"]
+__all__ = ["CHECKSUMS", "write_checkpoint"]
 
 CHECKSUMS = "SHA256SUMS"
 _KEPT = (".safetensors", ".json", ".txt", ".model")
 
 
-def _export(
-    model: str,
-    expected: str,
-    operator: EditOperator,
-    card: str,
-    output: str,
-    settings: StorageSettings,
-    prefix: str,
-    token: str,
-) -> dict[str, Any]:
-    base = stage(model, settings, cache_folder() / token, pipeline=True)
+def write_checkpoint(
+    base: Path, expected: str, operator: EditOperator, card: str, store: ObjectStore, prefix: str
+) -> str:
+    """Write the edited checkpoint below `prefix`.
+
+    Args:
+        base: folder of the base model.
+        expected: its content digest at the audit.
+        operator: the edit.
+        card: the model card's text.
+        store: where to.
+        prefix: where in it.
+
+    Returns:
+        The digest of SHA256SUMS.
+
+    Raises:
+        ModelError: the base model is not the one that was audited.
+        StorageError: the store refuses.
+    """
     if content_digest(base) != expected:
-        raise ModelError(f"{model} has changed since it was audited; run the job again")
+        raise ModelError("the model has changed since it was audited; run the job again")
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
         folder = Path(scratch) / "checkpoint"
         _copy(base, folder)
         unet = UNet2DConditionModel.from_pretrained(  # type: ignore[no-untyped-call]
             base / "unet", torch_dtype=_stored_dtype(base / "unet"), use_safetensors=True, local_files_only=True
         )
-        fold = operator.fold_into(unet)
+        operator.fold_into(unet)
         unet.save_pretrained(folder / "unet", safe_serialization=True)
         operator.save(folder / "operator.safetensors")
         (folder / "README.md").write_text(card, encoding="utf-8")
         sums = _checksums(folder)
         (folder / CHECKSUMS).write_text(sums, encoding="utf-8")
-        store = open_store(output, settings)
         # A folder that is written again stops being one before its first file changes.
         for old in sorted(store.list(prefix), key=lambda key: not key.endswith("/model_index.json")):
             store.delete(old)
         store.upload_folder(folder, prefix, last=("model_index.json",))
-    return {
-        "projections": len(fold.weights),
-        "parameters": fold.parameters,
-        "sha256sums": hashlib.sha256(sums.encode()).hexdigest(),
-    }
+    return hashlib.sha256(sums.encode()).hexdigest()
 
 
 def _copy(base: Path, folder: Path) -> None:
@@ -94,33 +95,3 @@ def _checksums(folder: Path) -> str:
                 f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file.relative_to(folder).as_posix()}\n"
             )
     return "".join(lines)
-
-
-def export_checkpoint(
-    model: str,
-    expected: str,
-    operator: EditOperator,
-    card: str,
-    output: str,
-    settings: StorageSettings,
-    prefix: str,
-    token: str,
-) -> dict[str, Any]:
-    """Write the edited checkpoint below `prefix`, as a Ray task, so that no weights pass through the driver.
-
-    Args:
-        model: the base model.
-        expected: its content digest at the audit.
-        operator: the edit.
-        card: the model card's text.
-        output: URL of the store.
-        settings: how to reach it.
-        prefix: where in the store.
-        token: the run's staging folder, see `AuditWorker`.
-
-    Returns:
-        How many projections and parameters changed, and the digest of SHA256SUMS.
-    """
-    task = ray.remote(_export).options(num_cpus=0, max_retries=2)
-    result: dict[str, Any] = fetch(task.remote(model, expected, operator, card, output, settings, prefix, token))
-    return result

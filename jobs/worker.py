@@ -19,6 +19,7 @@ import torch
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
+from jobs.export import write_checkpoint
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.maker import ShardMaker
@@ -165,6 +166,10 @@ class AuditWorker:
         config = self._config
         with self._models:
             return TextEmbeddings.of(self._classifier, config.attribute, config.recognition, professions, controls)
+
+    def write_checkpoint(self, expected: str, operator: EditOperator, card: str, prefix: str) -> str:
+        """The edited checkpoint, from this worker's copy of the model; see `jobs.export`."""
+        return write_checkpoint(self._model_folder, expected, operator, card, self._store, prefix)
 
     def run(self, specs: Sequence[ShardSpec], operator: EditOperator | None = None) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.

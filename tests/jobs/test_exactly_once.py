@@ -174,19 +174,20 @@ class Run:
             time.sleep(0.02)
         return self.shards()
 
-    def disturbed(self, after: int, fault: Callable[[], None]) -> dict[str, str]:
-        """Run, with a fault once so many shards are stored; returns those that were stored then."""
+    def disturbed(self, *faults: tuple[int, Callable[[], None]]) -> dict[str, str]:
+        """Run, with each fault once so many shards are stored; returns those that were stored at the last one."""
         before: dict[str, str] = {}
 
         def disturb() -> None:
-            before.update(self.wait_for_shards(after))
-            fault()
+            for after, fault in faults:
+                before.update(self.wait_for_shards(after))
+                fault()
 
         with ThreadPoolExecutor(1) as beside:
             disturbed = beside.submit(disturb)
             self.go()
             disturbed.result()
-        assert after <= len(before) < SHARDS
+        assert faults[-1][0] <= len(before) < SHARDS
         return before
 
     def assert_same_as(self, calm: Run, before: dict[str, str]) -> None:
@@ -211,16 +212,13 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if "ray::AuditWorker" in " ".join(p.info["cmdline"] or [])]
 
 
-def test_a_worker_killed_in_mid_shard(calm: Run, server: Server, tmp_path: Path) -> None:
-    run = Run.at(server, tmp_path)
-    before = run.disturbed(6, lambda: os.kill(workers()[0].pid, signal.SIGKILL))
-    run.assert_same_as(calm, before)
-
-
-def test_a_node_removed(calm: Run, server: Server, nodes: Cluster, tmp_path: Path) -> None:
+def test_a_worker_killed_in_mid_shard_and_then_a_node_removed(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path
+) -> None:
     run = Run.at(server, tmp_path)
     node = next(iter(nodes.worker_nodes))
-    before = run.disturbed(6, lambda: nodes.remove_node(node, allow_graceful=False))
+    killed = (6, lambda: os.kill(workers()[0].pid, signal.SIGKILL))
+    before = run.disturbed(killed, (20, lambda: nodes.remove_node(node, allow_graceful=False)))
     nodes.add_node(num_cpus=1)
     run.assert_same_as(calm, before)
 
@@ -268,7 +266,9 @@ def test_the_same_job_twice_at_once(calm: Run, server: Server, nodes: Cluster, t
     run.assert_same_as(calm, {})
 
 
-def test_the_store_away_for_thirty_seconds(calm: Run, server: Server, tmp_path: Path) -> None:
+def test_one_request_in_twenty_fails_and_the_store_is_away_for_thirty_seconds(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run.at(server, tmp_path)
 
     def outage() -> None:
@@ -276,19 +276,11 @@ def test_the_store_away_for_thirty_seconds(calm: Run, server: Server, tmp_path: 
         time.sleep(30)
         server.start()
 
-    before = run.disturbed(6, outage)
-    run.assert_same_as(calm, before)
-
-
-def test_one_request_in_twenty_fails(
-    calm: Run, server: Server, nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run.at(server, tmp_path)
     with FaultyProxy(server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        run.go()
+        before = run.disturbed((6, outage))
         assert all(proxy.counts[kind] for kind in ("slow_down", "delay", "cut_answer", "cut_request")), proxy.counts
-    run.assert_same_as(calm, {})
+    run.assert_same_as(calm, before)
 
 
 def test_damaged_shards_are_made_again(calm: Run, tmp_path: Path) -> None:
