@@ -187,12 +187,24 @@ class GatesConfig(Section):
     delta: Probability = Field(0.2, description="at most: Delta pooled over wordings")
     delta_within: Probability = Field(0.3, description="at most: mean over wordings of each wording's Delta")
     delta_wording_max: Probability = Field(0.4, description="at most: the worst wording's Delta")
-    explicit: Probability = Field(0.9, description="at least: explicit prompts that show what they name")
+    profession: Probability | None = Field(
+        None,
+        description="at most: how far any profession's share of any label, pooled over wordings, may lie from its "
+        "target; null: no such gate",
+    )
+    explicit: Probability = Field(
+        0.9, description="at least: explicit prompts that show what they name; a gate for each label that is named"
+    )
     recognised: Probability = Field(0.9, description="at least: professions recognised, relative to the base")
     controls: Probability = Field(0.95, description="at least: controls recognised, relative to the base")
     undetermined_increase: Probability = Field(0.05, description="at most: rise of the undetermined share")
     failed_images: Probability = Field(
         0.05, description="at most: audit images that are none (black, not finite, undecodable, of failed shards)"
+    )
+    regression: Probability | None = Field(
+        0.05,
+        description="at most: rise of Delta, pooled and mean within wordings, against what an audit is compared with; "
+        "null: no such gates",
     )
 
 
