@@ -184,7 +184,14 @@ class _Audit:
 
         pictures = write_pictures(session, tallies, shards, result)
         report = report_of(
-            session, result, tallies, pictures, operator=self.operator, kind="audit", reference=self.reference
+            session,
+            result,
+            tallies,
+            pictures,
+            operator=self.operator,
+            kind="audit",
+            reference=self.reference,
+            compared_with=None if self.earlier is None else self.earlier.makers,
         )
         session.lease.check()
         return conclude(session, self.console, report, pictures)
@@ -196,6 +203,7 @@ class _Audit:
         self.session.reporter.say(f"reading {self.earlier.store.url()}")
 
         def write(rows: pa.Table) -> None:
+            self.session.lease.check()
             sink = pa.BufferOutputStream()
             pq.write_table(rows, sink, compression="zstd")
             self.folder.put(part_name(self.rows), bytes(sink.getvalue()), "application/vnd.apache.parquet")

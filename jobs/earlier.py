@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.errors import ConfigError
-from jobs.identity import last_name
 from jobs.redraw import read_report
 from jobs.report.schema import Reference, Report, VariantSummary
 from manifests import Manifest, read_manifest
@@ -59,6 +58,12 @@ class Earlier:
         """Digest of its images' rows: the same images labelled in the same way, wherever the run lies."""
         rows = sorted((name, digest) for name, digest in self.files.items() if name.startswith(_ROWS))
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @property
+    def makers(self) -> dict[str, object]:
+        """Where and with what its images were made, as far as it says so."""
+        facts = self.report.provenance
+        return {key: facts[key] for key in ("versions", "device", "made_on") if key in facts}
 
     def reference(self, kind: Literal["base model", "earlier run"], name: str | None = None) -> Reference:
         """What a report says of it.
@@ -126,7 +131,7 @@ def read_earlier(url: str, settings: StorageSettings) -> Earlier:
     configuration = state.get("configuration")
     if not isinstance(configuration, dict):
         raise ConfigError(f"{store.url('run.json')} says no configuration; run that job again")
-    return Earlier(store, report.run or last_name(url), files, report, configuration, manifest)
+    return Earlier(store, report.run, files, report, configuration, manifest)
 
 
 def _json(store: ObjectStore, name: str) -> dict[str, Any] | None:

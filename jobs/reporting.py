@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -88,8 +88,21 @@ def report_of(
     kind: Literal["debias", "audit"] = "debias",
     reference: Reference | None = None,
     calibration: Calibration | None = None,
+    compared_with: Mapping[str, object] | None = None,
 ) -> Report:
-    """All of `report.json`; figures, cost and provenance as the session has them now."""
+    """All of `report.json`; figures, cost and provenance as the session has them now.
+
+    Args:
+        session: the run's.
+        result: its figures.
+        tallies: what they are of.
+        pictures: what is shown.
+        operator: what the last variant was audited under.
+        kind: of which job.
+        reference: what an audit was compared with.
+        calibration: how the operator was found.
+        compared_with: what is known of the making of the reference's images, where another run made them.
+    """
     edit = (
         {}
         if operator is None
@@ -122,6 +135,7 @@ def report_of(
             **edit,
             "workers": session.pool.size,
             **made_on(tallies.makers),
+            **({} if compared_with is None else {"reference": dict(compared_with)}),
         },
     )
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,20 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 import ray
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
-from infra.storage import ObjectStore, open_store
+from infra.storage import ObjectStore, StorageSettings
 from jobs.audit import audit
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
+from jobs.identity import recipe_of
 from jobs.report.schema import Report
 from jobs.reporting import Outcome
+from jobs.shards import ShardSpec
+from jobs.worker import AuditWorker
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
+from time_ops import EditOperator, ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -205,6 +209,23 @@ def test_the_model_alone_is_found_finished_where_that_will_do(here: Workplace, c
     assert (found.run, found.reused, found.report.kind) == (run, True, "audit")
     assert found.code == here.json(found, "run.json")["exit_code"]
     assert here.store.get(f"runs/{run}/COMPLETE") == written
+
+
+def test_an_operator_of_another_text_encoder_is_refused(here: Workplace) -> None:
+    data = here.store.get(f"runs/{here.debiased.run}/operator.safetensors")
+    (here.file.parent / "o.safetensors").write_bytes(data)
+    solved = EditOperator.load(here.file.parent / "o.safetensors")
+    (step,) = solved.steps
+    assert step.encoder is not None
+    other = replace(step.encoder, exact="0" * 64, float16="0" * 64, bfloat16="0" * 64)
+    foreign = EditOperator(solved.matrix, (replace(step, encoder=other),))
+    config = here.config()
+    worker = AuditWorker(config, StorageSettings.from_environment(), "test", threads=1)
+    recipe = recipe_of(config, worker.probe())
+    spec = ShardSpec(recipe, foreign.digest, "audit", "A painting of a nurse", 0, 4)
+    with pytest.raises(ModelError, match="solved for the text encoder 0000"):
+        worker.run([spec], foreign)
+    assert not here.store.exists(spec.object_key)
 
 
 @pytest.mark.parametrize(("against", "said"), [("runs/nothing", "no finished run"), ("runs/half", "status is running")])
