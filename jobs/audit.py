@@ -173,6 +173,7 @@ class _Audit:
             config.gates,
             config.seed,
             confusion=config.confusion,
+            compared=self.reference is not None,
         )
         own = first_shards(session, list(variants.values()))
 

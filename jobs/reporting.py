@@ -124,6 +124,7 @@ def report_of(
         gates=result.gates,
         wordings=result.wordings,
         professions=result.professions,
+        moved=result.moved,
         controls=result.controls,
         margin_sweep=result.margin_sweep,
         calibration=calibration,

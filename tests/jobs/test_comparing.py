@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,13 +25,14 @@ from jobs.classifier import TextEmbeddings
 from jobs.comparing import Matched, check_comparable, match, reference_shard
 from jobs.config import RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, ExitCode
 from jobs.folder import RunFolder
 from jobs.generator import encode_picture
 from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
 from jobs.pictures import choose_pictures
 from jobs.report.page import render
 from jobs.report.schema import Cost, Report
+from jobs.reporting import code_of
 from jobs.results import EditedProfession, evaluate, sentence
 from jobs.shards import BASE, Recipe, Shard, ShardSpec
 from jobs.submit import _ship
@@ -41,6 +43,8 @@ from tests.jobs.helpers import manifest
 from time_ops import EditOperator
 
 LABELS = ["female", "male"]
+BIASED = "biased"
+"""An operator under which every image is of the first label."""
 MANIFEST = manifest("nurse", "CEO")
 VERSIONS = {"diffusers": "0.42.1", "torch": "2.13.0", "transformers": "5.23.0"}
 PROBE = Probe("m" * 64, "c" * 64, "float32", "cpu", 1, "host", VERSIONS)
@@ -158,6 +162,8 @@ def shard(spec: ShardSpec) -> Shard:
     """Random embeddings that depend on the shard; one image in some is black."""
     rng = np.random.default_rng(int(spec.digest[:8], 16))
     embeddings = rng.standard_normal((spec.count, 5)).astype(np.float32)
+    if spec.operator == BIASED:
+        embeddings[:, :2] = 1.0, 0.0
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     statuses = np.array([int(rng.random() < 0.1) for _ in range(spec.count)], np.uint8)
     embeddings[statuses != 0] = 0
@@ -274,6 +280,22 @@ def test_without_the_earlier_picture_the_audited_one_is_shown_alone(store: Local
     assert {pair.edited for pair in pairs} == files.keys()
     page = render(report.model_copy(update={"pictures": pairs}), files)
     assert page.count("data:image/png") == len(pairs)
+
+
+def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None:
+    many = config(images_per_cell=60, shard_images=60)
+    earlier = Made(store, many).write().read()
+    now = Made(store, many, run="now")
+    tallies = now.tally({"edited": BIASED}).after(now.match(earlier).part)
+    asked = [EditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in MANIFEST.professions]
+    result = evaluate(tallies, asked, LABELS, list(many.wordings.audit), many.gates, 0, compared=True)
+    gates = {gate.name: gate.outcome for gate in result.gates}
+    assert (gates["regression"], gates["regression_within"]) == ("fail", "fail")
+    assert {m.profession for m in result.moved} == {"nurse", "CEO"}
+    assert all(m.worse and m.after == 1.0 for m in result.moved)
+    report = now.report(tallies).model_copy(update={"verdict": result.verdict.value, "gates": result.gates})
+    assert code_of(report) is ExitCode.GATE_FAILED
+    assert re.search(r"has regressed .*moved farthest: (nurse|CEO) \d+ % to 100 %", sentence(result))
 
 
 # Refusals: what differs
