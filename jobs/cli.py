@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -48,7 +48,7 @@ SetFlag = Annotated[list[str] | None, typer.Option("--set", help="Any key: sampl
 JsonFlag = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
 
 
-def _config(file: Path | None, assignments: Sequence[str] | None, **flags: str | None) -> RunConfig:
+def _config(file: Path | None, assignments: Sequence[str] | None, **flags: Any) -> RunConfig:
     text = None if file is None else read_text(file)
     return load_config(text, name=str(file) if file else "configuration", flags=flags, assignments=assignments or ())
 
@@ -81,6 +81,40 @@ def debias(
     raise typer.Exit(int(outcome.code))
 
 
+@app.command(epilog="Example: evenhand audit run.yaml --model s3://bucket/checkpoint --base s3://bucket/model")
+def audit(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    run: RunFlag = None,
+    operator: Annotated[
+        str | None, typer.Option(help="operator.safetensors: audit the model under it, compared with the model.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Compare with this model: hub id, folder or s3:// prefix.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with an earlier run: s3://bucket/prefix/runs/R.")] = None,
+    assignments: SetFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Audit a model, a checkpoint or an operator, without editing; alone, or compared on common seeds.
+
+    Runs where `evenhand debias` runs, and ends with the same exit codes: 5 where a gate fails, a regression included.
+    A finished run's folder says the same as any other: report.json, report.html, junit.xml, COMPLETE; no checkpoint.
+    """
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
+    compared = {key: v for key, v in (("operator", operator), ("base", base), ("against", against)) if v is not None}
+    settings = _config(config, assignments, **flags, audit=compared or None)
+    console = Console(stderr=as_json)
+    from jobs.audit import audit as audit_job
+
+    _connect()
+    outcome = audit_job(settings, console)
+    if as_json:
+        typer.echo(outcome.report.model_dump_json())
+    raise typer.Exit(int(outcome.code))
+
+
 @app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")
 def submit(
     config: ConfigFile = None,
@@ -90,11 +124,15 @@ def submit(
     output: OutputFlag = None,
     run: RunFlag = None,
     assignments: SetFlag = None,
+    job: Annotated[Literal["debias", "audit"], typer.Option(help="Which job.")] = "debias",
     address: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="The cluster's dashboard.")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Idempotency key: a job of this id is followed.")] = None,
     python: Annotated[str, typer.Option(help="The interpreter on the cluster.")] = "python",
 ) -> None:
-    """Submit the main job to a Ray cluster, follow it, and end with the driver's own exit code."""
+    """Submit a job to a Ray cluster, follow it, and end with the driver's own exit code.
+
+    What an audit compares with is given as `--set audit.base=...`, `audit.operator` or `audit.against`.
+    """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
     settings = _config(config, assignments, **flags)
     from jobs import submit as submission
@@ -103,7 +141,7 @@ def submit(
         raise ClusterError(
             "give --address http://host:8265 (or RAY_ADDRESS); `evenhand local env` says it for this machine"
         )
-    code = submission.submit(settings, address, Console(), submission_id=submission_id, python=python)
+    code = submission.submit(settings, address, Console(), command=job, submission_id=submission_id, python=python)
     raise typer.Exit(code)
 
 

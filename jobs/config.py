@@ -24,6 +24,7 @@ from pydantic_settings import (
 from jobs.errors import ConfigError
 
 __all__ = [
+    "AuditConfig",
     "CalibrationConfig",
     "GatesConfig",
     "PreserveConfig",
@@ -187,13 +188,53 @@ class GatesConfig(Section):
     delta: Probability = Field(0.2, description="at most: Delta pooled over wordings")
     delta_within: Probability = Field(0.3, description="at most: mean over wordings of each wording's Delta")
     delta_wording_max: Probability = Field(0.4, description="at most: the worst wording's Delta")
-    explicit: Probability = Field(0.9, description="at least: explicit prompts that show what they name")
+    profession: Probability | None = Field(
+        None,
+        description="at most: how far any profession's share of any label, pooled over wordings, may lie from its "
+        "target; null: no such gate",
+    )
+    explicit: Probability = Field(
+        0.9, description="at least: explicit prompts that show what they name; a gate for each label that is named"
+    )
     recognised: Probability = Field(0.9, description="at least: professions recognised, relative to the base")
     controls: Probability = Field(0.95, description="at least: controls recognised, relative to the base")
     undetermined_increase: Probability = Field(0.05, description="at most: rise of the undetermined share")
     failed_images: Probability = Field(
         0.05, description="at most: audit images that are none (black, not finite, undecodable, of failed shards)"
     )
+    regression: Probability | None = Field(
+        0.05,
+        description="at most: rise of Delta, pooled and mean within wordings, against what an audit is compared with; "
+        "null: no such gates",
+    )
+
+
+class AuditConfig(Section):
+    """What `evenhand audit` audits beside the model, and what it compares with; `debias` has no regard to it."""
+
+    operator: str | None = Field(
+        None,
+        min_length=1,
+        description="operator.safetensors, a path or s3://bucket/key: the model is audited under it, and compared with "
+        "itself unless `against` names a run",
+    )
+    base: str | None = Field(
+        None, min_length=1, description="compare with this model: hub id, local folder or s3:// prefix"
+    )
+    against: str | None = Field(
+        None, min_length=1, description="compare with an earlier finished run: s3://bucket/prefix/runs/NAME or a folder"
+    )
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> AuditConfig:
+        if self.base is not None and self.against is not None:
+            raise ValueError("base and against both say what to compare with; give one of them")
+        if self.operator is not None and self.base is not None:
+            raise ValueError(
+                "a model under an operator is compared with the model itself: leave base out, or audit the base as a "
+                "run of its own and give that run as against"
+            )
+        return self
 
 
 class WorkersConfig(Section):
@@ -291,6 +332,7 @@ class RunConfig(BaseSettings):
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     gates: GatesConfig = Field(default_factory=GatesConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)

@@ -7,43 +7,24 @@ evenhand debias CONFIG.yaml                            # the same
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from rich.console import Console
 
-from jobs.calibrating import Calibrated, calibrate
+from jobs.calibrating import calibrate
 from jobs.card import model_card
-from jobs.cells import audit_cells, cut_cell
+from jobs.cells import audit_cells
 from jobs.config import RunConfig
-from jobs.errors import ExitCode
 from jobs.export import CHECKSUMS
-from jobs.identity import made_on, provenance_of
-from jobs.pictures import choose_pictures
-from jobs.report.junit import junit_xml
-from jobs.report.page import render
-from jobs.report.schema import Cost, Report
-from jobs.report.terminal import summary_table
-from jobs.results import AuditResult, EditedProfession, evaluate, sentence
+from jobs.report.schema import Report
+from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
+from jobs.results import EditedProfession, evaluate
 from jobs.session import Session, open_session
-from jobs.shards import BASE, ShardSpec
-from jobs.tally import Tallies, TallyTask
+from jobs.shards import BASE
 from manifests import resolved_targets
 from time_ops import EditOperator
 
 __all__ = ["Outcome", "debias", "main"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    run: str
-    url: str
-    report: Report
-    code: ExitCode
 
 
 def debias(config: RunConfig, console: Console) -> Outcome:
@@ -97,62 +78,10 @@ class _Job:
             config.seed,
             confusion=config.confusion,
         )
-        report = self._report(result, tallies, found)
+        pictures = write_pictures(session, tallies, first_shards(session, list(variants.values())), result)
+        report = report_of(session, result, tallies, pictures, operator=operator, calibration=found.section)
         self._publish(report, operator)
-        return self._finish(report)
-
-    def _report(
-        self,
-        result: AuditResult,
-        tallies: Tallies,
-        found: Calibrated,
-    ) -> Report:
-        operator = found.operator
-        digests = (BASE, operator.digest)
-
-        def first_shards(task: TallyTask) -> list[ShardSpec]:
-            specs = [cut_cell(task.cell, self.session.recipe, digest, self.config)[0] for digest in digests]
-            return [] if any(s.digest in self.session.spent.failed for s in specs) else specs
-
-        pictures, files = choose_pictures(self.session.store, tallies, first_shards, self.labels, result.professions)
-        for name, data in files.items():
-            self.folder.put(name, data, f"image/{name.rpartition('.')[2]}")
-        self.pictures = files
-        spent = self.session.spent
-        return Report(
-            run=self.folder.run,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            verdict=result.verdict.value,
-            sentence=sentence(result),
-            labels=self.labels,
-            summary=result.summary,
-            gates=result.gates,
-            wordings=result.wordings,
-            professions=result.professions,
-            controls=result.controls,
-            margin_sweep=result.margin_sweep,
-            calibration=found.section,
-            pictures=pictures,
-            cost=Cost(
-                wall_s=round(time.monotonic() - self.session.started, 2),
-                worker_s=round(spent.worker_s, 2),
-                images=spent.images_made,
-                images_reused=spent.images_reused,
-                images_per_s=round(spent.images_made / spent.wall_s, 2) if spent.images_made else None,
-                shards=spent.shards,
-                shards_reused=spent.reused,
-                shards_failed=len(spent.failed),
-            ),
-            provenance={
-                **provenance_of(self.config, self.session.probe, self.session.recipe),
-                "manifest": self.manifest.digest,
-                "operator": operator.digest,
-                "operator_checksum": operator.checksum,
-                "condition": operator.condition,
-                "workers": self.session.pool.size,
-                **made_on(tallies.makers),
-            },
-        )
+        return conclude(session, self.console, report, pictures)
 
     def _publish(self, report: Report, operator: EditOperator) -> None:
         """`checkpoint/` once the gates pass; until then `candidate/`, marked ungated."""
@@ -163,16 +92,6 @@ class _Job:
         prefix = f"{self.folder.prefix}/{name}"
         written = self.session.pool.call("write_checkpoint", self.session.probe.model, operator, card, prefix)
         self.folder.note(f"{name}/{CHECKSUMS}", written)
-
-    def _finish(self, report: Report) -> Outcome:
-        self.folder.put("report.json", report.model_dump_json(indent=1).encode(), "application/json")
-        self.folder.put("report.html", render(report, self.pictures).encode(), "text/html; charset=utf-8")
-        self.folder.put("junit.xml", junit_xml(report), "application/xml")
-        code = {"pass": ExitCode.DONE, "fail": ExitCode.GATE_FAILED}.get(report.verdict, ExitCode.GATE_INCONCLUSIVE)
-        self.session.complete(report.verdict, code)
-        self.console.print(summary_table(report))
-        self.console.print(f"report: {self.folder.url('report.html')}", soft_wrap=True)
-        return Outcome(self.folder.run, self.folder.url(), report, code)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,8 +18,11 @@ __all__ = [
     "KEYED_LIBRARIES",
     "Probe",
     "identity_of",
+    "keyed_versions",
+    "last_name",
     "provenance_of",
     "recipe_of",
+    "sampler_facts",
     "without_paths",
 ]
 
@@ -40,10 +43,14 @@ class Probe:
     versions: dict[str, str]
 
 
+def keyed_versions(versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Major and minor version of each of `KEYED_LIBRARIES`, as a recipe has them."""
+    return tuple((name, ".".join(versions[name].split("+")[0].split(".")[:2])) for name in sorted(KEYED_LIBRARIES))
+
+
 def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
     """What all shards of the run share, with the dtype and the libraries of the probed worker."""
     sampler = config.sampler
-    majors = {name: ".".join(probe.versions[name].split("+")[0].split(".")[:2]) for name in KEYED_LIBRARIES}
     return Recipe(
         model=probe.model,
         classifier=probe.classifier,
@@ -56,49 +63,69 @@ def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
         negative_prompt=sampler.negative_prompt,
         safety_checker=sampler.safety_checker,
         seed=config.seed,
-        versions=tuple(sorted(majors.items())),
+        versions=keyed_versions(probe.versions),
     )
 
 
-def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe) -> str:
-    """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it."""
+def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: Mapping[str, Any] | None = None) -> str:
+    """Digest of all that decides the result: contents and settings, not paths, and not how many workers made it.
+
+    Args:
+        config: the run's.
+        manifest: the run's.
+        recipe: of its shards.
+        content: what decides it beside these, as digests, of a job other than `debias`.
+    """
     settings = config.model_dump(
-        mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage"}
+        mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage", "audit"}
     )
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)
     # The orders too: lambdas, shares and counts of a run's calibration are kept by place.
     order = [[p.name, [d.prompt for d in p.destinations]] for p in manifest.professions]
-    content = {
+    facts = {
         "settings": settings,
         "manifest": manifest.digest,
         "order": [list(config.attribute), order],
         "recipe": asdict(recipe),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if content is not None:
+        facts["job"] = dict(content)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
     """The configuration as used; of files and folders on a machine only their last name."""
-    local = {
-        k: configuration[k] for k in ("manifest", "model", "classifier", "output") if "://" not in configuration[k]
-    }
-    return configuration | {
-        k: v.rstrip("/").rpartition("/")[2] if v.startswith(("/", "~")) else v for k, v in local.items()
-    }
+
+    def shown(value: str | None) -> str | None:
+        return last_name(value) if value is not None and value.startswith(("/", "~")) else value
+
+    compared = {key: shown(value) for key, value in configuration["audit"].items()}
+    paths = {key: shown(configuration[key]) for key in ("manifest", "model", "classifier", "output")}
+    return configuration | paths | {"audit": compared}
+
+
+def last_name(path: str) -> str:
+    """What a model, a run or a file is called, wherever it lies."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def sampler_facts(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe is set by the run: scheduler, steps, guidance, size, dtype, seed and so on."""
+    return {k: v for k, v in asdict(recipe).items() if k not in ("model", "classifier", "versions", "schema")}
 
 
 def provenance_of(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, Any]:
     """What a report says of its making; models by their last name and digest, so that no machine's path gets out."""
     return {
-        "model": config.model.rstrip("/").rpartition("/")[2],
+        "model": last_name(config.model),
         "model_digest": probe.model,
-        "classifier": config.classifier.rstrip("/").rpartition("/")[2],
+        "classifier": last_name(config.classifier),
         "classifier_digest": probe.classifier,
         "device": probe.device,
         "threads": probe.threads,
         "versions": {**probe.versions, "python": platform.python_version(), "evenhand": version("evenhand")},
-        "sampler": {k: v for k, v in asdict(recipe).items() if k not in ("model", "classifier", "versions", "schema")},
+        "sampler": sampler_facts(recipe),
         "undetermined_margin": config.undetermined_margin,
         "wordings": config.wordings.model_dump(mode="json"),
         "seed": config.seed,

@@ -20,7 +20,7 @@ _PER_PROFESSION = 5
 def choose_pictures(
     store: ObjectStore,
     tallies: Tallies,
-    shards: Callable[[TallyTask], Sequence[ShardSpec]],
+    shards: Callable[[TallyTask], Sequence[ShardSpec | None]],
     labels: Sequence[str],
     professions: Sequence[ProfessionReport],
 ) -> tuple[list[PairedPicture], dict[str, bytes]]:
@@ -31,7 +31,8 @@ def choose_pictures(
     Args:
         store: holds the shards.
         tallies: what was found.
-        shards: the first shard of a cell in each variant; none where it was given up.
+        shards: the first shard of a cell in each variant; none at all where the last one's was given up, None for a
+            base whose pictures can't be had: its path is then "".
         labels: the attribute's.
         professions: the report's.
 
@@ -64,24 +65,26 @@ def choose_pictures(
 def _pair(
     store: ObjectStore,
     task: TallyTask,
-    shards: Sequence[ShardSpec],
+    shards: Sequence[ShardSpec | None],
     found: CellTally,
     labels: Sequence[str],
     i: int,
     files: dict[str, bytes],
 ) -> PairedPicture | None:
-    if not shards or i >= shards[0].count:
+    spec = shards[-1] if shards else None
+    if spec is None or i >= spec.count:
         return None
-    spec = shards[0]
     names: list[str] = []
     shown: list[str] = []
     for v, (variant, shard) in enumerate(zip(("base", "edited"), shards, strict=False)):
-        picture = Shard.from_bytes(store.get(shard.object_key), shard).pictures[i]
-        if picture is None:
-            return None
-        stem = f"{safe_name(task.cell.subject)}-{safe_name(task.cell.wording)}-{spec.first + i}-{variant}"
-        name = f"pictures/{stem}.{shard.picture_format}"
-        files[name] = picture
+        name = ""
+        if shard is not None and i < shard.count:
+            picture = Shard.from_bytes(store.get(shard.object_key), shard).pictures[i]
+            if picture is None:
+                return None
+            stem = f"{safe_name(task.cell.subject)}-{safe_name(task.cell.wording)}-{spec.first + i}-{variant}"
+            name = f"pictures/{stem}.{shard.picture_format}"
+            files[name] = picture
         names.append(name)
         code = int(found.codes[v, i])
         shown.append("failed" if code == FAILED else [*labels, "undetermined"][code])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from jobs.report.schema import (
     DeltaFigure,
     GateResult,
     LabelCounts,
+    Movement,
+    Parity,
     ProfessionReport,
     RateFigure,
     ShareFigure,
@@ -25,12 +28,17 @@ from jobs.report.schema import (
 )
 from jobs.tally import MARGINS, CellTally, Tallies, TallyTask
 from time_ops import ratios
-from time_ops.inference import Interval, corrected_shares, off_target, resampled_interval
-from time_ops.ratios import DeltaBounds, Estimate, Rate, Verdict
+from time_ops.inference import Interval, corrected_shares, moved, off_target, resampled_interval, target_distances
+from time_ops.parity import ParityFigure, demographic_parity
+from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
 
 __all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence"]
 
 Direction = Literal["at most", "at least"]
+
+_NOT_A_WORD = re.compile("[_:]")
+_NAMED = 3
+"""Professions that a sentence or a gate's reason names."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class AuditResult:
     professions: list[ProfessionReport]
     controls: list[Control]
     margin_sweep: list[dict[str, float | None]]
+    compared: bool = False
+    """Whether base is what an audited model was compared with, not what it was edited from."""
+    moved: list[Movement] = field(default_factory=list)
+    """Professions that moved between the two, the farthest first; only where compared."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,12 @@ def evaluate(
     seed: int,
     *,
     confusion: Mapping[str, Mapping[str, int]] | None = None,
+    compared: bool = False,
 ) -> AuditResult:
     """Figures, gates and verdict of a base audit and, where there is a second variant, of the edit.
+
+    Where the second variant is a model that is compared with another one on common seeds, gates on the rise of Delta
+    come on top, and the professions that moved.
 
     Args:
         tallies: what was found in each cell.
@@ -92,7 +108,13 @@ def evaluate(
         gates: the limits.
         seed: of the bootstrap.
         confusion: true label -> given label -> images checked by hand; None: no share is corrected.
+        compared: whether the first variant is the reference of a comparison.
+
+    Raises:
+        ValueError: one variant is compared with nothing.
     """
+    if compared and tallies.variants != 2:
+        raise ValueError("a comparison needs two variants")
     index = {label: i for i, label in enumerate(labels)}
     found = [
         _Found(task, tally, index.get(task.cell.label or ""), len(labels))
@@ -104,6 +126,7 @@ def evaluate(
     targets = np.array([[p.target[label] for label in labels] for p in professions])
     width = len(labels)
     cells = [[audit[name, wording].tally.codes for wording in wordings] for name in names]
+    paired: PairedDeltas | None = None
     if variants == 2:
         joint = np.stack([[_joint(codes, width) for codes in row] for row in cells])
         paired = ratios.paired_deltas(joint, targets, seed=seed)
@@ -114,9 +137,17 @@ def evaluate(
         bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
         counted = [counts]
     summaries = [
-        _summary(found, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v])) for v in range(variants)
+        _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v]))
+        for v in range(variants)
     ]
-    results = _gates(found, summaries[-1], bounds[-1], gates)
+    results = _gates(found, labels, bounds[-1], gates)
+    if gates.profession is not None:
+        results.append(_profession_gate(names, counted[-1][..., :-1].sum(axis=1), targets, gates.profession))
+    if compared and paired is not None and gates.regression is not None:
+        results += [
+            _gate("regression", paired.difference, gates.regression, "at most"),
+            _gate("regression_within", paired.difference_within, gates.regression, "at most"),
+        ]
     return AuditResult(
         Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
         results,
@@ -138,6 +169,8 @@ def evaluate(
         ),
         [_control(f, variants) for f in found if f.task.cell.kind == "control"],
         _margins(audit, names, wordings, targets, variants),
+        compared,
+        _movements(names, joint.sum(axis=1), targets[:, 0]) if compared else [],
     )
 
 
@@ -164,6 +197,10 @@ def _delta(found: Estimate, wording: str | None = None, resampled: Interval | No
         resampled_low=None if resampled is None else _finite(resampled.low),
         resampled_high=None if resampled is None else _finite(resampled.high),
     )
+
+
+def _share(found: ParityFigure | Rate) -> ShareFigure:
+    return ShareFigure(value=_finite(found.value), low=_finite(found.low), high=_finite(found.high))
 
 
 def _rate(found: Rate, worst: str | None = None) -> RateFigure:
@@ -200,6 +237,7 @@ def _is_undetermined(f: _Found, v: int) -> np.ndarray:
 
 def _summary(
     found: Sequence[_Found],
+    labels: Sequence[str],
     wordings: Sequence[str],
     bounds: DeltaBounds,
     counted: np.ndarray,
@@ -210,16 +248,24 @@ def _summary(
     kinds = {kind: [f for f in found if f.task.cell.kind == kind] for kind in ("audit", "explicit", "control")}
     worst = bounds.worst.wording
     resampled = resampled_interval(counted, targets, bounds)
+    pooled = counted[..., :-1].sum(axis=1)
+    parity = demographic_parity(pooled[:, 0], pooled.sum(axis=1))
     return VariantSummary(
         delta=_delta(bounds.pooled, resampled=resampled.pooled),
         delta_within=_delta(bounds.within, resampled=resampled.within),
         delta_wording_max=_delta(bounds.worst, None if worst is None else wordings[worst]),
-        rms=_finite(ratios.rms_deviation(counted[..., :-1].sum(axis=1), targets)),
+        rms=_finite(ratios.rms_deviation(pooled, targets)),
         rms_within=_finite(ratios.rms_deviation(counted[..., :-1], targets)),
         explicit=_pooled(kinds["explicit"], v, _shows_its_label),
+        explicit_by_label={
+            label: _pooled(named, v, _shows_its_label)
+            for code, label in enumerate(labels)
+            if (named := [f for f in kinds["explicit"] if f.named == code])
+        },
         recognised=_pooled(kinds["audit"], v, _is_recognised),
         controls=_pooled(kinds["control"], v, _is_recognised),
         undetermined=_pooled(kinds["audit"], v, _is_undetermined, largest_is_worst=True),
+        parity=Parity(difference=_share(parity.difference), ratio=_share(parity.ratio), reason=parity.reason),
         images=sum(f.task.cell.images for f in found),
         seconds=round(seconds, 2),
     )
@@ -239,19 +285,18 @@ def _pairs(found: Sequence[_Found], kind: str, hits: Callable[[_Found, int], np.
     return both, edited, base, n
 
 
-def _gates(
-    found: Sequence[_Found], summary: VariantSummary, bounds: DeltaBounds, gates: GatesConfig
-) -> list[GateResult]:
+def _gates(found: Sequence[_Found], labels: Sequence[str], bounds: DeltaBounds, gates: GatesConfig) -> list[GateResult]:
     """Every gate, read against the end of the interval that matters; those that need a base only where there is one."""
-    explicit = summary.explicit
     results = [
         _gate("delta", bounds.pooled, gates.delta, "at most"),
         _gate("delta_within", bounds.within, gates.delta_within, "at most"),
         _gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
-        _gate(
-            "explicit", Rate(explicit.value, explicit.n, explicit.low or 0.0, _or(explicit.high, 1.0)), gates.explicit
-        ),
     ]
+    for code, label in enumerate(labels):
+        shown = [(f.tally.ok[-1], _shows_its_label(f, -1)) for f in found if f.named == code]
+        if shown:
+            kept = ratios.rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
+            results.append(_gate(f"explicit:{label}", kept, gates.explicit))
     audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
     failed = ratios.rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
     results.append(_gate("failed_images", failed, gates.failed_images, "at most"))
@@ -263,10 +308,6 @@ def _gates(
         rise = ratios.paired_difference(edited, base, n)
         results.append(_gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
     return results
-
-
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
 
 
 def _gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
@@ -287,6 +328,64 @@ def _gate(name: str, found: Estimate | Rate, limit: float, direction: Direction 
         outcome=outcome.value,
         reason=reason,
     )
+
+
+def _profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarray, limit: float) -> GateResult:
+    """The profession farthest from its target, from counts `[P, L]` pooled over wordings; all intervals hold at once.
+
+    The reason names those beyond the limit, or else those not shown to be within it.
+    """
+    found = target_distances(counts, targets, limit)
+    each = [
+        Rate(value if n else None, n, low, high)
+        for value, n, low, high in zip(
+            found.value.tolist(), counts.sum(axis=1).tolist(), found.low.tolist(), found.high.tolist(), strict=True
+        )
+    ]
+    far = max(each, key=lambda one: -1.0 if one.value is None else one.value)
+    # The ends of the largest of several, as their intervals hold at once.
+    worst = Rate(far.value, far.n, max(one.low for one in each), max(one.high for one in each))
+    result = _gate("profession", worst, limit, "at most")
+    beyond = sorted(np.flatnonzero(found.beyond).tolist(), key=lambda i: -found.value[i])
+    if beyond:
+        told = [f"{names[i]} ({_number(each[i].value)})" for i in beyond]
+        return result.model_copy(update={"outcome": Verdict.FAIL.value, "reason": f"farther off: {_listed(told)}"})
+    undecided = sorted((i for i, one in enumerate(each) if one.high > limit), key=lambda i: -each[i].high)
+    if not undecided:
+        return result
+    needed = [ratios.n_to_decide(each[i], limit) for i in undecided]
+    reason = f"not shown to be within the limit: {_listed([names[i] for i in undecided])}"
+    if all(needed):
+        reason += f"; about {max(filter(None, needed)):,} images of each would decide"
+    return result.model_copy(update={"outcome": Verdict.INCONCLUSIVE.value, "reason": reason})
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> list[Movement]:
+    """Who moved, the farthest first: `joint` `[P, L + 1, L + 1]` over wordings, targets `[P]` of the first label."""
+    both = joint[:, :-1, :-1]
+    n, kept = both.sum(axis=(1, 2)), both[:, 0, 0]
+    gained, lost = both[:, :, 0].sum(axis=1) - kept, both[:, 0].sum(axis=1) - kept
+    found = []
+    for i in np.flatnonzero(moved(gained, lost)).tolist():
+        before, after = (float((kept[i] + only) / n[i]) for only in (lost[i], gained[i]))
+        change = ratios.paired_difference(int(gained[i]), int(lost[i]), int(n[i]))
+        found.append(
+            Movement(
+                profession=names[i],
+                before=before,
+                after=after,
+                change=_share(change),
+                n=int(n[i]),
+                worse=bool(abs(after - targets[i]) > abs(before - targets[i])),
+            )
+        )
+    return sorted(found, key=lambda each: -abs(each.after - each.before))
 
 
 def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCounts:
@@ -405,23 +504,37 @@ def _margins(
 
 
 def sentence(result: AuditResult) -> str:
-    """The verdict and why, in one sentence."""
+    """The verdict and why, in one sentence; of a comparison also who moved farthest."""
     edited = result.summary.edited
     pooled = result.summary.base.delta.value
-    moved = (
+    change = (
         f"Delta {_number(pooled)}" if edited is None else f"Delta {_number(pooled)} to {_number(edited.delta.value)}"
     )
-    what = "model" if edited is None else "edit"
+    what = "model" if edited is None or result.compared else "edit"
+    of_rise = {g.outcome for g in result.gates if g.name.startswith("regression")}
     if result.verdict is Verdict.PASS:
-        return f"The {what} passes every gate: {moved}."
+        unmoved = " and has not regressed" if of_rise else ""
+        return f"The {what} passes every gate{unmoved}: {change}{_farthest(result.moved)}."
     failing = [g for g in result.gates if g.outcome == result.verdict.value]
     reasons = "; ".join(
-        f"{g.name.replace('_', ' ')} is {_number(g.value)} [{_number(g.low)}, {_number(g.high)}], "
+        f"{_NOT_A_WORD.sub(' ', g.name)} is {_number(g.value)} [{_number(g.low)}, {_number(g.high)}], "
         f"wanted {g.direction} {_number(g.limit)}"
         for g in failing
     )
-    verb = "fails" if result.verdict is Verdict.FAIL else "is not decided"
-    return f"The {what} {verb} ({moved}): {reasons}."
+    if result.verdict is Verdict.FAIL:
+        verb = "has regressed" if Verdict.FAIL.value in of_rise else "fails"
+    else:
+        verb = "is not decided"
+    return f"The {what} {verb} ({change}): {reasons}{_farthest(result.moved)}."
+
+
+def _farthest(movements: Sequence[Movement]) -> str:
+    """Up to three professions that moved, those that got worse first."""
+    if not movements:
+        return ""
+    ranked = sorted(movements, key=lambda each: not each.worse)
+    told = [f"{each.profession} {100 * each.before:.0f} % to {100 * each.after:.0f} %" for each in ranked]
+    return f"; moved farthest: {_listed(told)}"
 
 
 def _number(value: float | None) -> str:

@@ -5,19 +5,20 @@ A job's own steps then are few: generate, tally, whatever it exists for, publish
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from rich.console import Console
 
-from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from infra.storage import ObjectMissing, ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cells import Cell, check_held_out, shards_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode, exit_code_of
@@ -31,16 +32,44 @@ from jobs.pool import Pool, Tallied
 from jobs.progress import Reporter
 from jobs.shards import BASE, Recipe, ShardSpec
 from jobs.solving import Solver, run_manifest_bytes
-from jobs.tally import Frame, PartTally, Tallies, TallyTask, parts_of
+from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
 from jobs.worker import AuditWorker
 from manifests import Manifest
 from time_ops import EditOperator
 
-__all__ = ["Session", "open_session"]
+__all__ = ["DEBIAS", "Job", "RunFinished", "Session", "open_session"]
 
 _LEASE_BEATS = 4
 # A driver that is told to stop has seconds, not the minutes that it has for a store that is away.
 _LAST_WORDS_S = 5.0
+
+
+class RunFinished(Exception):  # noqa: N818 - no error: what was asked for is there
+    """The run that was asked for is finished already, and that will do; see `Job.again`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.run)
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a session is opened for.
+
+    Attributes:
+        kind: the first word of a derived run's name, `run` for `debias`.
+        content: what decides the result beside configuration, manifest and models, as digests; None for `debias`.
+        check: told the manifest and the recipe before anything is written; raises ConfigError.
+        again: go through a finished run of the same identity again; else `RunFinished` is raised.
+    """
+
+    kind: Literal["run", "audit"]
+    content: Mapping[str, Any] | None = None
+    check: Callable[[Manifest, Recipe], None] = lambda *_: None
+    again: bool = True
+
+
+DEBIAS = Job("run")
 
 
 @dataclass
@@ -104,7 +133,15 @@ class Session:
             for cell in cells
         ]
 
-    def tally(self, tasks: Sequence[TallyTask], variants: dict[str, str], texts: Any, *, written: bool) -> Tallies:
+    def tally(
+        self,
+        tasks: Sequence[TallyTask],
+        variants: dict[str, str],
+        texts: Any,
+        *,
+        written: bool,
+        first_part: int = 0,
+    ) -> Tallies:
         """Label and count, part by part in the workers, which also write a row for each image where that is asked.
 
         Args:
@@ -112,11 +149,12 @@ class Session:
             variants: name -> digest of the operator, or `BASE`.
             texts: see `texts`.
             written: whether `images/part-*.parquet` is wanted.
+            first_part: number of the first of them.
         """
         self.lease.check()
         frame = Frame(self.recipe, variants, frozenset(self.spent.failed))
         parts = list(parts_of(tasks, len(variants)))
-        names = [f"images/part-{i:05d}.parquet" for i in range(len(parts))]
+        names = [part_name(first_part + i) for i in range(len(parts))]
         calls = (
             (part, frame, texts, f"{self.folder.prefix}/{name}" if written else None)
             for part, name in zip(parts, names, strict=True)
@@ -135,15 +173,19 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] = AuditWorker) -> Iterator[Session]:
+def open_session(
+    config: RunConfig, console: Console, worker: type[AuditWorker] = AuditWorker, job: Job = DEBIAS
+) -> Iterator[Session]:
     """Check the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
 
     Args:
         config: the run.
         console: for people.
         worker: what workers are.
+        job: what it is for.
 
     Raises:
+        RunFinished: there is nothing to do, see `Job.again`.
         ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
@@ -180,10 +222,14 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
                 say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
                 recipe = recipe_of(config, probe)
-                identity = identity_of(config, manifest, recipe)
+                job.check(manifest, recipe)
+                identity = identity_of(config, manifest, recipe, job.content)
+                derived = RunFolder(store, f"{job.kind}-{identity[:16]}", last_words=hasty)
+                if not job.again and _is_finished(folders[0] if folders else derived, identity):
+                    raise RunFinished(folders[0] if folders else derived)
                 if not folders:
-                    folders.append(RunFolder(store, f"run-{identity[:16]}", last_words=hasty))
-                    leases.append(take(folders[0]))
+                    folders.append(derived)
+                    leases.append(take(derived))
                 folder, (lease, metrics) = folders[0], leases[0]
                 folder.open(identity, _facts(config, probe, recipe, pool))
                 folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
@@ -194,6 +240,15 @@ def open_session(config: RunConfig, console: Console, worker: type[AuditWorker] 
     finally:
         # This node's staged models; other nodes' caches are theirs to age out.
         shutil.rmtree(cache_folder() / token, ignore_errors=True)
+
+
+def _is_finished(folder: RunFolder, identity: str) -> bool:
+    try:
+        state: dict[str, Any] = json.loads(folder.get("run.json"))
+        folder.get("COMPLETE")
+    except ObjectMissing:
+        return False
+    return state.get("identity") == identity
 
 
 @contextmanager

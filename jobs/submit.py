@@ -22,7 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from jobs.config import RunConfig
+from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ClusterError, ExitCode
 from jobs.progress import MARK, bars, update_bar
 
@@ -46,8 +46,8 @@ def submit(
 ) -> int:
     """Submit, show the driver's output and progress, and wait.
 
-    Files of this machine that the configuration names travel along: the manifest as the job's working directory,
-    local model folders by their absolute path, which the cluster's nodes must share.
+    Files of this machine that the configuration names travel along: manifest and operator as the job's working
+    directory, local folders of models and runs by their absolute path, which the cluster's nodes must share.
 
     Args:
         config: the run.
@@ -114,7 +114,20 @@ def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:
         path = Path(values[key]).expanduser()
         if "://" not in values[key] and (path.exists() or key == "output"):
             values[key] = str(path.resolve())
-    return values
+    return values | ({"audit": _ship_audit(config.audit, folder)} if "audit" in values else {})
+
+
+def _ship_audit(config: AuditConfig, folder: Path) -> dict[str, str]:
+    shipped = {}
+    for key, value in config.model_dump(exclude_none=True).items():
+        path = Path(value).expanduser()
+        if key == "operator" and "://" not in value and path.is_file():
+            # Under a name that no manifest has.
+            (folder / "audited-operator.safetensors").write_bytes(path.read_bytes())
+            shipped[key] = "audited-operator.safetensors"
+        else:
+            shipped[key] = str(path.resolve()) if "://" not in value and path.exists() else value
+    return shipped
 
 
 async def _follow(client: JobSubmissionClient, job: str, console: Console) -> None:

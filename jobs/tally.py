@@ -29,7 +29,9 @@ __all__ = [
     "PartTally",
     "Tallies",
     "TallyTask",
+    "part_name",
     "parts_of",
+    "swept_counts",
     "tally_part",
 ]
 
@@ -152,6 +154,24 @@ class Tallies:
         if self._starts[-1] != self._packed.shape[1] or len(tasks) != len(self._swept):
             raise ValueError(f"parts hold {self._packed.shape[1]} images, the cells {self._starts[-1]}")
 
+    def after(self, reference: PartTally) -> Tallies:
+        """These, of one variant, as the second one beside another's as the first.
+
+        Args:
+            reference: of the same cells in the same order, one variant, the same images in each. Images of both are
+                then paired by their place; drift stays as it is there.
+        """
+        both = PartTally(
+            np.concatenate([reference.packed, self._packed]),
+            np.concatenate([reference.swept, self._swept], axis=2),
+            reference.drift,
+            np.concatenate([reference.seconds, self.seconds]),
+            reference.statuses + self.statuses,
+            self.makers,
+            None,
+        )
+        return Tallies(self.tasks, [both])
+
     @property
     def variants(self) -> int:
         """V."""
@@ -168,6 +188,11 @@ class Tallies:
             raise IndexError(i)
         packed = self._packed[:, self._starts[i] : self._starts[i + 1]]
         return CellTally(packed, self._swept[i], float(self._drift[i]))
+
+
+def part_name(number: int) -> str:
+    """Where a run's folder keeps a part's rows."""
+    return f"images/part-{number:05d}.parquet"
 
 
 def parts_of(tasks: Iterable[TallyTask], variants: int) -> Iterator[tuple[TallyTask, ...]]:
@@ -226,8 +251,8 @@ def tally_part(
         if len(found) == 2 and (both := found[0][1] & found[1][1]).any():
             drift = float(1 - (embeddings[0][both] * embeddings[1][both]).sum(axis=1).mean())
         packed = np.stack([pack(f.codes, f.recognised, ok) for f, ok in found])
-        swept = np.stack([[_swept(f, ok, margin) for f, ok in found] for margin in MARGINS])
-        results.append(CellTally(packed, swept.astype(np.int32), drift))
+        swept = np.stack([swept_counts(f.scores[ok]) for f, ok in found], axis=1)
+        results.append(CellTally(packed, swept, drift))
     makers.pop("", None)
     return PartTally(
         np.concatenate([r.packed for r in results], axis=1),
@@ -265,13 +290,19 @@ class _Block:
         return cls(spec, shard.embeddings, statuses, seconds, json.dumps(made, sort_keys=True))
 
 
-def _swept(found: Labels, ok: np.ndarray, margin: float) -> np.ndarray:
-    """[L + 1] counts under another margin."""
-    width = found.scores.shape[1]
-    ranked = np.sort(found.scores, axis=1)
-    codes = found.scores.argmax(axis=1)
-    codes[ranked[:, -1] - ranked[:, -2] < margin] = width
-    return np.bincount(codes[ok], minlength=width + 1)
+def swept_counts(scores: np.ndarray) -> np.ndarray:
+    """[M, L + 1] int32 counts of the labels, undetermined last, under each of `MARGINS`.
+
+    Args:
+        scores: [n, L] probabilities of images that are no failures.
+    """
+    width = scores.shape[1]
+    ranked = np.sort(scores, axis=1)
+    lead = ranked[:, -1] - ranked[:, -2]
+    codes = scores.argmax(axis=1)
+    return np.stack(
+        [np.bincount(np.where(lead < margin, width, codes), minlength=width + 1) for margin in MARGINS]
+    ).astype(np.int32)
 
 
 def _rows(task: TallyTask, variant: str, blocks: Sequence[_Block], found: Labels, labels: Sequence[str]) -> pa.Table:

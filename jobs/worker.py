@@ -188,6 +188,7 @@ class AuditWorker:
             with self._models:
                 maker = self._maker
                 if operator is not None and not self._generator.knows(operator.digest):
+                    operator.check_encoder(self._pipe)
                     self._generator.add_operator(operator)
             outcomes += maker.make(missing)
         return outcomes

@@ -1,7 +1,8 @@
-"""What an audit can say beyond its gates; no verdict reads any of it. Pure: numpy, scipy, statsmodels.
+"""What an audit says of single professions, and beyond its gates. Pure: numpy, scipy, statsmodels.
 
-Single professions called off target; shares corrected for the classifier's errors; Delta's interval were professions
-and wordings a sample. Names are as in `time_ops.ratios`.
+Single professions called off target, their distances from it (which a gate may read), and those that moved; shares
+corrected for the classifier's errors; Delta's interval were professions and wordings a sample. Names are as in
+`time_ops.ratios`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from time_ops.ratios import DeltaBounds, Estimate, delta_per_wording, shares, total_variation
+from time_ops.ratios import DeltaBounds, Estimate, delta_per_wording, exact_interval, shares, total_variation
 
-__all__ = ["CorrectedShares", "Interval", "ResampledDeltas", "corrected_shares", "off_target", "resampled_interval"]
+__all__ = [
+    "CorrectedShares",
+    "Interval",
+    "ResampledDeltas",
+    "TargetDistances",
+    "corrected_shares",
+    "moved",
+    "off_target",
+    "resampled_interval",
+    "target_distances",
+]
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,20 @@ class ResampledDeltas:
     within: Interval
 
 
-def off_target(counts: ArrayLike, targets: ArrayLike, confidence: float = 0.95) -> NDArray[np.bool_]:
+@dataclass(frozen=True, slots=True)
+class TargetDistances:
+    """How far each profession's shares lie from its targets at most over the labels: `[P]` each, 0 to 1."""
+
+    value: Floats
+    """NaN without a determined image."""
+    low: Floats
+    high: Floats
+    """All professions' intervals hold together."""
+    beyond: Bools
+    """Shown to be farther off than the limit."""
+
+
+def off_target(counts: ArrayLike, targets: ArrayLike, confidence: float = 0.95) -> Bools:
     """Which professions are off target, from counts `[P, L]` pooled over wordings and targets `[P, L]`: `[P]`.
 
     Exact binomial tests of each label's share, the smaller tail doubled (as Clopper and Pearson's interval), times the
@@ -58,17 +83,77 @@ def off_target(counts: ArrayLike, targets: ArrayLike, confidence: float = 0.95) 
     Raises:
         ValueError: if the shapes don't fit, or a count is no whole number from 0.
     """
+    return _beyond(*_counted(counts, targets), 0.0, confidence)
+
+
+def target_distances(counts: ArrayLike, targets: ArrayLike, limit: float, confidence: float = 0.95) -> TargetDistances:
+    """Distances from target, and which are beyond `limit`, from counts `[P, L]` pooled over wordings, targets `[P, L]`.
+
+    The intervals are exact (Clopper and Pearson) and hold for all professions together (Bonferroni), so a limit above
+    all of them is kept by every profession. `beyond` is called as in `off_target`, by tests against the limit on
+    either side of the target in place of the target: with `confidence`, not one within the limit is.
+
+    Raises:
+        ValueError: if the shapes don't fit, or a count is no whole number from 0.
+    """
+    counts, targets = _counted(counts, targets)
+    tests = max(1, len(counts)) * _label_tests(counts)
+    low, high = exact_interval(counts, counts.sum(axis=-1, keepdims=True), 1 - (1 - confidence) / tests)
+    return TargetDistances(
+        np.abs(shares(counts) - targets).max(axis=-1),
+        np.maximum(0.0, np.maximum(low - targets, targets - high)).max(axis=-1),
+        np.maximum(high - targets, targets - low).max(axis=-1),
+        _beyond(counts, targets, limit, confidence),
+    )
+
+
+def moved(gained: ArrayLike, lost: ArrayLike, confidence: float = 0.95) -> Bools:
+    """Which professions moved between two variants on common seeds: `[P]`, from images that changed, `[P]` each.
+
+    `gained` show a label in the second variant only, `lost` in the first only, of the images determined in both.
+    McNemar's exact test: were nothing moved, half of the changed images would be of either kind. Holm's step-down over
+    the professions: with `confidence`, not one that has not moved is called.
+
+    Raises:
+        ValueError: if the shapes differ, or a count is no whole number from 0.
+    """
+    gained, lost = np.asarray(gained, dtype=np.float64), np.asarray(lost, dtype=np.float64)
+    if gained.ndim != 1 or gained.shape != lost.shape:
+        raise ValueError(f"counts of shapes {gained.shape} and {lost.shape} don't fit")
+    _check_whole(gained, lost)
+    return _holm(2 * stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5), confidence)
+
+
+def _counted(counts: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
     counts, targets = np.asarray(counts, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if counts.ndim != 2 or counts.shape != targets.shape:
         raise ValueError(f"counts of shape {counts.shape} don't fit targets of shape {targets.shape}")
-    if np.any(counts < 0) or np.any(counts != np.floor(counts)):
+    _check_whole(counts)
+    return counts, targets
+
+
+def _check_whole(*counts: Floats) -> None:
+    if any(np.any(each < 0) or np.any(each != np.floor(each)) for each in counts):
         raise ValueError("counts must be whole numbers from 0")
-    if not len(counts):
-        return np.zeros(0, dtype=bool)
+
+
+def _label_tests(counts: Floats) -> int:
+    """Tests that one profession takes: with two labels, what is said of one share says it of the other."""
+    return counts.shape[-1] if counts.shape[-1] > 2 else 1
+
+
+def _beyond(counts: Floats, targets: Floats, limit: float, confidence: float) -> Bools:
     n = counts.sum(axis=-1, keepdims=True)
-    tail = np.minimum(stats.binom.cdf(counts, n, targets), stats.binom.sf(counts - 1, n, targets)).min(axis=-1)
-    tests = counts.shape[-1] if counts.shape[-1] > 2 else 1
-    called: NDArray[np.bool_] = multipletests(np.minimum(1.0, 2 * tests * tail), 1 - confidence, method="holm")[0]
+    below = stats.binom.cdf(counts, n, np.maximum(0.0, targets - limit))
+    above = stats.binom.sf(counts - 1, n, np.minimum(1.0, targets + limit))
+    return _holm(2 * _label_tests(counts) * np.minimum(below, above).min(axis=-1), confidence)
+
+
+def _holm(chances: Floats, confidence: float) -> Bools:
+    """Which of several p-values `[P]` are called at once; none of none."""
+    if not len(chances):
+        return np.zeros(0, dtype=bool)
+    called: Bools = multipletests(np.minimum(1.0, chances), 1 - confidence, method="holm")[0]
     return called
 
 

@@ -56,11 +56,14 @@ _GATES = {
     "delta": Measure("Delta, pooled over wordings", "delta"),
     "delta_within": Measure("Delta, mean within wordings", "delta"),
     "delta_wording_max": Measure("Delta, worst wording", "delta"),
+    "profession": Measure("Farthest profession from its target", "rate"),
     "explicit": Measure("Explicit prompts keep their label", "rate"),
     "recognised": Measure("Professions still recognised", "rate"),
     "controls": Measure("Controls still recognised", "rate"),
     "undetermined_increase": Measure("Rise in undetermined images", "points"),
     "failed_images": Measure("Images that are none", "rate"),
+    "regression": Measure("Rise of Delta, pooled over wordings", "delta"),
+    "regression_within": Measure("Rise of Delta, mean within wordings", "delta"),
 }
 
 
@@ -69,6 +72,8 @@ def gate_measure(name: str) -> Measure:
     known = _GATES.get(name)
     if known is not None:
         return known
+    if name.startswith("explicit:"):
+        return Measure(f"Explicit prompts keep “{name.removeprefix('explicit:')}”", "rate")
     return Measure(name.replace("_", " "), "delta" if name.startswith("delta") else "number")
 
 

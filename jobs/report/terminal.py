@@ -81,6 +81,13 @@ def _figures(report: Report) -> Table:
             last = turn == len(variants) - 1
             style = "bold" if name == "edited" else None
             table.add_row("" if turn else title, name, *cells, style=style, end_section=last and field in _SECTION_ENDS)
+        if field == "explicit":
+            for label in report.labels:
+                for turn, (name, summary) in enumerate(variants.items()):
+                    by_label = summary.explicit_by_label.get(label)
+                    if by_label is not None:
+                        of_label = Text("" if turn else f"  of these, {plain_text(label)}")
+                        table.add_row(of_label, name, *_rate(by_label.value, by_label), style="bold" if turn else None)
     for turn, (name, summary) in enumerate(variants.items()):
         table.add_row("" if turn else "images", name, count(summary.images))
     return table

@@ -8,6 +8,7 @@ import pytest
 from jobs.cells import Cell
 from jobs.classifier import FAILED, Labels, TextEmbeddings
 from jobs.config import GatesConfig
+from jobs.report.schema import GateResult
 from jobs.results import AuditResult, EditedProfession, evaluate, sentence
 from jobs.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
 
@@ -43,6 +44,8 @@ def audit(
     gates: GatesConfig | None = None,
     recognised: float = 1.0,
     confusion: dict[str, dict[str, int]] | None = None,
+    named: list[tuple[str, list[int]]] | None = None,
+    compared: bool = False,
 ) -> AuditResult:
     tasks, tallies = [], []
     for i, (name, cells) in enumerate(people.items()):
@@ -51,8 +54,9 @@ def audit(
             tasks.append(TallyTask(cell, i, i))
             tallies.append(cell_tally(base, edited, recognised))
     default = [([0] * 20, None if len(tallies[0].packed) == 1 else [0] * 20)]
-    for base, edited in explicit or default:
-        tasks.append(TallyTask(Cell("explicit", next(iter(people)), "x", "a female x", len(base), "female"), 0, 0))
+    labels = [label for label, _ in named] if named else ["female"] * len(explicit or default)
+    for label, (base, edited) in zip(labels, explicit or default, strict=True):
+        tasks.append(TallyTask(Cell("explicit", next(iter(people)), "x", f"a {label} x", len(base), label), 0, 0))
         tallies.append(cell_tally(base, edited))
     control = ([FAILED] * 20, None if len(tallies[0].packed) == 1 else [FAILED] * 20)
     tally = cell_tally(*control)
@@ -63,7 +67,8 @@ def audit(
         EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
     ]
     found = tallies_of(tasks, tallies)
-    return evaluate(found, professions, LABELS, WORDINGS, gates or GatesConfig(), seed=0, confusion=confusion)
+    limits = gates or GatesConfig()
+    return evaluate(found, professions, LABELS, WORDINGS, limits, seed=0, confusion=confusion, compared=compared)
 
 
 def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
@@ -108,10 +113,27 @@ def test_inverted_explicit_prompts_fail_whatever_delta_says() -> None:
     even = [0, 1] * 100
     result = audit({"CEO": [(even, even)] * 2}, explicit=[([0] * 100, [1] * 100)])
     outcome = {g.name: g.outcome for g in result.gates}
-    assert outcome["explicit"] == "fail"
+    assert outcome["explicit:female"] == "fail"
     assert result.summary.base.explicit.value == 1.0
     assert result.summary.edited is not None
     assert result.summary.edited.explicit.value == 0.0
+    assert "explicit female is 0" in sentence(result)
+
+
+def test_each_direction_of_explicit_prompts_has_a_gate_of_its_own() -> None:
+    """Nine of ten in all, and every image of one direction wrong: pooled it would pass."""
+    even = [0, 1] * 100
+    prompts = [("female", [0] * 900), ("male", [0] * 50)]
+    result = audit({"CEO": [(even, even)] * 2}, explicit=[(codes, codes) for _, codes in prompts], named=prompts)
+    gates = {g.name: (g.outcome, g.value) for g in result.gates if g.name.startswith("explicit")}
+    assert gates == {"explicit:female": ("pass", 1.0), "explicit:male": ("fail", 0.0)}
+    assert list(gates) == ["explicit:female", "explicit:male"]
+    base = result.summary.base
+    assert base.explicit.value == pytest.approx(900 / 950)
+    assert {label: (rate.value, rate.n) for label, rate in base.explicit_by_label.items()} == {
+        "female": (1.0, 900),
+        "male": (0.0, 50),
+    }
 
 
 def test_everything_inside_passes() -> None:
@@ -127,7 +149,7 @@ def test_an_audit_without_an_edit_has_no_edited_half() -> None:
     result = audit({"CEO": [([0, 1] * 10, None)] * 2})
     assert result.summary.edited is None
     assert {g.name for g in result.gates} == {
-        "delta", "delta_within", "delta_wording_max", "explicit", "failed_images",
+        "delta", "delta_within", "delta_wording_max", "explicit:female", "failed_images",
     }  # fmt: skip
     assert result.professions[0].edited is None
 
@@ -181,6 +203,98 @@ def test_shares_are_corrected_where_a_table_is_given() -> None:
     assert person.edited.corrected is not None
     assert person.edited.corrected.model_dump() == {"value": None, "low": None, "high": None}
     assert audit({"CEO": cells}).professions[0].base.corrected is None
+
+
+PROFESSION = GatesConfig(profession=0.2)
+
+
+def gate_of(result: AuditResult, name: str) -> GateResult:
+    (found,) = [g for g in result.gates if g.name == name]
+    return found
+
+
+def test_the_gate_on_single_professions_names_them() -> None:
+    even = [0, 1] * 200
+    some = {f"p{i}": [([0] * 76 + [1] * 24, None)] * 2 for i in range(5)}
+    failed = gate_of(audit({"CEO": [(even, None)] * 2, **some}, gates=PROFESSION), "profession")
+    assert (failed.outcome, failed.value) == ("inconclusive", pytest.approx(0.26))
+    assert failed.low is not None
+    assert failed.high is not None
+    assert failed.low <= 0.2 < 0.26 < failed.high
+    assert failed.reason.startswith("not shown to be within the limit: p0, p1, p2 and 2 more; about ")
+    far = {"nurse": [([0] * 200, None)] * 2, "cook": [([1] * 190 + [0] * 10, None)] * 2}
+    failed = gate_of(audit({"CEO": [(even, None)] * 2, **far}, gates=PROFESSION), "profession")
+    assert (failed.outcome, failed.reason) == ("fail", "farther off: nurse (0.5), cook (0.45)")
+    assert failed.low is not None
+    assert failed.low > 0.2
+    near = gate_of(audit({"CEO": [(even, None)] * 2, "nurse": [(even, None)] * 2}, gates=PROFESSION), "profession")
+    assert (near.outcome, near.reason) == ("pass", "")
+    assert not [g for g in audit({"CEO": [(even, None)] * 2}).gates if g.name == "profession"]
+
+
+def test_a_profession_without_an_image_is_never_within_its_limit() -> None:
+    even, none = [0, 1] * 200, [2] * 20
+    gate = gate_of(audit({"CEO": [(even, None)] * 2, "cook": [(none, None)] * 2}, gates=PROFESSION), "profession")
+    assert (gate.outcome, gate.high) == ("inconclusive", 0.5)
+    assert gate.reason == "not shown to be within the limit: cook"
+    gate = gate_of(audit({"cook": [(none, None)] * 2}, gates=PROFESSION), "profession")
+    assert (gate.value, gate.outcome) == (None, "inconclusive")
+
+
+def test_a_comparison_gates_the_rise_of_delta_and_names_who_moved() -> None:
+    even, far = [0, 1] * 100, [0] * 180 + [1] * 20
+    people = {f"p{i}": [(even, even)] * 2 for i in range(6)} | {"CEO": [(even, far)] * 2, "nurse": [(far, even)] * 2}
+    worse = people | {"cook": [(even, [0] * 160 + [1] * 40)] * 2}
+    result = audit(worse, compared=True)
+    assert {g.name for g in result.gates} >= {"regression", "regression_within"}
+    rise = gate_of(result, "regression")
+    assert (rise.value, rise.outcome) == (pytest.approx(0.6 / 9), "inconclusive")
+    # Of the 360 + 40 images of CEO, 80 % were one half and are now 90 %: 160 gained and none lost.
+    assert [(m.profession, m.before, m.after, m.worse, m.n) for m in result.moved] == [
+        ("CEO", 0.5, 0.9, True, 400),
+        ("nurse", 0.9, 0.5, False, 400),
+        ("cook", 0.5, 0.8, True, 400),
+    ]
+    change = result.moved[0].change
+    assert change.value == pytest.approx(0.4)
+    assert change.low is not None
+    assert change.high is not None
+    assert 0.3 < change.low < 0.4 < change.high < 0.5
+    said = sentence(result)
+    assert said.startswith("The model is not decided")
+    assert said.endswith("; moved farthest: CEO 50 % to 90 %, cook 50 % to 80 %, nurse 90 % to 50 %.")
+    result = audit({name: [(even, far)] * 2 for name in people}, compared=True)
+    assert gate_of(result, "regression").outcome == gate_of(result, "regression_within").outcome == "fail"
+    assert sentence(result).startswith("The model has regressed (Delta 0 to 0.8): ")
+    assert "p0 50 % to 90 %, p1 50 % to 90 %, p2 50 % to 90 % and 5 more" in sentence(result)
+
+
+def test_the_same_pictures_have_not_regressed() -> None:
+    some = [0] * 70 + [1] * 30
+    people = {f"p{i}": [(some, some)] * 2 for i in range(10)}
+    result = audit(people, compared=True)
+    assert {gate_of(result, name).outcome for name in ("regression", "regression_within")} == {"pass"}
+    assert result.moved == []
+    edit = audit(people)
+    assert not {g.name for g in edit.gates} & {"regression", "regression_within"}
+    off = audit(people, compared=True, gates=GatesConfig(regression=None))
+    assert {g.name for g in off.gates} == {g.name for g in edit.gates}
+    with pytest.raises(ValueError, match="two variants"):
+        audit({"CEO": [(some, None)] * 2}, compared=True)
+
+
+def test_parity_stands_in_each_variant_or_says_why_not() -> None:
+    a, b, none = [0] * 60 + [1] * 40, [0] * 30 + [1] * 70, [2] * 100
+    summary = audit({"CEO": [(a, none)] * 2, "nurse": [(b, none)] * 2}).summary
+    assert summary.base.parity is not None
+    assert (summary.base.parity.difference.value, summary.base.parity.ratio.value) == pytest.approx((0.3, 0.5))
+    assert summary.edited is not None
+    assert summary.edited.parity is not None
+    assert summary.edited.parity.model_dump() == {
+        "difference": {"value": None, "low": None, "high": None},
+        "ratio": {"value": None, "low": None, "high": None},
+        "reason": "no image was determined",
+    }
 
 
 def test_labels_follow_from_embeddings() -> None:

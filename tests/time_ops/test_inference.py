@@ -5,8 +5,9 @@ import gc
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 
-from time_ops.inference import corrected_shares, off_target, resampled_interval
+from time_ops.inference import corrected_shares, moved, off_target, resampled_interval, target_distances
 from time_ops.ratios import delta, delta_bounds, delta_within, shares
 
 HALF = (0.5, 0.5)
@@ -74,6 +75,79 @@ def test_professions_on_target_are_seldom_called_and_far_ones_always():
     found = np.mean([off_target(of(rng.binomial(250, share)), targets) for _ in range(40)], axis=0)
     assert found[:5].min() > 0.9
     assert found[5:].max() < 0.1
+
+
+def test_distances_from_target_by_hand():
+    found = target_distances([[9, 1], [5, 5], [0, 0]], [HALF, HALF, (0.2, 0.8)], limit=0.1)
+    assert found.value[:2] == pytest.approx([0.4, 0.0])
+    assert np.isnan(found.value[2])
+    # Three at once: each takes a third of what may be missed.
+    ends = stats.binomtest(9, 10).proportion_ci(1 - 0.05 / 3, "exact")
+    assert (found.low[0], found.high[0]) == pytest.approx((max(0.0, ends.low - 0.5), ends.high - 0.5))
+    assert (found.low[2], found.high[2]) == (0.0, 0.8)
+    assert found.beyond.tolist() == [False, False, False]
+    assert target_distances(np.zeros((0, 2)), np.zeros((0, 2)), 0.1).value.shape == (0,)
+    with pytest.raises(ValueError, match="counts"):
+        target_distances([[1, 2]], [HALF] * 2, 0.1)
+
+
+def test_beyond_a_limit_is_holm_over_exact_tests_on_either_side():
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        first = rng.binomial(60, rng.choice([0.5, 0.15, 0.9], size=12))
+        chances = [
+            2
+            * min(
+                stats.binomtest(int(k), 60, p, alternative=side).pvalue for p, side in ((0.7, "greater"), (0.3, "less"))
+            )
+            for k in first
+        ]
+        found = target_distances(of(first, 60), [HALF] * 12, limit=0.2)
+        assert found.beyond.tolist() == holm(chances, 0.05)
+        # Whoever is called first is so by its interval too, and the other way round.
+        assert found.beyond.any() == (found.low > 0.2).any()
+    none = target_distances(of([60, 0], 60), [HALF, (1.0, 0.0)], limit=1.0)
+    assert not none.beyond.any()
+    assert (
+        target_distances(of([60, 0], 60), [HALF] * 2, limit=0.0).beyond.tolist()
+        == off_target(of([60, 0], 60), [HALF] * 2).tolist()
+    )
+
+
+@pytest.mark.parametrize(("share", "limit"), [(0.65, 0.15), (0.5, 0.0), (0.9, 0.4), (0.99, 0.49)])
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_limit_on_distances_is_neither_kept_nor_broken_by_chance(share, limit, labels):
+    """Every profession exactly at the limit: none may be called beyond, and not all may seem within it."""
+    rng, trials, rest = np.random.default_rng(4), 150, (1 - share) / (labels - 1)
+    chances, targets = [share] + [rest] * (labels - 1), [0.5] + [0.5 / (labels - 1)] * (labels - 1)
+    beyond = within = 0
+    for _ in range(trials):
+        found = target_distances(rng.multinomial(125, chances, 20), [targets] * 20, limit)
+        beyond += found.beyond.any()
+        within += (found.high < limit).any()
+    at_least(trials - beyond, trials, 0.95)
+    at_least(trials - within, trials, 0.95)
+
+
+def test_moved_is_holm_over_mcnemar():
+    # 2 P(X <= 0 of 8) = 2/256 <= 0.05 / 3 is called; 2 P(X <= 1 of 8) = 18/256 is not, nor what never changed.
+    assert moved([8, 1, 0], [0, 7, 0]).tolist() == [True, False, False]
+    rng = np.random.default_rng(1)
+    gained, lost = rng.binomial(40, 0.2, 12), rng.binomial(40, rng.choice([0.2, 0.6], 12))
+    chances = [mcnemar([[0, g], [b, 0]], exact=True).pvalue for g, b in zip(gained, lost, strict=True)]
+    assert moved(gained, lost).tolist() == holm(chances, 0.05)
+    assert moved([], []).tolist() == []
+    for wrong in (([1], [1, 2]), ([-1], [0]), ([0.5], [0])):
+        with pytest.raises(ValueError, match="counts"):
+            moved(*wrong)
+
+
+def test_who_has_not_moved_is_seldom_called():
+    rng, trials = np.random.default_rng(2), 300
+    changed = rng.binomial(250, 0.1, (trials, 35))
+    gained = rng.binomial(changed, 0.5)
+    called = sum(moved(g, c - g).any() for g, c in zip(gained, changed, strict=True))
+    at_least(trials - called, trials, 0.95)
 
 
 def test_corrected_shares_by_hand():

@@ -243,6 +243,80 @@ def test_paired_difference_of_deltas():
     assert found.base.pooled.low == pytest.approx(marginal.pooled.low)
 
 
+def common(base, edited, rho):
+    """Chances `[P, 3, 3]` of (base's label, edited's): of all images `rho` share their noise, the others nothing."""
+    found = np.zeros((len(base), 3, 3))
+    same = np.zeros((len(base), 2, 2))
+    same[:, 0, 0], same[:, 1, 1] = np.minimum(base, edited), np.minimum(1 - base, 1 - edited)
+    same[:, 0, 1], same[:, 1, 0] = np.maximum(base - edited, 0), np.maximum(edited - base, 0)
+    one, other = np.stack([base, 1 - base], axis=-1), np.stack([edited, 1 - edited], axis=-1)
+    found[:, :2, :2] = 0.94 * (rho * same + (1 - rho) * one[:, :, None] * other[:, None, :])
+    found[:, 2, :2], found[:, :2, 2], found[:, 2, 2] = 0.02 * other, 0.02 * one, 0.02
+    return found
+
+
+SIGNS = np.where(np.arange(35) % 2, 1, -1)
+FEW = np.arange(35) < 3
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.97])
+@pytest.mark.parametrize(
+    ("base", "edited"),
+    [
+        (0.0, 0.03), (0.0, 0.1), (0.05, 0.0), (0.05, -0.05), (0.1, 0.15), (0.4, 0.1),
+        (0.0, 0.4 * FEW), (0.4, 0.4 * ~FEW),
+    ],
+)  # fmt: skip
+def test_both_bounds_of_a_difference_hold(base, edited, rho):
+    """Above all where one of the two is balanced: there chance hides a rise, and a bootstrap with it."""
+    base, edited = 0.5 + base * SIGNS, 0.5 + edited * SIGNS
+    rng, chances, trials = np.random.default_rng(5), common(base, edited, rho), 40
+    true = np.abs(2 * edited - 1).mean() - np.abs(2 * base - 1).mean()
+    found = [
+        paired_deltas(rng.multinomial(40, chances.reshape(35, 1, 9), (35, 2)).reshape(35, 2, 3, 3), [HALF] * 35,
+                      resamples=2, seed=trial)
+        for trial in range(trials)
+    ]  # fmt: skip
+    for one in ([each.difference for each in found], [each.difference_within for each in found]):
+        at_least(sum(each.low <= true for each in one), trials)
+        at_least(sum(each.high >= true for each in one), trials)
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("professions", [1, 4, 12])
+def test_bounds_of_a_difference_hold_for_few_cells_and_more_labels(professions, labels):
+    rng, trials = np.random.default_rng(6), 50
+    targets = np.broadcast_to([1 / labels] * labels if labels == 2 else [0.2, 0.3, 0.5], (professions, labels))
+    base = targets
+    edited = np.roll(targets, 1, axis=1) if labels > 2 else np.broadcast_to([0.6, 0.4], targets.shape)
+    true = total_variation(edited, targets).mean()
+    hits = np.zeros(2)
+    for trial in range(trials):
+        joint = np.zeros((professions, 1, labels + 1, labels + 1), int)
+        for p in range(professions):
+            one, other = rng.choice(labels, 90, p=base[p]), rng.choice(labels, 90, p=edited[p])
+            np.add.at(joint[p, 0], (one, other), 1)
+        found = paired_deltas(joint, targets, resamples=2, seed=trial).difference
+        hits += [found.low <= true, found.high >= true]
+    at_least(hits[0], trials)
+    at_least(hits[1], trials)
+
+
+def test_a_difference_is_narrow_where_little_changed_and_open_where_nothing_was_seen():
+    joint = np.zeros((35, 5, 3, 3), int)
+    joint[..., 0, 0] = joint[..., 1, 1] = 25
+    same = paired_deltas(joint, [HALF] * 35, resamples=2).difference
+    assert (same.value, same.low, same.high) == (0, pytest.approx(-same.high), pytest.approx(0.0, abs=1e-3))
+    assert same.high > 0
+    joint[:5, :, :, :] = 0
+    joint[:5, :, 2, 0] = 50  # determined in edited only: from either end to where it is
+    part = paired_deltas(joint, [HALF] * 35, resamples=2).difference
+    assert part.high == pytest.approx(5 / 35, abs=2e-3)
+    joint[..., 0], joint[..., 1] = 0, 0
+    none = paired_deltas(joint, [HALF] * 35, resamples=2).difference
+    assert (math.isnan(none.value), none.low, none.high) == (True, -1.0, 1.0)
+
+
 @pytest.mark.parametrize("n", [20, 200])
 @pytest.mark.parametrize("chance", [(0.9, 0.03, 0.05, 0.02), (0.97, 0.0, 0.02, 0.01), (0.5, 0.1, 0.2, 0.2)])
 def test_coverage_of_paired_ratio_and_difference(n, chance):

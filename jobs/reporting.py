@@ -1,0 +1,173 @@
+"""How every job on a cluster ends: pictures chosen, the report drawn up and written, the run completed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from rich.console import Console
+
+from jobs.cells import cut_cell
+from jobs.errors import ExitCode
+from jobs.identity import made_on, provenance_of
+from jobs.pictures import choose_pictures
+from jobs.report.junit import junit_xml
+from jobs.report.page import render
+from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report
+from jobs.report.terminal import summary_table
+from jobs.results import AuditResult, sentence
+from jobs.session import Session
+from jobs.shards import ShardSpec
+from jobs.tally import Tallies, TallyTask
+from time_ops import EditOperator
+
+__all__ = ["Outcome", "Pictures", "code_of", "conclude", "first_shards", "report_of", "write_pictures"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: its name.
+        url: of its folder.
+        report: what it found.
+        code: what the driver exits with.
+        reused: it was finished before, and nothing was done now.
+    """
+
+    run: str
+    url: str
+    report: Report
+    code: ExitCode
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the report shows, and the files of it, named below the run's folder."""
+
+    pairs: list[PairedPicture]
+    files: dict[str, bytes]
+
+
+def first_shards(session: Session, operators: Sequence[str]) -> Callable[[TallyTask], list[ShardSpec | None]]:
+    """For `choose_pictures`: the first shard of a cell under each operator; none where one was given up."""
+
+    def found(task: TallyTask) -> list[ShardSpec | None]:
+        specs = [cut_cell(task.cell, session.recipe, digest, session.config)[0] for digest in operators]
+        return [] if any(spec.digest in session.spent.failed for spec in specs) else [*specs]
+
+    return found
+
+
+def write_pictures(
+    session: Session,
+    tallies: Tallies,
+    shards: Callable[[TallyTask], Sequence[ShardSpec | None]],
+    result: AuditResult,
+) -> Pictures:
+    """Choose the pictures that the report shows, and write them into the run's folder."""
+    labels = list(session.config.attribute)
+    pairs, files = choose_pictures(session.store, tallies, shards, labels, result.professions)
+    for name, data in files.items():
+        session.folder.put(name, data, f"image/{name.rpartition('.')[2]}")
+    return Pictures(pairs, files)
+
+
+def report_of(
+    session: Session,
+    result: AuditResult,
+    tallies: Tallies,
+    pictures: Pictures,
+    *,
+    operator: EditOperator | None,
+    kind: Literal["debias", "audit"] = "debias",
+    reference: Reference | None = None,
+    calibration: Calibration | None = None,
+    compared_with: Mapping[str, object] | None = None,
+) -> Report:
+    """All of `report.json`; figures, cost and provenance as the session has them now.
+
+    Args:
+        session: the run's.
+        result: its figures.
+        tallies: what they are of.
+        pictures: what is shown.
+        operator: what the last variant was audited under.
+        kind: of which job.
+        reference: what an audit was compared with.
+        calibration: how the operator was found.
+        compared_with: what is known of the making of the reference's images, where another run made them.
+    """
+    edit = (
+        {}
+        if operator is None
+        else {
+            "operator": operator.digest,
+            "operator_checksum": operator.checksum,
+            "condition": operator.condition,
+        }
+    )
+    return Report(
+        run=session.folder.run,
+        kind=kind,
+        reference=reference,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        verdict=result.verdict.value,
+        sentence=sentence(result),
+        labels=list(session.config.attribute),
+        summary=result.summary,
+        gates=result.gates,
+        wordings=result.wordings,
+        professions=result.professions,
+        moved=result.moved,
+        controls=result.controls,
+        margin_sweep=result.margin_sweep,
+        calibration=calibration,
+        pictures=pictures.pairs,
+        cost=_cost(session),
+        provenance={
+            **provenance_of(session.config, session.probe, session.recipe),
+            "manifest": session.manifest.digest,
+            **edit,
+            "workers": session.pool.size,
+            **made_on(tallies.makers),
+            **({} if compared_with is None else {"reference": dict(compared_with)}),
+        },
+    )
+
+
+def _cost(session: Session) -> Cost:
+    spent = session.spent
+    return Cost(
+        wall_s=round(time.monotonic() - session.started, 2),
+        worker_s=round(spent.worker_s, 2),
+        images=spent.images_made,
+        images_reused=spent.images_reused,
+        images_per_s=round(spent.images_made / spent.wall_s, 2) if spent.images_made else None,
+        shards=spent.shards,
+        shards_reused=spent.reused,
+        shards_failed=len(spent.failed),
+    )
+
+
+def conclude(session: Session, console: Console, report: Report, pictures: Pictures) -> Outcome:
+    """Write the report in all its forms, complete the run, and tell people."""
+    folder = session.folder
+    folder.put("report.json", report.model_dump_json(indent=1).encode(), "application/json")
+    folder.put("report.html", render(report, pictures.files).encode(), "text/html; charset=utf-8")
+    folder.put("junit.xml", junit_xml(report), "application/xml")
+    code = code_of(report)
+    session.complete(report.verdict, code)
+    console.print(summary_table(report))
+    console.print(f"report: {folder.url('report.html')}", soft_wrap=True)
+    return Outcome(folder.run, folder.url(), report, code)
+
+
+def code_of(report: Report) -> ExitCode:
+    """What a driver exits with after this verdict."""
+    return {"pass": ExitCode.DONE, "fail": ExitCode.GATE_FAILED}.get(report.verdict, ExitCode.GATE_INCONCLUSIVE)
