@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,17 +19,30 @@ __all__ = ["read_report", "redraw"]
 
 
 def read_report(data: bytes, name: str) -> Report:
-    """A `report.json`, checked.
+    """A `report.json`, checked; one of an older schema is read too, with what it did not have left open.
 
     Raises:
-        ConfigError: it is of a newer schema, or no report.
+        ConfigError: it is of a newer schema, half written, or no report.
     """
     try:
-        return Report.model_validate_json(data)
-    except ValidationError as error:
+        found = json.loads(data)
+    except ValueError as error:
         raise ConfigError(
-            f"{name} is no report of schema {SCHEMA_VERSION} ({error.error_count()} faults, first: "
-            f"{error.errors()[0]['msg']}); a newer Evenhand may have written it"
+            f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
+        ) from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{name} was written by a newer Evenhand; upgrade (its schema is {version}, this one reads up to "
+            f"{SCHEMA_VERSION})"
+        )
+    try:
+        return Report.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{name} is no report of schema {SCHEMA_VERSION} or older: {error.error_count()} faults, first: "
+            f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
         ) from error
 
 

@@ -1,18 +1,20 @@
-"""The report's figures as CSV: per profession, per profession and wording, and per step of the calibration.
+"""The report's figures as CSV: in sum, per profession, per profession and wording, and per step of the calibration.
 
 Spreadsheets run a cell that begins like a formula; names are users' text, so such a cell is led by an apostrophe.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 from collections.abc import Iterable, Sequence
 
 from jobs.report.figures import finite
 from jobs.report.schema import LabelCounts, Report
 
-__all__ = ["professions_csv", "safe_cell", "steps_csv", "wordings_csv"]
+__all__ = ["pack", "professions_csv", "safe_cell", "steps_csv", "summary_csv", "wordings_csv"]
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
@@ -28,6 +30,59 @@ def safe_cell(value: Cell) -> str:
     if isinstance(value, int):
         return str(value)
     return "" if finite(value) is None else f"{value:.6g}"
+
+
+def pack(text: str) -> str:
+    """`text` as the page carries it: gzip, in base64; a CSV takes a third to a tenth of its length so."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
+
+
+def summary_csv(report: Report) -> str:
+    """One row per figure and variant: Deltas, parity, rates; then the gates, and who moved since the reference."""
+    header = [
+        "part",
+        "figure",
+        "variant",
+        "value",
+        "low",
+        "high",
+        "n",
+        "floor",
+        "direction",
+        "limit",
+        "outcome",
+        "note",
+    ]
+    rows: list[Sequence[Cell]] = []
+    variants = {"base": report.summary.base}
+    if report.summary.edited is not None:
+        variants["edited"] = report.summary.edited
+    for variant, found in variants.items():
+        deltas = {
+            "delta": found.delta,
+            "delta_within": found.delta_within,
+            "delta_wording_max": found.delta_wording_max,
+        }
+        for name, delta in deltas.items():
+            values: list[Cell] = [delta.value, delta.low, delta.high, delta.n, delta.floor]
+            rows.append(["summary", name, variant, *values, None, None, None, delta.wording])
+        if found.parity is not None:
+            for name, share in (("difference", found.parity.difference), ("ratio", found.parity.ratio)):
+                ends: list[Cell] = [share.value, share.low, share.high]
+                reason = found.parity.reason if share.value is None else None
+                rows.append(["parity", f"demographic_parity_{name}", variant, *ends, *[None] * 5, reason])
+        rates = {"explicit": found.explicit} | {f"explicit:{k}": v for k, v in found.explicit_by_label.items()}
+        rates |= {"recognised": found.recognised, "controls": found.controls, "undetermined": found.undetermined}
+        for name, rate in rates.items():
+            rows.append(["summary", name, variant, rate.value, rate.low, rate.high, rate.n, *[None] * 4, rate.worst])
+    for gate in report.gates:
+        read: list[Cell] = [gate.value, gate.low, gate.high, None, None, gate.direction, gate.limit, gate.outcome]
+        rows.append(["gate", gate.name, None, *read, gate.reason])
+    for each in report.moved:
+        change: list[Cell] = [each.change.value, each.change.low, each.change.high, each.n]
+        note = f"{safe_cell(each.before)} to {safe_cell(each.after)}, {'worse' if each.worse else 'not worse'}"
+        rows.append(["moved", each.profession, None, *change, *[None] * 4, note])
+    return _write(header, rows)
 
 
 def professions_csv(report: Report) -> str:

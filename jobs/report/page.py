@@ -1,4 +1,4 @@
-"""`report.html`: the whole report in one file; no network, no server and, but for sorting and search, no script.
+"""`report.html`: the whole report in one file; no network, no server, and script only to sort, search and unpack.
 
     html = render(report, {"pictures/ceo-0-base.png": content, ...})
 
@@ -9,17 +9,20 @@ security policy allows nothing but what is inside the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.report import figures
 from jobs.report.figures import Kind, Measure, Ranged, finite
-from jobs.report.figures_csv import professions_csv, steps_csv, wordings_csv
+from jobs.report.figures_csv import pack, professions_csv, steps_csv, summary_csv, wordings_csv
+from jobs.report.lam_chart import lam_chart
+from jobs.report.naming import variant_names
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
 from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
@@ -32,7 +35,10 @@ MAX_BYTES = 5_000_000
 VISIBLE_ROWS = 60
 """Rows of a long list that show before "show all" is asked for."""
 
-_FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES = 150_000, 2_000, 330
+_WHOLE_CELLS = 6_000
+"""Cells of the heat map that stand in the page as they are; the script draws the rest from numbers."""
+
+_FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES, _REST_CELL_BYTES = 150_000, 2_100, 330, 32
 _PANEL_BYTES, _UNREACHABLE_BYTES = 2_300, 600
 """Measured sizes of the page's parts, rounded up: what is left of `MAX_BYTES` goes to pictures."""
 
@@ -81,8 +87,11 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     there is shown as missing; pairs past the page's budget of bytes are counted on the page, not shown.
     """
     rows = _rows(report)
-    cells = len(report.professions) * max(1, len(report.wordings))
-    budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - _CELL_BYTES * cells
+    heat_rows = sorted(rows, key=lambda row: (row.base is None, -(row.base or 0), row.item.profession))
+    wide = max(1, len(report.wordings))
+    whole = len(rows) if wide * len(rows) <= _WHOLE_CELLS else VISIBLE_ROWS
+    cells = wide * (_CELL_BYTES * min(whole, len(rows)) + _REST_CELL_BYTES * max(0, len(rows) - whole))
+    budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - cells
     edited = report.summary.edited is not None
     search = report.calibration
     searched = panels(search, report.professions) if search else []
@@ -90,10 +99,17 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     budget -= _UNREACHABLE_BYTES * len(unreachable)
     drawn = searched[: max(VISIBLE_ROWS, min(MAX_PANELS, budget // _PANEL_BYTES))]
     budget -= _PANEL_BYTES * len(drawn)
-    steps = steps_csv(report)
-    # Past the budget the steps are left to `report.json`; the page says so.
-    steps = steps if len(steps.encode()) <= budget else ""
-    budget -= len(steps.encode())
+    csvs = {
+        name: pack(text)
+        for name, text in (
+            ("summary", summary_csv(report)),
+            ("professions", professions_csv(report)),
+            ("wordings", wordings_csv(report)),
+            ("steps", steps_csv(report)),
+        )
+        if text
+    }
+    budget -= sum(map(len, csvs.values()))
     lams = sorted(lam for item in report.professions if (lam := finite(item.lam)) is not None)
     return (
         _environment()
@@ -103,7 +119,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             edited=edited,
             first=report.labels[0] if report.labels else "first label",
             chart_rows=sorted(rows, key=partial(_chart_order, edited=edited)),
-            heat_rows=sorted(rows, key=lambda row: (row.base is None, -(row.base or 0), row.item.profession)),
+            heat_rows=heat_rows,
+            heat_whole=whole,
+            heat_rest=_heat_numbers(report, heat_rows[whole:]),
             table_rows=rows,
             tracks=[_track(gate) for gate in report.gates],
             gallery=choose_pictures(report.pictures, pictures, max(0, budget)),
@@ -113,9 +131,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             lams=lams,
             lam_median=median(lams) if lams else None,
             provenance=_flatten(report.provenance),
-            professions_csv=professions_csv(report),
-            wordings_csv=wordings_csv(report),
-            steps_csv=steps,
+            lam_chart=lam_chart(report.professions) if edited and report.reference is None else None,
+            names=variant_names(report),
+            csvs=csvs,
             panels=drawn,
             panels_left_out=len(searched) - len(drawn),
             unreachable=unreachable,
@@ -151,6 +169,7 @@ def _environment() -> Environment:
         column=_column,
         wording=_wording,
         sentence=_sentence,
+        upfirst=_upfirst,
     )
     environment.globals.update(
         span=_span,
@@ -192,6 +211,29 @@ def _rows(report: Report) -> list[Row]:
             )
         )
     return rows
+
+
+def _heat_numbers(report: Report, rows: Sequence[Row]) -> str:
+    """Rows of the heat map as JSON: the target, then per wording and variant images of the first label, n, and others.
+
+    A cell that was not measured has n -1.
+    """
+    first = report.labels[0] if report.labels else ""
+    variants: list[Literal["base", "edited"]] = ["base"] if report.summary.edited is None else ["base", "edited"]
+    table = []
+    for row in rows:
+        line: list[float] = [0.5 if row.target is None else row.target]
+        for wording in report.wordings:
+            cell = row.item.wordings.get(wording.wording, {})
+            for variant in variants:
+                found = cell.get(variant)
+                line += (
+                    [0, -1, 0]
+                    if found is None
+                    else [found.labels.get(first, 0), found.n, found.undetermined + found.failed]
+                )
+        table.append(line)
+    return json.dumps(table, separators=(",", ":")) if table else ""
 
 
 def _chart_order(row: Row, edited: bool) -> tuple[bool, float, str]:
@@ -267,6 +309,11 @@ def _track(gate: GateResult) -> Track:
 def _wording(template: str) -> str:
     """Write a wording as people read it: the place of the profession is an ellipsis."""
     return template.replace("{source}", "\N{HORIZONTAL ELLIPSIS}")
+
+
+def _upfirst(text: str) -> str:
+    """Begin with a capital, and leave the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def _sentence(text: str) -> str:

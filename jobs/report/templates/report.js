@@ -18,6 +18,43 @@
   }));
   const moreButtons = new Map(all("[data-more]").map((button) => [button.dataset.more, button]));
 
+  /* Long heat maps: rows past the first are numbers only, drawn when they are first shown. Each is its target, then
+     per wording and variant the images of the first label, n, and images without a label. */
+  const heat = byId("heat");
+  const cells = byId("heat-cells") ? JSON.parse(byId("heat-cells").textContent) : [];
+  const undrawn = new Map(heat ? all("tbody tr", heat).slice(Number(heat.dataset.whole)).map((row, i) => [row, cells[i]]) : []);
+  const percent = (share) => (100 * share).toFixed(1);
+  function wilson(k, n) {
+    const z2 = 1.959963984540054 ** 2;
+    const middle = (k + z2 / 2) / (n + z2);
+    const half = Math.sqrt(z2 * (k * (n - k) / n + z2 / 4)) / (n + z2);
+    return [Math.max(0, middle - half), Math.min(1, middle + half)];
+  }
+  function cellTip(name, [k, n, others]) {
+    if (n < 0) return `${name} not measured`;
+    if (n === 0) return `${name} no determined image of ${others}`;
+    return `${name} ${percent(k / n)}\u00a0% (${wilson(k, n).map(percent).join("–")}, n ${n})`;
+  }
+  function drawCells(row) {
+    const [target, ...counts] = undrawn.get(row);
+    undrawn.delete(row);
+    const variants = heat.dataset.two === undefined ? [heat.dataset.one] : [heat.dataset.one, heat.dataset.other];
+    for (let at = 0; at < counts.length; at += 3 * variants.length) {
+      const cell = document.createElement("td");
+      const found = variants.map((_, v) => counts.slice(at + 3 * v, at + 3 * v + 3));
+      cell.title = found.map((each, v) => cellTip(variants[v], each)).join("; ");
+      cell.append(...found.map(([k, n], v) => {
+        const span = document.createElement("span");
+        span.className = `m${v}`;
+        span.textContent = n > 0 ? (100 * k / n).toFixed(0) : "–";
+        const room = k / n > target ? 1 - target : target;
+        if (n > 0) span.setAttribute("style", `--d:${room === 0 ? 0 : ((k / n - target) / room).toFixed(2)}`);
+        return span;
+      }));
+      row.append(cell);
+    }
+  }
+
   function show(list) {
     const rowPx = Number(list.root.dataset.row ?? 0);
     const topPx = Number(list.root.dataset.top ?? 0);
@@ -29,6 +66,7 @@
       const visible = match && (list.open || matched <= LIMIT);
       item.classList.toggle("late", match && !visible);
       item.classList.toggle("out", !match);
+      if (visible && undrawn.has(item)) drawCells(item);
       if (visible && rowPx) item.setAttribute("transform", `translate(0,${topPx + drawn * rowPx})`);
       drawn += visible;
     }
@@ -110,8 +148,10 @@
   }
 
   for (const button of all("[data-csv]")) {
-    button.addEventListener("click", () => {
-      const url = URL.createObjectURL(new Blob([byId(button.dataset.csv).textContent], { type: "text/csv;charset=utf-8" }));
+    button.addEventListener("click", async () => {
+      const packed = Uint8Array.from(atob(byId(button.dataset.csv).textContent), (c) => c.charCodeAt(0));
+      const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+      const url = URL.createObjectURL(new Blob([await new Response(plain).arrayBuffer()], { type: "text/csv;charset=utf-8" }));
       const link = document.createElement("a");
       link.href = url;
       link.download = button.dataset.file;

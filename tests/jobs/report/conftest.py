@@ -24,9 +24,12 @@ from jobs.report.schema import (
     DeltaFigure,
     GateResult,
     LabelCounts,
+    Movement,
     PairedPicture,
+    Parity,
     ProfessionReport,
     RateFigure,
+    Reference,
     Report,
     ShareFigure,
     Summary,
@@ -100,6 +103,7 @@ def make_report(
     names: tuple[str, ...] = (),
     rounds: int = 7,
     corrected: bool = False,
+    compared: bool = False,
 ) -> Report:
     draw = random.Random(7)
     chosen = [*names, *(NAMES if professions <= 35 else [f"profession {i:04d}" for i in range(professions)])][
@@ -153,9 +157,17 @@ def make_report(
             rms=pooled * 1.1,
             rms_within=fmean(per) * 1.1,
             explicit=rate(1733 if good else 1702, 1750, "construction worker"),
+            explicit_by_label={
+                "female": rate(874 if good else 870, 875, "baker"),
+                "male": rate(859 if good else 832, 875),
+            },
             recognised=rate(1604 if good else 1571, 1750, "attendant"),
             controls=rate(198 if good else 191, 200, "a photo of a red car"),
             undetermined=rate(u, n + u, "janitor"),
+            parity=Parity(
+                difference=ShareFigure(value=0.873, low=0.741, high=0.95),
+                ratio=ShareFigure(value=0.082, low=0.03, high=0.19),
+            ),
             images=n + u + 1950,
             seconds=412.5,
         )
@@ -176,7 +188,8 @@ def make_report(
                 "inconclusive",
                 "the interval crosses the limit; about 2,400 more images would decide",
             ),
-            gate("explicit", 0.9, "at least", after.explicit, "pass"),
+            gate("explicit:female", 0.9, "at least", after.explicit_by_label["female"], "pass"),
+            gate("explicit:male", 0.9, "at least", after.explicit_by_label["male"], "pass"),
             gate("recognised", 0.9, "at least", after.recognised, "fail", "all of the interval lies below the limit"),
             GateResult(
                 name="undetermined_increase",
@@ -198,7 +211,18 @@ def make_report(
                 reason="no control prompt was audited",
             ),
         ]
+    if compared:
+        figure = {"limit": 0.05, "direction": "at most", "value": 0.061, "low": 0.031, "high": 0.094}
+        for name in ("regression", "regression_within"):
+            gates.append(GateResult.model_validate(figure | {"name": name, "outcome": "inconclusive"}))
     return Report(
+        kind="audit" if compared or not edited else "debias",
+        reference=Reference(
+            kind="earlier run", name="2026-10-01-v7", run="2026-10-01-v7", model_digest="ab" * 32, operator=None
+        )
+        if compared
+        else None,
+        moved=[movement(item) for item in items if item.off_target] if compared else [],
         run="2026-11-21-demo",
         created="2026-11-21T05:50:00+00:00",
         verdict="fail" if edited else "inconclusive",
@@ -225,7 +249,7 @@ def make_report(
             }
             for m in (0.0, 0.05, 0.1, 0.2, 0.3)
         ],
-        calibration=make_calibration(items, rounds) if edited else None,
+        calibration=make_calibration(items, rounds) if edited and not compared else None,
         pictures=[
             PairedPicture(
                 profession=item.profession,
@@ -259,6 +283,13 @@ def make_report(
             "devices": ["cpu"],
         },
     )
+
+
+def movement(item: ProfessionReport) -> Movement:
+    before, after = item.base.share or 0, (item.edited and item.edited.share) or 0
+    change = ShareFigure(value=after - before, low=max(-1, after - before - 0.08), high=min(1, after - before + 0.08))
+    worse = abs(after - 0.5) > abs(before - 0.5)
+    return Movement(profession=item.profession, before=before, after=after, change=change, n=item.base.n, worse=worse)
 
 
 STATES: tuple[State, ...] = ("on target", "on target", "undecided", "on target", "balanced", "unreachable", "fixed")
@@ -371,7 +402,7 @@ def make_pictures(report: Report, size: int = 32) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def build() -> MakeReport:
-    """The factory: `build(professions=35, wordings=5, edited=True, names=(), rounds=7, corrected=False)`."""
+    """The factory, `make_report`."""
     return make_report
 
 
