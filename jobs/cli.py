@@ -178,10 +178,18 @@ def plan(
 
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
 def report(
-    run: Annotated[str, typer.Argument(help="URL or path of a run's folder.")],
+    run: Annotated[str | None, typer.Argument(help="URL or path of a run's folder.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of report.json, and end.")] = False,
 ) -> None:
     """Draw a finished run's report again, from its folder alone."""
+    if schema:
+        from jobs.report.json_schema import published_schema
+
+        sys.stdout.write(published_schema())
+        return
+    if run is None:
+        raise typer.BadParameter("give a run's folder, or --schema", param_hint="RUN")
     from jobs.redraw import redraw
 
     redraw(run, out, Console())
