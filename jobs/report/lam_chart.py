@@ -32,16 +32,17 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class LamChart:
-    """Ready to draw: dots, and labelled places along both axes."""
+    """Ready to draw: dots, and labelled places along both axes; `target` is its height where all have the same."""
 
     height: int
+    target: str | None
     dots: list[Dot]
     ticks: list[tuple[str, str]]
     rungs: list[tuple[int, str]]
 
 
-def lam_chart(professions: Sequence[ProfessionReport]) -> LamChart | None:
-    """The chart of those that have a lam and a share; None of fewer than two, which show no relation."""
+def lam_chart(professions: Sequence[ProfessionReport], label: str) -> LamChart | None:
+    """The chart of those that have a lam and a share of `label`; None of fewer than two, which show no relation."""
     known = []
     for item in professions:
         lam, share = finite(item.lam), None if item.edited is None else finite(item.edited.share)
@@ -62,8 +63,11 @@ def lam_chart(professions: Sequence[ProfessionReport]) -> LamChart | None:
         moved = figures.percent(share) if base is None else f"{figures.percent(base)} to {figures.percent(share)}"
         tip = f"{item.profession}: lam {figures.number(lam)}, {moved}"
         dots.append(Dot(tip, across(lam), _down(share), None if base is None else _down(base)))
+    targets = {finite(item.target.get(label)) for item, _, _ in known}
+    target = targets.pop() if len(targets) == 1 else None
     return LamChart(
         _HEIGHT_PX + 2 * _TOP_PX,
+        None if target is None else _down(target),
         dots,
         [(figures.number(lam), across(lam)) for lam in _round(low, high)],
         [(percent, _down(percent / 100)) for percent in (0, 25, 50, 75, 100)],

@@ -22,7 +22,7 @@ from jobs.report import figures
 from jobs.report.figures import Kind, Measure, Ranged, finite
 from jobs.report.figures_csv import pack, professions_csv, steps_csv, summary_csv, wordings_csv
 from jobs.report.lam_chart import lam_chart
-from jobs.report.naming import variant_names
+from jobs.report.naming import Names, variant_names
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
 from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
@@ -93,6 +93,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     cells = wide * (_CELL_BYTES * min(whole, len(rows)) + _REST_CELL_BYTES * max(0, len(rows) - whole))
     budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - cells
     edited = report.summary.edited is not None
+    first = report.labels[0] if report.labels else ""
     search = report.calibration
     searched = panels(search, report.professions) if search else []
     unreachable = [panel for panel in searched if panel.item.state == "unreachable"]
@@ -117,7 +118,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         .render(
             report=report,
             edited=edited,
-            first=report.labels[0] if report.labels else "first label",
+            first=first or "first label",
             chart_rows=sorted(rows, key=partial(_chart_order, edited=edited)),
             heat_rows=heat_rows,
             heat_whole=whole,
@@ -131,7 +132,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             lams=lams,
             lam_median=median(lams) if lams else None,
             provenance=_flatten(report.provenance),
-            lam_chart=lam_chart(report.professions) if edited and report.reference is None else None,
+            lam_chart=lam_chart(report.professions, first) if edited and report.reference is None else None,
             names=variant_names(report),
             csvs=csvs,
             panels=drawn,
@@ -321,9 +322,11 @@ def _sentence(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _column(name: str) -> Measure:
+def _column(name: str, names: Names) -> Measure:
     """Find heading and kind of a free-form table's column, such as the margin sweep's."""
-    title = name.replace("_", " ")
+    stem, _, variant = name.rpartition("_")
+    called = {"base": names.one, "edited": names.other}.get(variant)
+    title = (name if called is None else f"{stem} {called}").replace("_", " ")
     if name.startswith("delta"):
         return Measure(f"Delta{title.removeprefix('delta')}", "delta")
     rate = name.startswith(("undetermined", "share", "explicit", "recognised"))

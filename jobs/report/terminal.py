@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
+from jobs.report.naming import variant_names
 from jobs.report.schema import Calibration, DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report
 from jobs.report.search_panels import state_counts
 
@@ -28,6 +29,7 @@ _FIGURES = (
     ("controls recognised", "controls"),
     ("undetermined", "undetermined"),
 )
+_MOVED = 5
 _SECTION_ENDS = ("delta_wording_max", "undetermined")
 
 
@@ -38,7 +40,12 @@ def summary_table(report: Report, worst: int = 5) -> RenderableType:
     """
     badge, style = _VERDICTS[report.verdict]
     verdict = Text.assemble((f" {badge} ", f"{style} reverse"), "  ", (plain_text(report.sentence), "bold"))
-    parts: list[RenderableType] = [verdict, Text(), _figures(report)]
+    parts: list[RenderableType] = [verdict, Text()]
+    if report.reference is not None:
+        parts += [Text(plain_text(f"Audited against the {variant_names(report).one_full}:"))]
+    parts.append(_figures(report))
+    if report.reference is not None:
+        parts += [Text(_moved(report)), Text()]
     if report.calibration is not None:
         parts += [Text(_calibration(report.calibration)), Text()]
     tested = [item for item in report.professions if item.off_target is not None]
@@ -55,6 +62,15 @@ def summary_table(report: Report, worst: int = 5) -> RenderableType:
     return Group(*parts)
 
 
+def _moved(report: Report) -> str:
+    """Write who moved against the reference in one line, the farthest first."""
+    if not report.moved:
+        return "Moved: no profession is shown to have (95 %, Holm)"
+    told = [f"{each.profession} {points(each.after - each.before)}" for each in report.moved[:_MOVED]]
+    more = f" and {count(len(report.moved) - _MOVED)} more" if len(report.moved) > _MOVED else ""
+    return plain_text(f"Moved: {', '.join(told)}{more} (95 %, Holm)")
+
+
 def _calibration(search: Calibration) -> str:
     """Write a search in one line: what it spent, and how many professions ended in which state."""
     ended = state_counts(search)
@@ -65,9 +81,10 @@ def _calibration(search: Calibration) -> str:
 
 
 def _figures(report: Report) -> Table:
-    variants = {"base": report.summary.base}
+    names = variant_names(report)
+    variants = {names.one: report.summary.base}
     if report.summary.edited is not None:
-        variants["edited"] = report.summary.edited
+        variants[names.other] = report.summary.edited
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("")
     table.add_column("")
@@ -79,7 +96,7 @@ def _figures(report: Report) -> Table:
             figure: DeltaFigure | RateFigure = getattr(summary, field)
             cells = _delta(figure) if isinstance(figure, DeltaFigure) else _rate(figure.value, figure)
             last = turn == len(variants) - 1
-            style = "bold" if name == "edited" else None
+            style = "bold" if turn else None
             table.add_row("" if turn else title, name, *cells, style=style, end_section=last and field in _SECTION_ENDS)
         if field == "explicit":
             for label in report.labels:
@@ -97,7 +114,8 @@ def _professions(report: Report, items: list[ProfessionReport]) -> Table:
     edited = report.summary.edited is not None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("profession", overflow="fold", max_width=32)
-    for heading in ("target", "base", "95 %", "n", *(("edited", "95 %", "n", "points") if edited else ())):
+    names = variant_names(report)
+    for heading in ("target", names.one, "95 %", "n", *((names.other, "95 %", "n", "points") if edited else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for item in items:
         target = finite(item.target.get(report.labels[0]))

@@ -18,8 +18,8 @@
   }));
   const moreButtons = new Map(all("[data-more]").map((button) => [button.dataset.more, button]));
 
-  /* Long heat maps: rows past the first are numbers only, drawn when they are first shown. Each is its target, then
-     per wording and variant the images of the first label, n, and images without a label. */
+  /* Long heat maps: rows past the first are numbers only, drawn when they first come near the window. Each is its
+     target, then per wording and variant the images of the first label, n, and images without a label. */
   const heat = byId("heat");
   const cells = byId("heat-cells") ? JSON.parse(byId("heat-cells").textContent) : [];
   const undrawn = new Map(heat ? all("tbody tr", heat).slice(Number(heat.dataset.whole)).map((row, i) => [row, cells[i]]) : []);
@@ -36,8 +36,10 @@
     return `${name} ${percent(k / n)}\u00a0% (${wilson(k, n).map(percent).join("–")}, n ${n})`;
   }
   function drawCells(row) {
+    if (!undrawn.has(row)) return;
     const [target, ...counts] = undrawn.get(row);
     undrawn.delete(row);
+    near.unobserve(row);
     const variants = heat.dataset.two === undefined ? [heat.dataset.one] : [heat.dataset.one, heat.dataset.other];
     for (let at = 0; at < counts.length; at += 3 * variants.length) {
       const cell = document.createElement("td");
@@ -55,6 +57,12 @@
     }
   }
 
+  const near = new IntersectionObserver(
+    (seen) => seen.filter((each) => each.isIntersecting).forEach((each) => drawCells(each.target)),
+    { rootMargin: "800px" },
+  );
+  for (const row of undrawn.keys()) near.observe(row);
+
   function show(list) {
     const rowPx = Number(list.root.dataset.row ?? 0);
     const topPx = Number(list.root.dataset.top ?? 0);
@@ -66,7 +74,6 @@
       const visible = match && (list.open || matched <= LIMIT);
       item.classList.toggle("late", match && !visible);
       item.classList.toggle("out", !match);
-      if (visible && undrawn.has(item)) drawCells(item);
       if (visible && rowPx) item.setAttribute("transform", `translate(0,${topPx + drawn * rowPx})`);
       drawn += visible;
     }
@@ -189,5 +196,8 @@
     if (event.key === "ArrowRight") look(at + 1);
   });
 
-  window.addEventListener("beforeprint", () => all("details").forEach((each) => { each.open = true; }));
+  window.addEventListener("beforeprint", () => {
+    all("details").forEach((each) => { each.open = true; });
+    [...undrawn.keys()].filter((row) => !row.matches(".late, .out")).forEach(drawCells);
+  });
 })();

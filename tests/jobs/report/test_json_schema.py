@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.errors import ConfigError
 from jobs.redraw import read_report
 from jobs.report.json_schema import made_schema, published_schema
@@ -82,7 +82,6 @@ def test_what_cannot_be_read_says_why(data: bytes, said: str) -> None:
 
 
 def test_the_command_prints_it() -> None:
-    command = [sys.executable, "-m", "jobs.cli", "report"]
-    found = subprocess.run([*command, "--schema"], capture_output=True, text=True, check=True)
-    assert found.stdout == published_schema()
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+    found = CliRunner().invoke(app, ["report", "--schema"])
+    assert (found.exit_code, found.stdout) == (0, published_schema())
+    assert CliRunner().invoke(app, ["report"]).exit_code == 2

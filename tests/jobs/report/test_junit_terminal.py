@@ -83,3 +83,22 @@ def test_terminal_takes_audits_and_hostile_names(build: Callable[..., Report]) -
     text = printed(build(edited=False, professions=1, names=("[red]\x1b[31mboss[/nope]",)))
     assert "[red][31mboss[/nope]" in text
     assert "edited" not in text.replace("nothing was edited", "")
+
+
+def test_terminal_of_a_comparison_says_with_what_and_who_moved(build: Callable[..., Report]) -> None:
+    report = build(compared=True)
+    text = printed(report)
+    assert "Audited against the earlier run 2026-10-01-v7:" in text
+    assert f"Moved: {report.moved[0].profession} " in text
+    assert not {"base", "edited"} & set(text.replace(report.sentence, "").split())
+    assert "no profession is shown to have" in printed(report.model_copy(update={"moved": []}))
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_each_direction_of_explicit_prompts_is_told(report: Report) -> None:
+    text = printed(report)
+    assert "of these, female" in text
+    assert "of these, male" in text
+    names = [case.get("name") for case in ET.fromstring(junit_xml(report)).iter("testcase")]  # noqa: S314
+    assert {"explicit:female", "explicit:male"} <= set(names)
+    assert b"Explicit prompts keep \xe2\x80\x9cmale\xe2\x80\x9d: 95.1" in junit_xml(report)

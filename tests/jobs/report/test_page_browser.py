@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, render
-from jobs.report.schema import Report
+from jobs.report.figures_csv import wordings_csv
+from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, _tip, render
+from jobs.report.schema import Parity, Report, ShareFigure
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -289,9 +290,9 @@ def test_calibration_steps_download(show: Open, html: str, report: Report) -> No
     assert float(first["share_female"]) == pytest.approx(step.share, rel=1e-5)
 
 
-@pytest.mark.parametrize("edited", [True, False])
-def test_no_overflow_on_a_narrow_screen(show: Open, build: Callable[..., Report], edited: bool) -> None:
-    report = build(edited=edited, wordings=12, names=("W" * 90, "x" * 40), corrected=True)
+@pytest.mark.parametrize("how", [{}, {"edited": False}, {"compared": True}])
+def test_no_overflow_on_a_narrow_screen(show: Open, build: Callable[..., Report], how: dict[str, bool]) -> None:
+    report = build(**how, wordings=12, names=("W" * 90, "x" * 40), corrected=True)
     report.summary.base.delta.n = 1_750_000
     page = show(render(report, {}), width=360)
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
@@ -321,18 +322,133 @@ def test_audit_without_an_edit(show: Open, build: Callable[..., Report]) -> None
     assert "edited" not in page.locator("#professions").inner_text().lower()
 
 
-def test_a_thousand_professions_are_small_and_quick(show: Open, build: Callable[..., Report]) -> None:
-    report = build(professions=1000)
+@pytest.fixture(scope="module")
+def long_report(build: Callable[..., Report]) -> Report:
+    return build(professions=1000, wordings=12, per_cell=20)
+
+
+@pytest.fixture(scope="module")
+def long_html(long_report: Report) -> str:
     content = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (512).to_bytes(4, "big") * 2 + b"\0" * 4000
-    wanted = {path: content for meta in report.pictures for path in (meta.base, meta.edited) if path}
-    html = render(report, wanted)
-    assert len(html.encode()) < MAX_BYTES
+    return render(
+        long_report, {path: content for meta in long_report.pictures for path in (meta.base, meta.edited) if path}
+    )
+
+
+def test_a_thousand_professions_are_small_and_quick(show: Open, long_html: str) -> None:
+    assert len(long_html.encode()) < MAX_BYTES
     started = time.monotonic()
-    page = show(html)
+    page = show(long_html)
     page.get_by_label("Find a profession").fill("0999")
     expect(page.locator("#found")).to_have_text("1 of 1,000")
     assert time.monotonic() - started < 6
     page.get_by_label("Find a profession").fill("")
     assert len(names(page)) == VISIBLE_ROWS
     page.get_by_role("button", name="Show all 1,000").nth(1).click()
-    assert page.locator("#table tbody tr:visible").count() == 1000
+    assert page.evaluate("document.querySelectorAll('#table tbody tr:not(.late)').length") == 1000
+
+
+def test_a_comparison_names_its_columns_and_tells_who_moved(
+    show: Open, build: Callable[..., Report], pictures: Mapping[str, bytes]
+) -> None:
+    report = build(compared=True)
+    page = show(render(report, pictures))
+    expect(page.locator(".kicker")).to_contain_text("against the earlier run 2026-10-01-v7")
+    expect(page.locator("#table .groups th")).to_have_text(["Earlier run 2026-10-01-v7", "Audited model"])
+    for section in ("#edit", "#calibration"):
+        expect(page.locator(section)).to_have_count(0)
+    rows = page.locator("#moved tbody tr")
+    assert rows.locator("th").all_inner_texts() == [each.profession for each in report.moved]
+    expect(rows.first.locator("td").last).to_have_text("farther" if report.moved[0].worse else "not farther")
+    page.get_by_label("Find a profession").fill(report.moved[0].profession)
+    expect(rows.locator("visible=true")).to_have_count(1)
+    said = page.locator("main").inner_text().replace("\N{NO-BREAK SPACE}", " ").lower()
+    assert not re.search(r"\b(base|edited)\b", said)
+    page.locator(".pair").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("earlier run male")
+    still = show(render(report.model_copy(update={"moved": []}), {}))
+    expect(still.locator("#moved")).to_contain_text("No profession is shown to have moved")
+
+
+def test_directions_parity_and_lam_are_shown(show: Open, html: str, report: Report) -> None:
+    page = show(html)
+    parts = page.locator("#checks .part")
+    expect(parts.locator("th")).to_have_text(["of these, female", "of these, male"])
+    expect(parts.last).to_contain_text("95.1")
+    expect(page.locator(".parity tbody tr")).to_have_count(2)
+    expect(page.locator(".parity")).to_contain_text("0.873")
+    dots = page.locator("#lam-chart .row")
+    expect(dots).to_have_count(35)
+    order = sorted(report.professions, key=lambda item: item.lam or 0)
+    across = {
+        tip.split(":")[0]: x
+        for tip, x in dots.evaluate_all(
+            """rows => rows.map(row => [row.querySelector('title').textContent,
+                                       parseFloat(row.querySelector('circle').getAttribute('cx'))])"""
+        )
+    }
+    assert [across[item.profession] for item in order] == sorted(across.values())
+    empty = ShareFigure(value=None, low=None, high=None)
+    parity = Parity(difference=empty, ratio=empty, reason="no image was determined")
+    report = report.model_copy(deep=True)
+    report.summary.base.parity = parity
+    page = show(render(report, {}))
+    expect(page.locator("#delta")).to_contain_text("Base model: no image was determined.")
+
+
+def test_summary_csv_holds_gates_and_parity(show: Open, build: Callable[..., Report]) -> None:
+    report = build(compared=True)
+    page = show(render(report, {}))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download summary CSV").click()
+    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    found = {(line["part"], line["figure"], line["variant"]): line for line in lines}
+    assert float(found["parity", "demographic_parity_ratio", "edited"]["high"]) == 0.19
+    assert found["gate", "explicit:male", ""]["outcome"] == "pass"
+    assert float(found["summary", "delta", "base"]["value"]) == pytest.approx(report.summary.base.delta.value, rel=1e-5)
+    assert [line["figure"] for line in lines if line["part"] == "moved"] == [each.profession for each in report.moved]
+
+
+def test_a_long_heat_map_is_drawn_as_it_is_read(show: Open, long_html: str, long_report: Report) -> None:
+    """Past the first rows it is numbers that the script draws as the page itself would, n and interval as well."""
+    page = show(long_html)
+    cells = "document.querySelectorAll('#heat tbody td').length"
+    assert page.evaluate(cells) == VISIBLE_ROWS * 12
+    page.get_by_label("Find a profession").fill("0999")
+    row = page.locator("#heat tbody tr:not(.out)")
+    row.scroll_into_view_if_needed()
+    expect(row.locator("td")).to_have_count(12)
+    shown = row.locator("td").evaluate_all(
+        "cells => cells.map(c => [c.title, c.lastChild.textContent, c.lastChild.getAttribute('style')])"
+    )
+    for (tip, text, style), counts in zip(shown, long_report.professions[999].wordings.values(), strict=True):
+        assert tip == "; ".join(_tip(name, counts[name]) for name in ("base", "edited"))
+        share = counts["edited"].share
+        assert share is not None
+        assert text == f"{100 * share + 1e-9:.0f}"
+        assert float(style[4:]) == pytest.approx(2 * share - 1, abs=0.006)
+    page.get_by_label("Find a profession").fill("")
+    took_ms = page.evaluate(
+        """() => new Promise((done) => {
+          const started = performance.now();
+          document.querySelector("[data-more=heat]").click();
+          requestAnimationFrame(() => setTimeout(() => done(performance.now() - started)));
+        })"""
+    )
+    assert took_ms < 2000
+    assert page.evaluate(cells) < 12_000
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(cells) == 12_000
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").nth(1).click()
+    assert Path(download.value.path()).read_text("utf-8") == wordings_csv(long_report)
+
+
+def test_prints_what_a_reader_needs(show: Open, html: str) -> None:
+    page = show(html)
+    page.emulate_media(media="print")
+    expect(page.locator("nav").first).to_be_hidden()
+    expect(page.locator("h1")).to_be_visible()
+    expect(page.locator("#lam-chart")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.pdf().startswith(b"%PDF")
