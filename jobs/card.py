@@ -2,79 +2,239 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from statistics import median
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from jobs.report.schema import Report
+from jobs.report import figures
+from jobs.report.figures import finite
+from jobs.report.schema import DeltaFigure, GateResult, RateFigure, Report, ShareFigure, VariantSummary
 
 __all__ = ["model_card"]
 
+_MOST_LAMS = 40
+"""Professions up to which a card lists each one's lam."""
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|])")
 
-def model_card(report: Report, base_model: str, base_digest: str, attribute: Sequence[str]) -> str:
-    """The README.md of `checkpoint/` or `candidate/`."""
-    base, edited = report.summary.base, report.summary.edited
-    gated = report.verdict == "pass"
+_RESULTS = (
+    ("delta", "Delta, pooled over wordings"),
+    ("delta_within", "Delta, mean within wordings"),
+    ("delta_wording_max", "Delta, worst wording"),
+    ("explicit", "explicit prompts that show what they name"),
+    ("recognised", "professions recognised"),
+    ("controls", "unrelated prompts recognised"),
+    ("undetermined", "undetermined"),
+)
+
+
+def model_card(
+    report: Report,
+    base_model: str,
+    base_digest: str,
+    attribute: Sequence[str],
+    *,
+    hub_id: str | None = None,
+    revision: str | None = None,
+    base_card: str | None = None,
+) -> str:
+    """The README.md of `checkpoint/` or `candidate/`.
+
+    Args:
+        report: of the run that made it.
+        base_model: a path or URL; the card shows its last name only.
+        base_digest: of the base model's content.
+        attribute: its labels.
+        hub_id: `owner/name` of the base model, where it came from a hub.
+        revision: of the base model, where it is known.
+        base_card: text of the base model's own card, whose licence is passed on.
+    """
+    summary, name = report.summary, base_model.rstrip("/").rpartition("/")[2]
+    licence = _licence(base_card)
+    provenance = report.provenance
+    title = f"{name}, debiased over {len(report.professions)} professions"
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["evenhand", "time", "debiasing"],
+        base_model=hub_id,
+        base_model_relation=None if hub_id is None else "finetune",
+        base_model_revision=revision,
+        model_name=title,
+        eval_results=_eval_results(report, summary.edited),
+        **licence,
     )
-    rows = []
-    if edited is not None:
-        for name, label in (
-            ("delta", "Delta, pooled over wordings"),
-            ("delta_within", "Delta, mean within wordings"),
-            ("delta_wording_max", "Delta, worst wording"),
-            ("explicit", "explicit prompts that show what they name"),
-            ("recognised", "professions recognised"),
-            ("controls", "unrelated prompts recognised"),
-            ("undetermined", "undetermined"),
-        ):
-            rows.append(f"| {label} | {_cell(getattr(base, name))} | {_cell(getattr(edited, name))} |")
-    status = (
-        "It passed every gate of its audit."
-        if gated
-        else f"**It is ungated: the audit's verdict is *{report.verdict}*.** {report.sentence} Do not ship it."
+    versions = provenance.get("versions")
+    environment = Environment(
+        loader=PackageLoader("jobs.report"),
+        autoescape=False,  # noqa: S701 - Markdown: users' text goes through `_text`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    content = "\n".join(
-        [
-            "---",
-            data.to_yaml(),
-            "---",
-            "",
-            f"# {base_model.rstrip('/').rpartition('/')[2]}, debiased over {len(report.professions)} professions",
-            "",
-            status,
-            "",
-            "## What was done",
-            "",
-            "The key and value projections of the UNet's cross-attention were replaced in closed form (TIME, "
-            "arXiv 2303.08084), all professions in one solve. Nothing else differs from the base model, whose content "
-            f"digest is `{base_digest}`. To revert, load the base model.",
-            "",
-            "## Results",
-            "",
-            f"Perceived {' / '.join(attribute)}, labelled by a zero-shot classifier; 95 % intervals in brackets.",
-            "",
-            "| | base | edited |",
-            "|---|---|---|",
-            *rows,
-            "",
-            "## Limits",
-            "",
-            "Labels are *perceived* and few; the classifier errs; wordings other than the audited ones may behave "
-            "otherwise. The licence and the limits of the base model hold here too.",
-            "",
-            f"Run `{report.run}`, {report.created}.",
-            "",
-        ]
+    content = environment.get_template("card.md").render(
+        card_data=data.to_yaml(),
+        title=_text(title),
+        status=_status(report),
+        professions=len(report.professions),
+        base_model=_text(hub_id or name),
+        revision=revision,
+        base_digest=base_digest,
+        operator=provenance.get("operator"),
+        lam_rows=_lam_rows(report),
+        lam_range=_lam_range(report),
+        calibrated=report.calibration is not None,
+        labels=_text(", ".join(attribute)),
+        label_count=len(attribute),
+        classifier=provenance.get("classifier", "unknown"),
+        result_rows=_result_rows(report),
+        gate_rows=[_gate_row(gate) for gate in report.gates],
+        off_target=_text(", ".join(item.profession for item in report.professions if item.off_target)),
+        undetermined=_undetermined(summary.edited or summary.base),
+        wordings=_text("; ".join(f"“{each.wording.replace('{source}', '…')}”" for each in report.wordings)),
+        licence=_licence_said(licence),
+        run=report.run,
+        created=report.created,
+        version=versions.get("evenhand", "unknown") if isinstance(versions, dict) else "unknown",
+        manifest=provenance.get("manifest"),
     )
     return str(ModelCard(content))
 
 
-def _cell(figure: object) -> str:
-    value, low, high, n = (getattr(figure, name) for name in ("value", "low", "high", "n"))
+def _licence(base_card: str | None) -> dict[str, Any]:
+    """What the base model's card says of its licence; nothing where it has no readable front matter."""
+    if base_card is None:
+        return {}
+    try:
+        data = ModelCard(base_card, ignore_metadata_errors=True).data
+    except (ValueError, TypeError, yaml.YAMLError):
+        return {}
+    return {key: said for key in _LICENCE_KEYS if isinstance(said := data.get(key), str)}
+
+
+def _licence_said(licence: dict[str, Any]) -> str:
+    if not licence:
+        return "The base model's licence, whose card did not say which one it is, holds for this checkpoint too."
+    told = _text(licence.get("license_name") or licence.get("license", "see its link"))
+    link = licence.get("license_link")
+    return f"As of the base model, passed on: {told}{f' ({_text(link)})' if link else ''}."
+
+
+def _status(report: Report) -> str:
+    if report.verdict == "pass":
+        return f"It passed every gate of its audit. {_text(report.sentence)}"
+    return f"**It is ungated: the audit's verdict is *{report.verdict}*.** {_text(report.sentence)} Do not ship it."
+
+
+def _eval_results(report: Report, edited: VariantSummary | None) -> list[EvalResult] | None:
+    """The edited model's figures as the hub's model index has them; one without a value is left out."""
+    results = []
+    manifest = report.provenance.get("manifest")
+    for field, title in _RESULTS if edited is not None else ():
+        figure: DeltaFigure | RateFigure = getattr(edited, field)
+        value = finite(figure.value)
+        if value is not None:
+            results.append(
+                EvalResult(
+                    task_type="text-to-image",
+                    dataset_type="evenhand-manifest",
+                    dataset_name=f"{len(report.professions)} professions, held-out wordings",
+                    dataset_revision=manifest if isinstance(manifest, str) else None,
+                    metric_type=field,
+                    metric_name=title,
+                    metric_value=_rounded(value),
+                    metric_args={"low": _rounded(figure.low), "high": _rounded(figure.high), "n": figure.n},
+                )
+            )
+    return results or None
+
+
+def _rounded(value: float | None) -> float | None:
+    known = finite(value)
+    return None if known is None else round(known, 6)
+
+
+def _result_rows(report: Report) -> list[str]:
+    base, edited = report.summary.base, report.summary.edited
+    rows = []
+    for field, title in _RESULTS:
+        rows.append(_row(title, *(_cell(None if each is None else getattr(each, field)) for each in (base, edited))))
+        if field == "explicit":
+            rows += [
+                _row(
+                    f"of these, {_text(label)}",
+                    _cell(base.explicit_by_label.get(label)),
+                    _cell(None if edited is None else edited.explicit_by_label.get(label)),
+                )
+                for label in base.explicit_by_label
+            ]
+    for field in ("difference", "ratio") if base.parity is not None else ():
+        both = (getattr(each.parity, field) if each and each.parity else None for each in (base, edited))
+        rows.append(_row(f"demographic parity {field} (Fairlearn)", *map(_cell, both)))
+    return rows
+
+
+def _gate_row(gate: GateResult) -> str:
+    measure = figures.gate_measure(gate.name)
+    limit = f"{gate.direction} {figures.in_kind(gate.limit, measure.kind)}"
+    value = finite(gate.value)
+    found = "unknown" if value is None else figures.in_kind(value, measure.kind)
+    return _row(
+        _text(measure.title), limit, f"{found} [{figures.span(gate, measure.kind) or 'no interval'}]", gate.outcome
+    )
+
+
+def _lam_rows(report: Report) -> list[str]:
+    if len(report.professions) > _MOST_LAMS:
+        return []
+    rows = []
+    for item in report.professions:
+        lam = finite(item.lam)
+        shares = ", ".join(f"{prompt} {figures.percent(share, 0)}" for prompt, share in item.shares.items())
+        rows.append(_row(_text(item.profession), "not edited" if lam is None else figures.number(lam), _text(shares)))
+    return rows
+
+
+def _lam_range(report: Report) -> str:
+    lams = [lam for item in report.professions if (lam := finite(item.lam)) is not None]
+    if not lams:
+        return "none, no profession was edited"
+    low, middle, high = map(figures.number, (min(lams), median(lams), max(lams)))
+    return f"{low} to {high}, median {middle}, over {len(lams):,} edited professions"
+
+
+def _undetermined(found: VariantSummary) -> str:
+    share = finite(found.undetermined.value)
+    if share is None:
+        return "No image was labelled."
+    return f"{figures.percent(share)} of the images were too close to call, and are in no share."
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(figure: DeltaFigure | RateFigure | ShareFigure | None) -> str:
+    if figure is None:
+        return "not measured"
+    n = getattr(figure, "n", None)
+    value, low, high = finite(figure.value), finite(figure.low), finite(figure.high)
+    said = [] if n is None else [f"n = {n:,}"]
+    floor = finite(figure.floor) if isinstance(figure, DeltaFigure) else None
+    if floor is not None:
+        said.append(f"floor {floor:.3f}")
+    tail = f" ({', '.join(said)})" if said else ""
     if value is None:
-        return f"unknown (n = {n})"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}] (n = {n:,})"
+        return f"unknown{tail}"
+    return f"{value:.3f}{'' if low is None or high is None else f' [{low:.3f}, {high:.3f}]'}{tail}"
+
+
+def _text(text: str) -> str:
+    """A user's text as Markdown shows it: on one line, and no part of it markup."""
+    return _MARKDOWN.sub(r"\\\1", figures.plain_text(text))
