@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,18 @@ import numpy as np
 
 from jobs.classifier import FAILED
 from jobs.config import GatesConfig
+from jobs.gates import (
+    Found,
+    finite,
+    is_recognised,
+    is_undetermined,
+    listed,
+    number,
+    profession_gate,
+    read_gates,
+    regression_gates,
+    shows_its_label,
+)
 from jobs.report.schema import (
     Control,
     DeltaFigure,
@@ -26,19 +37,15 @@ from jobs.report.schema import (
     VariantSummary,
     WordingReport,
 )
-from jobs.tally import MARGINS, CellTally, Tallies, TallyTask
+from jobs.tally import MARGINS, Tallies
 from time_ops import ratios
-from time_ops.inference import Interval, corrected_shares, moved, off_target, resampled_interval, target_distances
+from time_ops.inference import Interval, corrected_shares, moved, off_target, resampled_interval
 from time_ops.parity import ParityFigure, demographic_parity
 from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
 
 __all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence"]
 
-Direction = Literal["at most", "at least"]
-
 _NOT_A_WORD = re.compile("[_:]")
-_NAMED = 3
-"""Professions that a sentence or a gate's reason names."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,6 @@ class AuditResult:
     """Whether base is what an audited model was compared with, not what it was edited from."""
     moved: list[Movement] = field(default_factory=list)
     """Professions that moved between the two, the farthest first; only where compared."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    task: TallyTask
-    tally: CellTally
-    named: int | None
-    """Code of the label that an explicit prompt names."""
-    width: int
-    """Number of labels; also the code of undetermined."""
 
 
 def label_counts(codes: np.ndarray, labels: int) -> np.ndarray:
@@ -117,7 +114,7 @@ def evaluate(
         raise ValueError("a comparison needs two variants")
     index = {label: i for i, label in enumerate(labels)}
     found = [
-        _Found(task, tally, index.get(task.cell.label or ""), len(labels))
+        Found(task, tally, index.get(task.cell.label or ""), len(labels))
         for task, tally in zip(tallies.tasks, tallies, strict=True)
     ]
     audit = {(f.task.cell.subject, f.task.cell.wording): f for f in found if f.task.cell.kind == "audit"}
@@ -140,14 +137,11 @@ def evaluate(
         _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v]))
         for v in range(variants)
     ]
-    results = _gates(found, labels, bounds[-1], gates)
+    results = read_gates(found, labels, bounds[-1], gates)
     if gates.profession is not None:
-        results.append(_profession_gate(names, counted[-1][..., :-1].sum(axis=1), targets, gates.profession))
+        results.append(profession_gate(names, counted[-1][..., :-1].sum(axis=1), targets, gates.profession))
     if compared and paired is not None and gates.regression is not None:
-        results += [
-            _gate("regression", paired.difference, gates.regression, "at most"),
-            _gate("regression_within", paired.difference_within, gates.regression, "at most"),
-        ]
+        results += regression_gates(paired, gates.regression)
     return AuditResult(
         Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
         results,
@@ -182,35 +176,29 @@ def _joint(codes: np.ndarray, labels: int) -> np.ndarray:
     return table
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 def _delta(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
     return DeltaFigure(
-        value=_finite(found.value),
-        low=_finite(found.low),
-        high=_finite(found.high),
-        floor=_finite(found.floor),
+        value=finite(found.value),
+        low=finite(found.low),
+        high=finite(found.high),
+        floor=finite(found.floor),
         n=found.n,
         wording=wording,
-        resampled_low=None if resampled is None else _finite(resampled.low),
-        resampled_high=None if resampled is None else _finite(resampled.high),
+        resampled_low=None if resampled is None else finite(resampled.low),
+        resampled_high=None if resampled is None else finite(resampled.high),
     )
 
 
 def _share(found: ParityFigure | Rate) -> ShareFigure:
-    return ShareFigure(value=_finite(found.value), low=_finite(found.low), high=_finite(found.high))
+    return ShareFigure(value=finite(found.value), low=finite(found.low), high=finite(found.high))
 
 
 def _rate(found: Rate, worst: str | None = None) -> RateFigure:
-    return RateFigure(
-        value=_finite(found.value), n=found.n, low=_finite(found.low), high=_finite(found.high), worst=worst
-    )
+    return RateFigure(value=finite(found.value), n=found.n, low=finite(found.low), high=finite(found.high), worst=worst)
 
 
 def _pooled(
-    found: Sequence[_Found], v: int, hits: Callable[[_Found, int], np.ndarray], *, largest_is_worst: bool = False
+    found: Sequence[Found], v: int, hits: Callable[[Found, int], np.ndarray], *, largest_is_worst: bool = False
 ) -> RateFigure:
     """A rate over the labelled images of some cells, with the worst subject named."""
     sums: dict[str, list[int]] = {}
@@ -223,20 +211,8 @@ def _pooled(
     return _rate(ratios.rate(sum(k for k, _ in sums.values()), sum(n for _, n in sums.values())), worst)
 
 
-def _is_recognised(f: _Found, v: int) -> np.ndarray:
-    return np.asarray(f.tally.recognised[v])
-
-
-def _shows_its_label(f: _Found, v: int) -> np.ndarray:
-    return np.asarray(f.tally.codes[v] == f.named)
-
-
-def _is_undetermined(f: _Found, v: int) -> np.ndarray:
-    return np.asarray(f.tally.codes[v] == f.width)
-
-
 def _summary(
-    found: Sequence[_Found],
+    found: Sequence[Found],
     labels: Sequence[str],
     wordings: Sequence[str],
     bounds: DeltaBounds,
@@ -254,116 +230,21 @@ def _summary(
         delta=_delta(bounds.pooled, resampled=resampled.pooled),
         delta_within=_delta(bounds.within, resampled=resampled.within),
         delta_wording_max=_delta(bounds.worst, None if worst is None else wordings[worst]),
-        rms=_finite(ratios.rms_deviation(pooled, targets)),
-        rms_within=_finite(ratios.rms_deviation(counted[..., :-1], targets)),
-        explicit=_pooled(kinds["explicit"], v, _shows_its_label),
+        rms=finite(ratios.rms_deviation(pooled, targets)),
+        rms_within=finite(ratios.rms_deviation(counted[..., :-1], targets)),
+        explicit=_pooled(kinds["explicit"], v, shows_its_label),
         explicit_by_label={
-            label: _pooled(named, v, _shows_its_label)
+            label: _pooled(named, v, shows_its_label)
             for code, label in enumerate(labels)
             if (named := [f for f in kinds["explicit"] if f.named == code])
         },
-        recognised=_pooled(kinds["audit"], v, _is_recognised),
-        controls=_pooled(kinds["control"], v, _is_recognised),
-        undetermined=_pooled(kinds["audit"], v, _is_undetermined, largest_is_worst=True),
+        recognised=_pooled(kinds["audit"], v, is_recognised),
+        controls=_pooled(kinds["control"], v, is_recognised),
+        undetermined=_pooled(kinds["audit"], v, is_undetermined, largest_is_worst=True),
         parity=Parity(difference=_share(parity.difference), ratio=_share(parity.ratio), reason=parity.reason),
         images=sum(f.task.cell.images for f in found),
         seconds=round(seconds, 2),
     )
-
-
-def _pairs(found: Sequence[_Found], kind: str, hits: Callable[[_Found, int], np.ndarray]) -> tuple[int, int, int, int]:
-    """(both, edited only, base only, n) over images that both variants have."""
-    both = edited = base = n = 0
-    for f in found:
-        if f.task.cell.kind == kind:
-            ok = f.tally.ok.all(axis=0)
-            one, other = hits(f, 0) & ok, hits(f, 1) & ok
-            both += int((one & other).sum())
-            edited += int((other & ~one).sum())
-            base += int((one & ~other).sum())
-            n += int(ok.sum())
-    return both, edited, base, n
-
-
-def _gates(found: Sequence[_Found], labels: Sequence[str], bounds: DeltaBounds, gates: GatesConfig) -> list[GateResult]:
-    """Every gate, read against the end of the interval that matters; those that need a base only where there is one."""
-    results = [
-        _gate("delta", bounds.pooled, gates.delta, "at most"),
-        _gate("delta_within", bounds.within, gates.delta_within, "at most"),
-        _gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
-    ]
-    for code, label in enumerate(labels):
-        shown = [(f.tally.ok[-1], _shows_its_label(f, -1)) for f in found if f.named == code]
-        if shown:
-            kept = ratios.rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
-            results.append(_gate(f"explicit:{label}", kept, gates.explicit))
-    audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
-    failed = ratios.rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
-    results.append(_gate("failed_images", failed, gates.failed_images, "at most"))
-    if found[0].tally.codes.shape[0] == 2:
-        for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
-            both, edited, base, _ = _pairs(found, kind, _is_recognised)
-            results.append(_gate(name, ratios.paired_ratio(both, edited, base), limit))
-        _, edited, base, n = _pairs(found, "audit", _is_undetermined)
-        rise = ratios.paired_difference(edited, base, n)
-        results.append(_gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
-    return results
-
-
-def _gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
-    outcome = (ratios.gate_upper if direction == "at most" else ratios.gate_lower)(found, limit)
-    reason = ""
-    if outcome is Verdict.INCONCLUSIVE:
-        n = ratios.n_to_decide(found, limit)
-        reason = (
-            f"the interval holds the limit; about {n:,} images would decide" if n else "the interval holds the limit"
-        )
-    return GateResult(
-        name=name,
-        limit=limit,
-        direction=direction,
-        value=_finite(found.value),
-        low=_finite(found.low),
-        high=_finite(found.high),
-        outcome=outcome.value,
-        reason=reason,
-    )
-
-
-def _profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarray, limit: float) -> GateResult:
-    """The profession farthest from its target, from counts `[P, L]` pooled over wordings; all intervals hold at once.
-
-    The reason names those beyond the limit, or else those not shown to be within it.
-    """
-    found = target_distances(counts, targets, limit)
-    each = [
-        Rate(value if n else None, n, low, high)
-        for value, n, low, high in zip(
-            found.value.tolist(), counts.sum(axis=1).tolist(), found.low.tolist(), found.high.tolist(), strict=True
-        )
-    ]
-    far = max(each, key=lambda one: -1.0 if one.value is None else one.value)
-    # The ends of the largest of several, as their intervals hold at once.
-    worst = Rate(far.value, far.n, max(one.low for one in each), max(one.high for one in each))
-    result = _gate("profession", worst, limit, "at most")
-    beyond = sorted(np.flatnonzero(found.beyond).tolist(), key=lambda i: -found.value[i])
-    if beyond:
-        told = [f"{names[i]} ({_number(each[i].value)})" for i in beyond]
-        return result.model_copy(update={"outcome": Verdict.FAIL.value, "reason": f"farther off: {_listed(told)}"})
-    undecided = sorted((i for i, one in enumerate(each) if one.high > limit), key=lambda i: -each[i].high)
-    if not undecided:
-        return result
-    needed = [ratios.n_to_decide(each[i], limit) for i in undecided]
-    reason = f"not shown to be within the limit: {_listed([names[i] for i in undecided])}"
-    if all(needed):
-        reason += f"; about {max(filter(None, needed)):,} images of each would decide"
-    return result.model_copy(update={"outcome": Verdict.INCONCLUSIVE.value, "reason": reason})
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> list[Movement]:
@@ -388,7 +269,7 @@ def _movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> 
     return sorted(found, key=lambda each: -abs(each.after - each.before))
 
 
-def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCounts:
+def _counts(found: Sequence[Found], v: int, labels: Sequence[str]) -> LabelCounts:
     counts = sum(
         (label_counts(f.tally.codes[v], len(labels)) for f in found), np.zeros(len(labels) + 1, dtype=np.int64)
     )
@@ -409,7 +290,7 @@ def _counts(found: Sequence[_Found], v: int, labels: Sequence[str]) -> LabelCoun
 
 
 def _profession(
-    edited: EditedProfession, found: Sequence[_Found], labels: Sequence[str], variants: int
+    edited: EditedProfession, found: Sequence[Found], labels: Sequence[str], variants: int
 ) -> ProfessionReport:
     names: tuple[Literal["base"], Literal["edited"]] = ("base", "edited")
     return ProfessionReport(
@@ -465,25 +346,25 @@ def _corrected(
     table = [[confusion.get(true, {}).get(given, 0) for given in labels] for true in labels]
     found = corrected_shares(counts, table, seed=seed)
     return [
-        ShareFigure(value=_finite(value), low=low if n else None, high=high if n else None)
+        ShareFigure(value=finite(value), low=low if n else None, high=high if n else None)
         for value, low, high, n in zip(
             *(part[:, 0].tolist() for part in (found.value, found.low, found.high)), counts.sum(axis=1), strict=True
         )
     ]
 
 
-def _control(f: _Found, variants: int) -> Control:
+def _control(f: Found, variants: int) -> Control:
     rates = [_rate(ratios.rate(int(f.tally.recognised[v].sum()), int(f.tally.ok[v].sum()))) for v in range(variants)]
     return Control(
         prompt=f.task.cell.prompt,
         base=rates[0],
         edited=rates[1] if variants == 2 else None,
-        drift=_finite(f.tally.drift),
+        drift=finite(f.tally.drift),
     )
 
 
 def _margins(
-    audit: Mapping[tuple[str, str], _Found],
+    audit: Mapping[tuple[str, str], Found],
     names: Sequence[str],
     wordings: Sequence[str],
     targets: np.ndarray,
@@ -496,8 +377,8 @@ def _margins(
         counts = np.stack([[audit[name, wording].tally.swept[m] for wording in wordings] for name in names])
         for v, variant in enumerate(("base", "edited")[:variants]):
             mine = counts[:, :, v]
-            row[f"delta_{variant}"] = _finite(ratios.delta(mine[..., :-1].sum(axis=1), targets))
-            row[f"delta_within_{variant}"] = _finite(ratios.delta_within(mine[..., :-1], targets))
+            row[f"delta_{variant}"] = finite(ratios.delta(mine[..., :-1].sum(axis=1), targets))
+            row[f"delta_within_{variant}"] = finite(ratios.delta_within(mine[..., :-1], targets))
             row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
         rows.append(row)
     return rows
@@ -507,9 +388,7 @@ def sentence(result: AuditResult) -> str:
     """The verdict and why, in one sentence; of a comparison also who moved farthest."""
     edited = result.summary.edited
     pooled = result.summary.base.delta.value
-    change = (
-        f"Delta {_number(pooled)}" if edited is None else f"Delta {_number(pooled)} to {_number(edited.delta.value)}"
-    )
+    change = f"Delta {number(pooled)}" if edited is None else f"Delta {number(pooled)} to {number(edited.delta.value)}"
     what = "model" if edited is None or result.compared else "edit"
     of_rise = {g.outcome for g in result.gates if g.name.startswith("regression")}
     if result.verdict is Verdict.PASS:
@@ -517,8 +396,8 @@ def sentence(result: AuditResult) -> str:
         return f"The {what} passes every gate{unmoved}: {change}{_farthest(result.moved)}."
     failing = [g for g in result.gates if g.outcome == result.verdict.value]
     reasons = "; ".join(
-        f"{_NOT_A_WORD.sub(' ', g.name)} is {_number(g.value)} [{_number(g.low)}, {_number(g.high)}], "
-        f"wanted {g.direction} {_number(g.limit)}"
+        f"{_NOT_A_WORD.sub(' ', g.name)} is {number(g.value)} [{number(g.low)}, {number(g.high)}], "
+        f"wanted {g.direction} {number(g.limit)}"
         for g in failing
     )
     if result.verdict is Verdict.FAIL:
@@ -534,8 +413,4 @@ def _farthest(movements: Sequence[Movement]) -> str:
         return ""
     ranked = sorted(movements, key=lambda each: not each.worse)
     told = [f"{each.profession} {100 * each.before:.0f} % to {100 * each.after:.0f} %" for each in ranked]
-    return f"; moved farthest: {_listed(told)}"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"
+    return f"; moved farthest: {listed(told)}"
