@@ -131,7 +131,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             corrected=any(item.base.corrected for item in report.professions),
             lams=lams,
             lam_median=median(lams) if lams else None,
-            provenance=_flatten(report.provenance),
+            provenance=_flatten(
+                ({"reference": report.reference.model_dump()} if report.reference else {}) | report.provenance
+            ),
             lam_chart=lam_chart(report.professions, first) if edited and report.reference is None else None,
             names=variant_names(report),
             csvs=csvs,

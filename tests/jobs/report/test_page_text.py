@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from jobs.report.figures import clock, percent, plain_text, points, when
+from jobs.report.figures import clock, gate_measure, percent, plain_text, points, when
 from jobs.report.figures_csv import professions_csv, safe_cell
 from jobs.report.page import MAX_BYTES, render
 from jobs.report.picture_data import choose_pictures, data_uri
@@ -89,14 +89,33 @@ def test_what_was_not_measured_leaves_no_trace(build: Callable[..., Report]) -> 
         item.off_target = item.base.worst_low = item.base.worst_high = None
     for variant in (old.summary.base, old.summary.edited):
         assert variant is not None
-        variant.rms = variant.rms_within = None
+        variant.rms = variant.rms_within = variant.parity = None
+        variant.explicit_by_label = {}
         for figure in (variant.delta, variant.delta_within):
             figure.resampled_low = figure.resampled_high = None
     html = render(old, {})
-    for words in ("rms", "Worst case", "Off target", "Corrected", "drawn at random"):
+    for words in ("rms", "Worst case", "Off target", "Corrected", "drawn at random", "Fairlearn", "of these"):
         assert words not in html
     assert ",,,," not in professions_csv(build(professions=3))
     assert "corrected" not in professions_csv(build(professions=3))
+
+
+def test_gates_are_called_what_they_are() -> None:
+    titles = {
+        "explicit:non-binary": ("Explicit prompts keep “non-binary”", "rate"),
+        "profession": ("Farthest profession from its target", "rate"),
+        "regression": ("Rise of Delta, pooled over wordings", "delta"),
+        "regression_within": ("Rise of Delta, mean within wordings", "delta"),
+        "delta_of_tomorrow": ("delta of tomorrow", "delta"),
+    }
+    for name, (title, kind) in titles.items():
+        assert (gate_measure(name).title, gate_measure(name).kind) == (title, kind)
+
+
+def test_what_a_comparison_was_made_with_is_in_its_provenance(build: Callable[..., Report]) -> None:
+    html = render(build(compared=True, professions=2), {})
+    assert "<dt>reference.model_digest</dt><dd>abab" in html
+    assert "<dt>reference.kind</dt><dd>earlier run</dd>" in html
 
 
 def test_writing_of_figures() -> None:
