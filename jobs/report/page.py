@@ -132,9 +132,10 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             lams=lams,
             lam_median=median(lams) if lams else None,
             provenance=_flatten(
-                ({"reference": report.reference.model_dump()} if report.reference else {}) | report.provenance
+                ({"compared_with": report.reference.model_dump()} if report.reference else {}) | report.provenance
             ),
-            lam_chart=lam_chart(report.professions, first) if edited and report.reference is None else None,
+            shows_edit=edited and (report.reference is None or bool(lams)),
+            lam_chart=lam_chart(report.professions, first) if edited else None,
             names=variant_names(report),
             csvs=csvs,
             panels=drawn,

@@ -212,6 +212,8 @@ def make_report(
             ),
         ]
     if compared:
+        for item in items:
+            item.lam, item.shares = None, {}
         figure = {"limit": 0.05, "direction": "at most", "value": 0.061, "low": 0.031, "high": 0.094}
         for name in ("regression", "regression_within"):
             gates.append(GateResult.model_validate(figure | {"name": name, "outcome": "inconclusive"}))

@@ -368,6 +368,11 @@ def test_a_comparison_names_its_columns_and_tells_who_moved(
     expect(page.get_by_role("dialog")).to_contain_text("earlier run male")
     still = show(render(report.model_copy(update={"moved": []}), {}))
     expect(still.locator("#moved")).to_contain_text("No profession is shown to have moved")
+    for item in report.professions:
+        item.lam, item.shares = 12.0, {f"a female {item.profession}": 1.0}
+    operator = show(render(report, {}))
+    expect(operator.locator("#lam-chart .row")).to_have_count(35)
+    expect(operator.locator("#edit")).to_contain_text("leads from the earlier run 2026-10-01-v7’s share")
 
 
 def test_directions_parity_and_lam_are_shown(show: Open, html: str, report: Report) -> None:

@@ -113,9 +113,12 @@ def test_gates_are_called_what_they_are() -> None:
 
 
 def test_what_a_comparison_was_made_with_is_in_its_provenance(build: Callable[..., Report]) -> None:
-    html = render(build(compared=True, professions=2), {})
-    assert "<dt>reference.model_digest</dt><dd>abab" in html
-    assert "<dt>reference.kind</dt><dd>earlier run</dd>" in html
+    report = build(compared=True, professions=2)
+    report.provenance["reference"] = {"device": "cpu"}
+    html = render(report, {})
+    assert "<dt>compared_with.model_digest</dt><dd>abab" in html
+    assert "<dt>compared_with.kind</dt><dd>earlier run</dd>" in html
+    assert "<dt>reference.device</dt><dd>cpu</dd>" in html
 
 
 def test_writing_of_figures() -> None:
