@@ -40,6 +40,7 @@ __all__ = [
     "entry_of",
     "floor_tick",
     "interval_of",
+    "known_series",
     "parse_tick",
     "subject_of",
     "tick_text",
@@ -299,6 +300,16 @@ def _parsed(kind: type[T], data: bytes, name: str) -> T:
             f"{name} is no entry of a history ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
             "move it away, and run its tick again"
         ) from error
+
+
+def known_series(store: ObjectStore) -> list[str]:
+    """Names of the series that an output has.
+
+    Raises:
+        StorageError: the store can't be read.
+    """
+    pointers = [key for key in store.list("history") if key.endswith("/latest.json")]
+    return sorted(_parsed(Latest, store.get(key), store.url(key)).series for key in pointers)
 
 
 def subject_of(model_digest: str, operator: str | None) -> str:
