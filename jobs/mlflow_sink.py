@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
-from infra.storage import StorageSettings
+from infra.storage import StorageError, StorageSettings
 from jobs.config import MlflowConfig, without_credentials
 from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode, JobError
@@ -74,7 +74,7 @@ def sink(config: MlflowConfig, url: str, console: Console) -> None:
         return
     try:
         console.print(f"mlflow: {log_run(url, config)}", highlight=False, soft_wrap=True)
-    except JobError as error:
+    except (JobError, StorageError) as error:
         text = f"the run is complete, but MLflow does not have it: {error}\nlater: evenhand mlflow {url}"
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

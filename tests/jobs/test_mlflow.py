@@ -24,6 +24,7 @@ import pytest
 from rich.console import Console
 
 from infra.storage import LocalStore
+from jobs.cli import main
 from jobs.config import MlflowConfig, load_config
 from jobs.errors import ConfigError, ExitCode, exit_code_of
 from jobs.identity import without_paths
@@ -155,6 +156,16 @@ def test_a_server_that_refuses_costs_no_run_and_hears_the_password_alone(
     assert "MLFLOW_TRACKING_USERNAME" not in os.environ
 
 
+def test_the_command_ends_with_4_where_the_server_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, _ = finished(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["mlflow", url, "--tracking-uri", "http://me:s3cret@127.0.0.1:9"])
+    assert ended.value.code == ExitCode.STORAGE
+    out, err = capsys.readouterr()
+    assert "http://127.0.0.1:9: " in err
+    assert "s3cret" not in out + err
+
+
 def test_a_server_that_is_away_is_told(tmp_path: Path) -> None:
     url, _ = finished(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -207,7 +218,7 @@ def client(server: str) -> Any:
     return MlflowClient(server)
 
 
-def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path) -> None:
+def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url, report = finished(tmp_path)
     wanted = MlflowConfig(tracking_uri=server, experiment="once")
     page = log_run(url, wanted)
@@ -237,6 +248,10 @@ def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path) -> Non
     assert (tags["evenhand.verdict"], tags["evenhand.run"]) == (report.verdict, report.run)
     assert tags["evenhand.gate.recognised"] == "fail"
     assert tags["mlflow.note.content"] == report.sentence
+    with pytest.raises(SystemExit) as ended:
+        main(["mlflow", url, "--tracking-uri", server, "--experiment", "once"])
+    assert not ended.value.code
+    assert page in capsys.readouterr().out
     assert sorted(f.path for f in there.list_artifacts(run.info.run_id)) == sorted(FILES)
     local = there.download_artifacts(run.info.run_id, "report.json", str(tmp_path))
     assert Path(local).read_bytes() == LocalStore(url).get("report.json")

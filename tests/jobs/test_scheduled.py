@@ -6,6 +6,9 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,8 +26,10 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 
+from infra import local
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
-from infra.storage import LocalStore
+from infra.storage import LocalStore, StorageSettings, open_store
+from jobs.cli import main
 from jobs.config import load_config
 from jobs.errors import ConfigError
 from jobs.history import Entry, History, floor_tick
@@ -56,7 +61,7 @@ class Cron:
     def _connect(self) -> None:
         self.connected += 1
         if not ray.is_initialized():
-            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 
     def report(self, run: str) -> Report:
         return Report.model_validate_json(self.store.get(f"runs/{run}/report.json"))
@@ -223,6 +228,45 @@ def test_the_page_of_a_series_is_drawn_into_a_file(cron: Cron, first: Ticked, tm
         trend(output, "weekly", out)
     with pytest.raises(ConfigError, match="begin one with"):
         trend(str(tmp_path / "empty"), "weekly", out)
+
+
+def test_the_command_gives_the_entry_and_the_code_of_then(
+    cron: Cron, first: Ticked, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(cron.config))
+    History(cron.store, "failed").add(first.entry.model_copy(update={"series": "failed", "exit_code": 5}))
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", str(file), "--schedule", "failed", "--tick", "2026-11-20T00:00Z", "--json"])
+    assert ended.value.code == 5
+    out, err = capsys.readouterr()
+    assert Entry.model_validate_json(out).exit_code == 5
+    assert "audited before" in err
+    with pytest.raises(SystemExit) as ended:
+        main(["trend", str(cron.config["output"]), "--series", "failed", "--out", str(folder / "t.html")])
+    assert not ended.value.code
+    assert "1 audit: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", str(file), "--tick", "2026-11-20T00:00Z"])
+    assert ended.value.code == 2
+    assert "add --schedule NAME" in capsys.readouterr().err
+
+
+def test_a_submitted_tick_ends_with_the_code_of_its_entry(
+    cron: Cron, first: Ticked, cluster: local.LocalCluster, folder: Path
+) -> None:
+    """On a cluster, by way of the job's own flags: 5 stays 5, for a scheduler that does not try again."""
+    output = f"{cluster.url}/{uuid.uuid4().hex}"
+    there = open_store(output, StorageSettings.from_environment())
+    History(there, "night ly").add(first.entry.model_copy(update={"series": "night ly", "exit_code": 5}))
+    file = folder / "submitted.yaml"
+    file.write_text(yaml.safe_dump(cron.config | {"output": output}))
+    command = [sys.executable, "-m", "jobs.cli", "submit", str(file), "--job", "audit", "--python", sys.executable]
+    command += ["--schedule", "night ly", "--tick", "2026-11-20T00:00Z"]
+    environment = cluster.client_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "night ly 2026-11-20T00:00:00Z" in done.stdout
 
 
 def test_a_tick_that_is_not_given_is_floored_to_the_schedule(cron: Cron, first: Ticked) -> None:
