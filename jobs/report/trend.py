@@ -29,7 +29,7 @@ from jobs.report.schema import DeltaFigure
 __all__ = ["MAX_ENTRIES", "MAX_PAGE_BYTES", "render_trend"]
 
 MAX_ENTRIES = 1_000
-"""Audits that charts and table show, the last ones; the CSV has all."""
+"""Audits that the page has, the last ones."""
 
 MAX_PAGE_BYTES = 5_000_000
 """What the page stays under."""
@@ -37,8 +37,9 @@ MAX_PAGE_BYTES = 5_000_000
 VISIBLE_PANELS = 60
 """Professions that show before "show all" is asked for."""
 
-_PANEL_BYTES, _POINT_BYTES, _PANELS_BYTES = 500, 30, 1_800_000
-_CSV_BYTES, _CSV_ROW_BYTES = 1_200_000, 110
+# Measured sizes of the page's parts, rounded up.
+_PANEL_BYTES, _POINT_BYTES, _PANELS_BYTES = 500, 30, 1_400_000
+_CSV_BYTES, _CSV_ROW_BYTES = 700_000, 90
 _MAX_PANELS = 1_500
 _WIDTH, _HEIGHT = 150, 56
 
@@ -130,9 +131,7 @@ def render_trend(
     """
     shown = list(entries[-MAX_ENTRIES:])
     panels, kept, left_out = _panels(shown)
-    audits, rows = audits_csv(entries), list(shown)
-    per_row = _CSV_ROW_BYTES * max(1, max((len(e.professions) for e in rows), default=1))
-    detailed = rows[-max(1, _CSV_BYTES // per_row) :]
+    detailed = list(_within(shown, _CSV_BYTES))[::-1]
     return (
         _environment()
         .get_template("trend.html")
@@ -149,7 +148,7 @@ def render_trend(
             panels_kept=kept,
             panels_left_out=left_out,
             lines=_lines(shown, link),
-            audits_csv=audits,
+            audits_csv=audits_csv(shown),
             professions_csv=professions_csv(detailed),
             detailed=len(detailed),
             gone=gone,
@@ -158,6 +157,15 @@ def render_trend(
             js=_part("trend.js"),
         )
     )
+
+
+def _within(entries: Sequence[Entry], budget: int) -> Iterator[Entry]:
+    """The last audit, and as many before it as the professions' CSV has room for; the latest first."""
+    for i, entry in enumerate(reversed(entries)):
+        budget -= sum(_CSV_ROW_BYTES + len(p.profession.encode()) for p in entry.professions)
+        if i and budget < 0:
+            return
+        yield entry
 
 
 def audits_csv(entries: Iterable[Entry]) -> str:
