@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from infra.local.commands import app as local_app
-from jobs.config import RunConfig, WordingsConfig, load_config, read_text
+from jobs.config import MlflowConfig, RunConfig, WordingsConfig, load_config, read_text
 from jobs.errors import ClusterError, ConfigError, ExitCode, exit_code_of
 from manifests.commands import build, check_manifest, split_labels
 
@@ -45,6 +45,10 @@ ClassifierFlag = Annotated[str | None, typer.Option("--classifier", help="CLIP m
 OutputFlag = Annotated[str | None, typer.Option("--output", help="s3://bucket/prefix or a folder.")]
 RunFlag = Annotated[str | None, typer.Option("--run", help="The run's name; default: from its contents.")]
 SetFlag = Annotated[list[str] | None, typer.Option("--set", help="Any key: sampler.steps=20. May be repeated.")]
+ScheduleFlag = Annotated[str | None, typer.Option(help="A series of audits, by any name; see docs/scheduling.md.")]
+TickFlag = Annotated[
+    str | None, typer.Option(help="2026-11-21T00:00Z: what this audit of the series stands for; default: from now.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
 
 
@@ -73,9 +77,12 @@ def debias(
     settings = _config(config, assignments, **flags)
     console = Console(stderr=as_json)
     from jobs.debias import debias as debias_job
+    from jobs.mlflow_sink import check_sink, sink
 
+    check_sink(settings.mlflow)
     _connect()
     outcome = debias_job(settings, console)
+    sink(settings.mlflow, outcome.url, console)
     if as_json:
         typer.echo(outcome.report.model_dump_json())
     raise typer.Exit(int(outcome.code))
@@ -94,6 +101,8 @@ def audit(
     ] = None,
     base: Annotated[str | None, typer.Option(help="Compare with this model: hub id, folder or s3:// prefix.")] = None,
     against: Annotated[str | None, typer.Option(help="Compare with an earlier run: s3://bucket/prefix/runs/R.")] = None,
+    schedule: ScheduleFlag = None,
+    tick: TickFlag = None,
     assignments: SetFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -101,15 +110,30 @@ def audit(
 
     Runs where `evenhand debias` runs, and ends with the same exit codes: 5 where a gate fails, a regression included.
     A finished run's folder says the same as any other: report.json, report.html, junit.xml, COMPLETE; no checkpoint.
+    With --schedule it is an entry in that series' history, once per tick and model; --json then gives the entry.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
     compared = {key: v for key, v in (("operator", operator), ("base", base), ("against", against)) if v is not None}
     settings = _config(config, assignments, **flags, audit=compared or None)
     console = Console(stderr=as_json)
+    from jobs.mlflow_sink import check_sink, sink
+
+    check_sink(settings.mlflow)
+    _check_tick(schedule, tick)
+    if schedule is not None:
+        from jobs.scheduled import scheduled_audit
+
+        ticked = scheduled_audit(settings, console, schedule=schedule, tick=tick, connect=_connect)
+        if ticked.outcome is not None:
+            sink(settings.mlflow, ticked.outcome.url, console)
+        if as_json:
+            typer.echo(ticked.entry.model_dump_json())
+        raise typer.Exit(ticked.code)
     from jobs.audit import audit as audit_job
 
     _connect()
     outcome = audit_job(settings, console)
+    sink(settings.mlflow, outcome.url, console)
     if as_json:
         typer.echo(outcome.report.model_dump_json())
     raise typer.Exit(int(outcome.code))
@@ -125,6 +149,8 @@ def submit(
     run: RunFlag = None,
     assignments: SetFlag = None,
     job: Annotated[Literal["debias", "audit"], typer.Option(help="Which job.")] = "debias",
+    schedule: ScheduleFlag = None,
+    tick: TickFlag = None,
     address: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="The cluster's dashboard.")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Idempotency key: a job of this id is followed.")] = None,
     python: Annotated[str, typer.Option(help="The interpreter on the cluster.")] = "python",
@@ -141,7 +167,19 @@ def submit(
         raise ClusterError(
             "give --address http://host:8265 (or RAY_ADDRESS); `evenhand local env` says it for this machine"
         )
-    code = submission.submit(settings, address, Console(), command=job, submission_id=submission_id, python=python)
+    _check_tick(schedule, tick)
+    if schedule is not None and job != "audit":
+        raise ConfigError("--schedule is of audits: add --job audit")
+    given = {"--schedule": schedule, "--tick": tick}
+    code = submission.submit(
+        settings,
+        address,
+        Console(),
+        command=job,
+        arguments=[f"{flag}={value}" for flag, value in given.items() if value is not None],
+        submission_id=submission_id,
+        python=python,
+    )
     raise typer.Exit(code)
 
 
@@ -195,6 +233,34 @@ def report(
     redraw(run, out, Console())
 
 
+@app.command(epilog="Example: evenhand trend s3://bucket/prefix --series nightly --out trend.html")
+def trend(
+    output: Annotated[str, typer.Argument(help="Where the runs are: s3://bucket/prefix or a folder.")],
+    series: Annotated[str, typer.Option(help="The name that --schedule gave.")],
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("trend.html"),
+) -> None:
+    """Draw a series of scheduled audits through time."""
+    from jobs.scheduled import trend as draw
+
+    count = draw(output, series, out)
+    Console().print(f"{count} audit{'s' if count != 1 else ''}: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: evenhand mlflow s3://bucket/prefix/runs/NAME --tracking-uri http://mlflow:5000")
+def mlflow(
+    run: Annotated[str, typer.Argument(help="URL or path of a finished run's folder.")],
+    tracking_uri: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", show_envvar=True, help="The tracking server.")
+    ],
+    experiment: Annotated[str, typer.Option(help="The experiment's name.")] = "evenhand",
+) -> None:
+    """Log a finished run to an MLflow tracking server; one that is there already is completed, not doubled."""
+    from jobs.mlflow_sink import log_run
+
+    page = log_run(run, MlflowConfig(tracking_uri=tracking_uri, experiment=experiment))
+    Console().print(page, highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: evenhand demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are copied to.")] = Path("out/demo"),
@@ -226,6 +292,11 @@ def check(
             checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
     code = check_manifest(file, name=str(file), labels=split_labels(labels), as_json=as_json, checker=checker)
     raise typer.Exit(code)
+
+
+def _check_tick(schedule: str | None, tick: str | None) -> None:
+    if tick is not None and schedule is None:
+        raise ConfigError("--tick is of a series: add --schedule NAME")
 
 
 def _connect() -> None:

@@ -26,7 +26,12 @@ from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, im
 from jobs.tally import MARGINS, PartTally, pack, swept_counts
 from manifests import Manifest, resolved_targets
 
-__all__ = ["Matched", "check_comparable", "match", "reference_shard"]
+__all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shard"]
+
+
+class IncomparableError(ConfigError):
+    """The earlier run is sound, but its images are no pairs of this run's, or were labelled in another way."""
+
 
 _CELL = ("kind", "profession", "wording", "prompt")
 
@@ -37,7 +42,7 @@ def check_comparable(earlier: Earlier, config: RunConfig, manifest: Manifest, re
     An earlier run with more images in a cell will do: the first of them are used.
 
     Raises:
-        ConfigError: naming all that differs, and what to do.
+        IncomparableError: naming all that differs, and what to do.
     """
     faults = [
         *_manifest_faults(earlier, manifest, list(config.attribute)),
@@ -45,7 +50,7 @@ def check_comparable(earlier: Earlier, config: RunConfig, manifest: Manifest, re
         *_sampler_faults(earlier, recipe),
     ]
     if faults:
-        raise ConfigError(
+        raise IncomparableError(
             f"{earlier.store.url()} can't be compared with this run on common seeds:\n"
             + "\n".join(f"  {fault}" for fault in faults)
             + "\nSet these as they are there (--set key=value), or compare with a run that was made as this one is"

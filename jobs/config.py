@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,13 +27,16 @@ __all__ = [
     "AuditConfig",
     "CalibrationConfig",
     "GatesConfig",
+    "MlflowConfig",
     "PreserveConfig",
     "RunConfig",
     "SamplerConfig",
+    "ScheduleConfig",
     "StorageConfig",
     "WordingsConfig",
     "WorkersConfig",
     "load_config",
+    "without_credentials",
 ]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -265,6 +268,42 @@ class StorageConfig(Section):
     )
 
 
+class ScheduleConfig(Section):
+    """Audits on a schedule, `evenhand audit --schedule NAME`."""
+
+    every: str = Field(
+        "1d",
+        pattern=r"^[1-9][0-9]{0,4}[mhdw]$",
+        description="between ticks: 15m, 6h, 1d, 2w; a tick that is not given is now, floored to it in UTC, weeks "
+        "from Monday",
+    )
+
+
+class MlflowConfig(Section):
+    """An MLflow tracking server that finished runs are logged to; needs `pip install evenhand[mlflow]`."""
+
+    tracking_uri: str | None = Field(
+        None,
+        min_length=1,
+        description="as MLflow takes it, http(s)://host; null: nowhere. A name and password in it are used, but "
+        "written nowhere and not submitted to a cluster: there set MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",
+    )
+    experiment: str = Field("evenhand", min_length=1, max_length=500, description="the experiment's name")
+
+    @field_serializer("tracking_uri", when_used="json")
+    def _without_password(self, value: str | None) -> str | None:
+        return None if value is None else without_credentials(value)
+
+
+def without_credentials(uri: str) -> str:
+    """A URI without what stands before an @ in its authority."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
 class PicturesConfig(Section):
     """Which images are kept beside their embeddings."""
 
@@ -336,6 +375,8 @@ class RunConfig(BaseSettings):
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    mlflow: MlflowConfig = Field(default_factory=MlflowConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="decides every image, together with prompt and index")
 
     @field_validator("manifest", "model", "classifier", "output")

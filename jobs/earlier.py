@@ -82,6 +82,14 @@ class Earlier:
             operator=None if operator is None else str(operator),
         )
 
+    def read(self, name: str) -> bytes:
+        """A file of the run, as its COMPLETE names it.
+
+        Raises:
+            ConfigError: it is missing or altered.
+        """
+        return _verified(self.store, self.files, name)
+
     def parts(self) -> Iterator[pa.Table]:
         """The rows of that variant's images, part by part.
 
@@ -89,7 +97,7 @@ class Earlier:
             ConfigError: a part is missing, altered or no table.
         """
         for name in sorted(name for name in self.files if name.startswith(_ROWS)):
-            data = _verified(self.store, self.files, name)
+            data = self.read(name)
             try:
                 table = pq.read_table(pa.BufferReader(data))
                 yield table.filter(pc.equal(table.column("variant"), self.variant))

@@ -30,6 +30,13 @@ KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
 """Whose major and minor versions are part of the shards' key."""
 
 
+# Where things lie, who works and who is told; what these lead to is in the contents.
+_UNDECIDING = {
+    *("manifest", "model", "classifier", "output", "run"),
+    *("workers", "storage", "audit", "schedule", "mlflow"),
+}
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a worker is: what the shards' key needs, and where it runs."""
@@ -76,9 +83,7 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: 
         recipe: of its shards.
         content: what decides it beside these, as digests, of a job other than `debias`.
     """
-    settings = config.model_dump(
-        mode="json", exclude={"manifest", "model", "classifier", "output", "run", "workers", "storage", "audit"}
-    )
+    settings = config.model_dump(mode="json", exclude=_UNDECIDING)
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)
     # The orders too: lambdas, shares and counts of a run's calibration are kept by place.

@@ -12,7 +12,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def submit(
     console: Console,
     *,
     command: str = "debias",
+    arguments: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     submission_id: str | None = None,
     python: str = "python",
@@ -54,6 +55,7 @@ def submit(
         address: the dashboard, `http://host:8265`.
         console: where to show it.
         command: which job.
+        arguments: flags of its own.
         headers: of the dashboard, such as authorization; a secret, never logged.
         submission_id: an idempotency key: a job of this id that exists is followed, not started again.
         python: the interpreter on the cluster that has Evenhand installed.
@@ -82,7 +84,7 @@ def submit(
             (Path(scratch) / "run.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False, allow_unicode=True))
             try:
                 job = client.submit_job(
-                    entrypoint=f"{shlex.quote(python)} -m jobs.{command} run.yaml",
+                    entrypoint=shlex.join([python, "-m", f"jobs.{command}", "run.yaml", *arguments]),
                     submission_id=submission_id,
                     runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json", **_storage()}},
                 )
