@@ -113,7 +113,7 @@ class Line:
 
     entry: Entry
     url: str | None
-    new_model: bool
+    new: str
     changed: tuple[str, ...]
     worse: list[str]
 
@@ -436,12 +436,18 @@ def _lines(entries: Sequence[Entry], link: Callable[[Entry], str | None]) -> lis
             Line(
                 entry,
                 link(entry),
-                before is not None and before.subject != entry.subject,
+                "" if before is None else _new(before, entry),
                 () if before is None else before.basis.changed(entry.basis),
                 [m.profession for m in entry.moved if m.worse],
             )
         )
     return lines[::-1]
+
+
+def _new(before: Entry, entry: Entry) -> str:
+    if before.model_digest != entry.model_digest:
+        return "Another model. "
+    return "Another operator. " if before.operator != entry.operator else ""
 
 
 @cache

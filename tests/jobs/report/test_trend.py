@@ -225,6 +225,15 @@ def test_a_regression_names_what_moved(show: Open, html: str) -> None:
     expect(row.locator(".why")).to_contain_text(f"Farther from target: {', '.join(NAMES[:5])} and 2 more.")
 
 
+def test_another_model_or_operator_is_said(show: Open, entries: list[Entry]) -> None:
+    one, two, *_ = entries
+    operator = two.model_copy(update={"operator": "9f" * 32})
+    other = two.model_copy(update={"model_digest": "ff" * 32, "operator": "9f" * 32})
+    page = show(render_trend([one, two, operator, other], "nightly", link=link))
+    told = page.locator("#audits .why").all_inner_texts()
+    assert [text.strip() for text in told] == ["Another model.", "Another operator.", "", ""]
+
+
 def test_runs_are_linked_and_a_store_that_no_browser_opens_is_not(show: Open, entries: list[Entry]) -> None:
     page = show(render_trend(entries[:3], "nightly", link=link))
     first = page.locator("#audits tbody a").first
