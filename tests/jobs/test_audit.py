@@ -101,7 +101,7 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "workers": {"count": 1},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
             loaded = load_config(yaml.safe_dump(config), flags={"run": "debiased"})
             debiased = debias(loaded, Console(file=io.StringIO()))
