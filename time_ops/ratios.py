@@ -22,7 +22,8 @@ A *difference* of two Deltas can't be bounded by a bootstrap either: from balanc
 upper bound held 5 % to 52 % of the time (simulated), as the floor of the first hides the second. Its *high* is the
 smaller of two. One is the edited's raw Delta less the base's split one, which expects no less than the difference. The
 other is the mean distance between the two shares of a cell, which no difference exceeds (triangle inequality) and
-which is small where common seeds give common pictures. Each has a margin of its own; *low* is made likewise.
+which is small where common seeds give common pictures. Each has a margin of its own, with fewer than eight cells
+exact intervals instead; *low* is made likewise.
 
 Intervals are made for 95 % on both sides; what a verdict relies on is that each bound alone holds at least 95 % of the
 time (tests/time_ops/test_ratios.py simulates it). Professions and wordings are fixed, not a sample.
@@ -522,7 +523,8 @@ def _difference(joint: Ints, targets: Floats, confidence: float) -> tuple[float,
         # Two exact boxes that hold together.
         share = 1 - (1 - confidence) / 2
         (low, high), (low_base, high_base) = (_box(counts, targets, share) for counts in (edited, base))
-        ends = low - high_base, high - low_base
+        moved = _changed_high(joint, targets, confidence)
+        ends = max(low - high_base, -moved), min(high - low_base, moved)
     else:
         moved = _moved_high(joint, targets, confidence)
         up = min(_rise_high(base, edited, targets, confidence), moved)
@@ -558,6 +560,20 @@ def _moved_high(joint: Ints, targets: Floats, confidence: float) -> float:
     margin = _z(confidence) * float(np.linalg.norm(0.5 * error.sum(axis=-1) / most)) / len(joint)
     unseen = -math.log(0.5 - confidence / 2) / float(joint.sum() * most.min())
     return float(raw.mean()) + max(margin, unseen)
+
+
+def _changed_high(joint: Ints, targets: Floats, confidence: float) -> float:
+    """As `_moved_high` for few cells, from exact bounds of how many images changed their label.
+
+    Shares of determined images move by no more than the part of either variant's images whose label the other does not
+    have, taken of the variant that has more of them.
+    """
+    cells = np.arange(joint.shape[-1] - 1)
+    kept = joint[:, cells, cells].sum(axis=-1)
+    n = np.stack([joint[:, :-1].sum(axis=(1, 2)), joint[:, :, :-1].sum(axis=(1, 2))])
+    level = 1 - (1 - confidence) / n.size
+    changed = exact_interval(n - kept, n, level)[1].max(axis=0)
+    return float(np.minimum(1.0, changed / _largest(targets)).mean())
 
 
 def _influence(counts: Ints) -> Floats:

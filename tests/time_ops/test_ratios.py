@@ -302,6 +302,23 @@ def test_bounds_of_a_difference_hold_for_few_cells_and_more_labels(professions, 
     at_least(hits[1], trials)
 
 
+@pytest.mark.parametrize("rho", [0.9, 0.99])
+def test_few_cells_on_common_seeds_are_bounded_by_what_changed(rho):
+    rng, trials = np.random.default_rng(7), 80
+    base, edited = np.array([0.5, 0.3]), np.array([0.52, 0.3])
+    true = (np.abs(2 * edited - 1) - np.abs(2 * base - 1)).mean()
+    chances = common(base, edited, rho).reshape(2, 1, 9)
+    found = [
+        paired_deltas(rng.multinomial(250, chances, (2, 1)).reshape(2, 1, 3, 3), [HALF] * 2, resamples=2).difference
+        for _ in range(trials)
+    ]
+    at_least(sum(one.low <= true for one in found), trials)
+    at_least(sum(one.high >= true for one in found), trials)
+    same = np.zeros((2, 1, 3, 3), int)
+    same[..., 0, 0], same[..., 1, 1] = 150, 100
+    assert paired_deltas(same, [HALF] * 2, resamples=2).difference.high < 0.05
+
+
 def test_a_difference_is_narrow_where_little_changed_and_open_where_nothing_was_seen():
     joint = np.zeros((35, 5, 3, 3), int)
     joint[..., 0, 0] = joint[..., 1, 1] = 25
