@@ -204,6 +204,16 @@ def test_a_password_is_in_no_dump_of_the_configuration() -> None:
     assert "s3cret" not in json.dumps(loaded.model_dump(mode="json", exclude_defaults=True))
 
 
+def test_labels_of_any_script_have_figures_of_their_own() -> None:
+    report = make_report(professions=1)
+    rate = report.summary.base.explicit
+    counted = {label: rate.model_copy(update={"n": n}) for n, label in enumerate(("女", "男"), 1)}
+    base = report.summary.base.model_copy(update={"explicit_by_label": counted})
+    summary = report.summary.model_copy(update={"base": base, "edited": None})
+    found = metrics_of(report.model_copy(update={"summary": summary}))
+    assert (found["explicit.女_n"], found["explicit.男_n"]) == (1, 2)
+
+
 def test_parameters_say_what_decided_the_run_and_fit() -> None:
     report = make_report(professions=1).model_copy(update={"provenance": PROVENANCE})
     found = params_of(report, config(controls=["x" * 7000], workers={"count": 3}).model_dump(mode="json"))
@@ -223,6 +233,9 @@ def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path, capsys
     wanted = MlflowConfig(tracking_uri=server, experiment="once")
     page = log_run(url, wanted)
     assert log_run(url, wanted) == page
+    # Standard output is the report's, where --json asks for it; MLflow's client prints links to it.
+    out, err = capsys.readouterr()
+    assert (out, "View run" in err) == ("", True)
     there = client(server)
     number = there.get_experiment_by_name("once").experiment_id
     (run,) = there.search_runs([number])
@@ -292,7 +305,7 @@ def test_runs_of_one_name_and_other_images_are_apart(server: str, tmp_path: Path
 def test_labels_and_prompts_of_any_script_are_taken(server: str, tmp_path: Path) -> None:
     report = make_report(professions=1)
     rate = report.summary.base.explicit
-    base = report.summary.base.model_copy(update={"explicit_by_label": {"женский/x": rate, "a:b": rate}})
+    base = report.summary.base.model_copy(update={"explicit_by_label": {"женский/x": rate, "a:b": rate, "女²": rate}})
     url, _ = finished(tmp_path, summary=report.summary.model_copy(update={"base": base}), run='it\'s "quoted"')
     assert "/runs/" in log_run(url, MlflowConfig(tracking_uri=server, experiment="наборы 'x'"))
 
