@@ -238,7 +238,7 @@ def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
     if worse:
         named = [f"{m.profession} ({percent(m.before)} to {percent(m.after)})" for m in worse[:_NAMED]]
         rest = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-        _say(console, f"farther from target than in {entry.against}: {', '.join(named)}{rest}")
+        _say(console, f"farther from target than in {entry.against or 'the base model'}: {', '.join(named)}{rest}")
     _say(console, f"trend: {page}")
     return Ticked(entry, ticked.state, ticked.outcome)
 

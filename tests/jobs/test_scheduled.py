@@ -211,6 +211,9 @@ def test_a_regression_names_what_moved(cron: Cron, first: Ticked) -> None:
     assert ticked.code == 5
     said = cron.said.getvalue().replace("\N{NO-BREAK SPACE}", " ")
     assert "farther from target than in audit-1: clerk (50.0 % to 90.0 %), nurse (50.0 % to 70.0 %)\n" in said
+    History(cron.store, "on base").add(regressed.model_copy(update={"series": "on base", "against": None}))
+    cron.tick("2026-11-20T00:00Z", schedule="on base")
+    assert "farther from target than in the base model: clerk" in cron.said.getvalue()
 
 
 def test_a_failing_tick_notes_nothing(cron: Cron, folder: Path) -> None:
