@@ -25,7 +25,7 @@ from rich.console import Console
 
 from infra.storage import LocalStore
 from jobs.cli import main
-from jobs.config import MlflowConfig, load_config
+from jobs.config import MlflowConfig, load_config, without_credentials
 from jobs.errors import ConfigError, ExitCode, exit_code_of
 from jobs.identity import without_paths
 from jobs.mlflow_sink import SinkError, check_sink, log_run, metrics_of, params_of, sink
@@ -202,6 +202,18 @@ def test_a_password_is_in_no_dump_of_the_configuration() -> None:
     )
     assert loaded.model_dump(mode="json")["mlflow"]["tracking_uri"] == "https://mlflow.example:8443/a@b"
     assert "s3cret" not in json.dumps(loaded.model_dump(mode="json", exclude_defaults=True))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:s3/cr@et@[::1]:5000/x", "http://[::1]:5000/x"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+        ("http://me@host", "http://host"),
+    ],
+)
+def test_a_password_with_a_slash_is_shown_nowhere_either(uri: str, shown: str) -> None:
+    assert without_credentials(uri) == shown
 
 
 def test_labels_of_any_script_have_figures_of_their_own() -> None:
