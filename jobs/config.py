@@ -296,7 +296,7 @@ class MlflowConfig(Section):
 
 
 def without_credentials(uri: str) -> str:
-    """A URI without what stands before an @ in its authority, also where a password has a slash that was not escaped."""
+    """A URI without what stands before an @ in its authority, even where a password has a slash unescaped."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return uri
