@@ -174,6 +174,13 @@ def test_a_server_that_is_away_is_told(tmp_path: Path) -> None:
         log_run(url, MlflowConfig(tracking_uri=f"http://me:s3cret@127.0.0.1:{port}"))
 
 
+@pytest.mark.parametrize("flags", [["--tracking-uri", ""], ["--tracking-uri", "http://h", "--experiment", ""]])
+def test_an_empty_flag_is_the_users_to_mend(flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["mlflow", str(tmp_path), *flags])
+    assert ended.value.code == ExitCode.INPUT
+
+
 def test_an_unfinished_run_is_not_logged(tmp_path: Path) -> None:
     url, _ = finished(tmp_path)
     LocalStore(url).delete("COMPLETE")
