@@ -257,6 +257,8 @@ def mlflow(
     """Log a finished run to an MLflow tracking server; one that is there already is completed, not doubled."""
     from jobs.mlflow_sink import log_run
 
+    if not tracking_uri.strip() or not 0 < len(experiment.strip()) <= 500:
+        raise ConfigError("give --tracking-uri http(s)://host:port, and --experiment a name of at most 500 characters")
     page = log_run(run, MlflowConfig(tracking_uri=tracking_uri, experiment=experiment))
     Console().print(page, highlight=False, soft_wrap=True)
 

@@ -19,8 +19,7 @@ from infra.storage import ObjectMissing, ObjectStore
 from jobs.cells import Cell
 from jobs.classifier import FAILED
 from jobs.config import RunConfig
-from jobs.earlier import Earlier
-from jobs.errors import ConfigError
+from jobs.earlier import Earlier, EarlierRunError
 from jobs.identity import keyed_versions, sampler_facts
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
 from jobs.tally import MARGINS, PartTally, pack, swept_counts
@@ -29,7 +28,7 @@ from manifests import Manifest, resolved_targets
 __all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shard"]
 
 
-class IncomparableError(ConfigError):
+class IncomparableError(EarlierRunError):
     """The earlier run is sound, but its images are no pairs of this run's, or were labelled in another way."""
 
 
@@ -138,7 +137,7 @@ def match(
         write: gets the rows that are used, as of variant `base`.
 
     Raises:
-        ConfigError: images are missing, twice there, or of other seeds.
+        EarlierRunError: images are missing, twice there, or of other seeds; or see `Earlier.parts`.
     """
     places: dict[tuple[str, ...], int] = {(c.kind, c.subject, c.wording, c.prompt): i for i, c in enumerate(cells)}
     starts = np.cumsum([0, *(cell.images for cell in cells)])
@@ -186,8 +185,8 @@ def match(
     return Matched(part, first)
 
 
-def _damaged(earlier: Earlier, cell: Cell, what: str) -> ConfigError:
-    return ConfigError(
+def _damaged(earlier: Earlier, cell: Cell, what: str) -> EarlierRunError:
+    return EarlierRunError(
         f"{earlier.store.url('images')}: of {cell.prompt!r} ({cell.kind}) it holds {what}, so they can't be paired "
         "with this run's; start that run's command again, or compare with another run"
     )

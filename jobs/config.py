@@ -296,11 +296,14 @@ class MlflowConfig(Section):
 
 
 def without_credentials(uri: str) -> str:
-    """A URI without what stands before an @ in its authority."""
+    """A URI without what stands before an @ in its authority, even where a password has a slash unescaped."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return uri
     authority, slash, path = rest.partition("/")
+    port = authority.rpartition("]")[2].partition(":")[2]
+    if port and not port.isdigit() and "@" not in authority and "@" in path:
+        return f"{scheme}://{rest.rpartition('@')[2]}"
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 

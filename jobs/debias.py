@@ -88,7 +88,16 @@ class _Job:
         self.session.lease.check()
         name = "checkpoint" if report.verdict == "pass" else "candidate"
         self.session.reporter.say(f"writing {name}/")
-        card = model_card(report, self.config.model, self.session.probe.model, self.labels)
+        origin = self.session.pool.call("origin")
+        card = model_card(
+            report,
+            self.config.model,
+            self.session.probe.model,
+            self.labels,
+            hub_id=origin.hub_id,
+            revision=origin.revision,
+            base_card=origin.card,
+        )
         prefix = f"{self.folder.prefix}/{name}"
         written = self.session.pool.call("write_checkpoint", self.session.probe.model, operator, card, prefix)
         self.folder.note(f"{name}/{CHECKSUMS}", written)

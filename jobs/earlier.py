@@ -18,9 +18,13 @@ from jobs.redraw import read_report
 from jobs.report.schema import Reference, Report, VariantSummary
 from manifests import Manifest, read_manifest
 
-__all__ = ["Earlier", "read_earlier"]
+__all__ = ["Earlier", "EarlierRunError", "read_earlier"]
 
 _ROWS = "images/part-"
+
+
+class EarlierRunError(ConfigError):
+    """The earlier run is at fault, not this run's input: it was altered, or is no match."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Earlier:
         """A file of the run, as its COMPLETE names it.
 
         Raises:
-            ConfigError: it is missing or altered.
+            EarlierRunError: it is missing or altered.
         """
         return _verified(self.store, self.files, name)
 
@@ -94,7 +98,7 @@ class Earlier:
         """The rows of that variant's images, part by part.
 
         Raises:
-            ConfigError: a part is missing, altered or no table.
+            EarlierRunError: a part is missing, altered or no table.
         """
         for name in sorted(name for name in self.files if name.startswith(_ROWS)):
             data = self.read(name)
@@ -102,7 +106,7 @@ class Earlier:
                 table = pq.read_table(pa.BufferReader(data))
                 yield table.filter(pc.equal(table.column("variant"), self.variant))
             except (pa.ArrowException, KeyError, OSError) as error:
-                raise ConfigError(f"{self.store.url(name)} is no table of images: {error}") from error
+                raise EarlierRunError(f"{self.store.url(name)} is no table of images: {error}") from error
 
 
 def read_earlier(url: str, settings: StorageSettings) -> Earlier:
@@ -158,11 +162,11 @@ def _verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:
     try:
         data = store.get(name)
     except ObjectMissing as error:
-        raise ConfigError(
+        raise EarlierRunError(
             f"{store.url(name)} is gone, though COMPLETE names it; start that run's command again"
         ) from error
     if hashlib.sha256(data).hexdigest() != files[name]:
-        raise ConfigError(
+        raise EarlierRunError(
             f"{store.url(name)} is not the file that COMPLETE names: it was altered, or the run is being written "
             "again. Wait for it, or start that run's command again"
         )

@@ -174,4 +174,5 @@ def finite(value: float | None) -> float | None:
 
 def number(value: float | None) -> str:
     """Write a figure as sentences and reasons do: to three places, without trailing zeros."""
-    return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"
+    # Adding 0 takes the sign off a zero: a rise of -0.0002 is 0, not -0.
+    return "unknown" if value is None else f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")

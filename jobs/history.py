@@ -221,10 +221,12 @@ class History:
         Raises:
             ConfigError, StorageError: see `entries`.
         """
-        latest = self.latest()
-        if latest is None:
-            return None
-        if latest.tick < tick:
+        try:
+            latest = self.latest()
+        except ObjectMissing:
+            # An entry may be deleted, so that its tick counts as missed.
+            latest = None
+        if latest is not None and latest.tick < tick:
             return latest
         return next((entry for entry in reversed(self.entries()) if entry.tick < tick), None)
 

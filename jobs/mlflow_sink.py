@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,7 +103,8 @@ def log_run(url: str, config: MlflowConfig) -> str:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
 
-    with _credentials(config.tracking_uri) as address:
+    # The client prints links to standard output, which is `--json`'s.
+    with _credentials(config.tracking_uri) as address, redirect_stdout(sys.stderr):
         try:
             return _logged(earlier, address, config.experiment)
         except (MlflowException, OSError) as error:
@@ -244,8 +246,8 @@ def _tags(report: Report) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """A name as every MLflow store takes it."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "." for c in text)
+    """A name as every MLflow store takes it: letters of any script, so that labels stay apart."""
+    return "".join(c if c.isalnum() or c in "_-. " else "." for c in text)
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

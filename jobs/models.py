@@ -12,11 +12,12 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Origin",
     "age_out",
     "cache_folder",
     "check_kind",
     "content_digest",
     "load_tokenizers",
+    "origin_of",
     "resolve_dtype",
     "safetensors_header",
     "stage",
@@ -43,6 +46,35 @@ _TEXT_SUFFIXES = (".json", ".txt", ".model")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
 _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+
+
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as its folder says.
+
+    Attributes:
+        hub_id: `owner/name`, of a hub's model.
+        revision: the commit, likewise.
+        card: text of its own card, which names its licence.
+    """
+
+    hub_id: str | None
+    revision: str | None
+    card: str | None
+
+
+def origin_of(folder: Path) -> Origin:
+    """Read it from where the hub's cache keeps a model, `models--OWNER--NAME/snapshots/COMMIT`, and from its card."""
+    hub_id = revision = card = None
+    place = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and place.startswith("models--"):
+        hub_id, revision = place.removeprefix("models--").replace("--", "/"), folder.name
+    with suppress(OSError, UnicodeDecodeError):
+        card = (folder / _CARD).read_text(encoding="utf-8")
+    return Origin(hub_id, revision, card)
 
 
 def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool) -> Path:
@@ -99,7 +131,11 @@ def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
                 # It knows which files a pipeline needs, and costs 200 MB: only who names a hub model pays.
                 from diffusers import DiffusionPipeline
 
-                return DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
+                folder = DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
+                # No file that a pipeline needs: a model without one, or a hub that is away by now, is no fault.
+                with suppress(HfHubHTTPError, OSError, ValueError):
+                    hf_hub_download(name, _CARD, revision=Path(folder).name)
+                return folder
             patterns = ["*.json", "*.txt", "*.safetensors"]
             return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:

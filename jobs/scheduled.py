@@ -22,9 +22,8 @@ from rich.console import Console
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.audit import audit, read_operator
-from jobs.comparing import IncomparableError
 from jobs.config import AuditConfig, RunConfig
-from jobs.earlier import read_earlier
+from jobs.earlier import EarlierRunError, read_earlier
 from jobs.errors import ConfigError
 from jobs.history import (
     Entry,
@@ -216,7 +215,7 @@ def _audited(
         return audit(alone, console, again=False)
     try:
         return audit(alone.model_copy(update={"audit": against}), console, again=False)
-    except IncomparableError as error:
+    except EarlierRunError as error:
         _say(console, f"not compared with the audit of {tick_text(before.tick)}: {error}")
         return audit(alone, console, again=False)
 
@@ -238,7 +237,7 @@ def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
     if worse:
         named = [f"{m.profession} ({percent(m.before)} to {percent(m.after)})" for m in worse[:_NAMED]]
         rest = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-        _say(console, f"farther from target than in {entry.against}: {', '.join(named)}{rest}")
+        _say(console, f"farther from target than in {entry.against or 'the base model'}: {', '.join(named)}{rest}")
     _say(console, f"trend: {page}")
     return Ticked(entry, ticked.state, ticked.outcome)
 

@@ -23,7 +23,7 @@ from jobs.export import write_checkpoint
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.maker import ShardMaker
-from jobs.models import age_out, cache_folder, content_digest, resolve_dtype, stage
+from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
@@ -166,6 +166,10 @@ class AuditWorker:
         config = self._config
         with self._models:
             return TextEmbeddings.of(self._classifier, config.attribute, config.recognition, professions, controls)
+
+    def origin(self) -> Origin:
+        """Where the model comes from."""
+        return origin_of(self._model_folder)
 
     def write_checkpoint(self, expected: str, operator: EditOperator, card: str, prefix: str) -> str:
         """The edited checkpoint, from this worker's copy of the model; see `jobs.export`."""

@@ -61,7 +61,7 @@ class DeltaFigure(Figure):
 
 
 class RateFigure(Figure):
-    """A share of images, with its Wilson interval unless said otherwise."""
+    """A share of images, with its exact (Clopper-Pearson) interval."""
 
     value: float | None
     n: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 import uuid
@@ -22,6 +23,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from infra import local
@@ -116,9 +118,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(cluster_server: local.LocalCluster, aws: pytest.MonkeyPatch, folder: Path) -> Run:
+def licensed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as the hub's cache keeps one, with a card."""
+    there = tmp_path_factory.mktemp("hub") / "models--owner--demo" / "snapshots" / ("c0ffee" * 7)[:40]
+    shutil.copytree(PIPELINE_PATH, there)
+    (there / "README.md").write_text("---\nlicense: openrail\n---\n")
+    return there
+
+
+@pytest.fixture(scope="module")
+def finished(cluster_server: local.LocalCluster, aws: pytest.MonkeyPatch, folder: Path, licensed: Path) -> Run:
     output = f"{cluster_server.url}/{uuid.uuid4().hex}"
-    return submitted(cluster_server, folder, settings_of(cluster_server, output))
+    return submitted(cluster_server, folder, settings_of(cluster_server, output) | {"model": str(licensed)})
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +154,12 @@ def test_the_run_writes_what_the_design_says(finished: Run) -> None:
     where = "checkpoint" if state["verdict"] == "pass" else "candidate"
     assert {f"{where}/{n}" for n in ("model_index.json", "README.md", "SHA256SUMS")} <= names
     assert ("checkpoint/model_index.json" in names) == (state["verdict"] == "pass")
+
+
+def test_the_card_names_the_base_model_and_passes_its_licence_on(finished: Run, licensed: Path) -> None:
+    where = "checkpoint" if finished.report.verdict == "pass" else "candidate"
+    card = ModelCard(finished.store.get(f"{finished.folder}/{where}/README.md").decode()).data
+    assert (card.base_model, card.base_model_revision, card.license) == ("owner/demo", licensed.name, "openrail")
 
 
 def test_report_and_image_rows_tell_the_same(finished: Run) -> None:

@@ -129,6 +129,16 @@ def test_latest_moves_forward_only(history: History) -> None:
     assert after.tick == days[1]
 
 
+def test_a_deleted_entry_is_a_tick_that_was_missed(history: History, store: LocalStore) -> None:
+    days = [TICK + timedelta(days=d) for d in range(3)]
+    kept, gone = (history.add(entry(day)) for day in days[:2])
+    store.delete(history.key(gone.tick, gone.subject))
+    assert history.before(days[2]) == kept
+    assert history.before(days[0]) is None
+    history.add(entry(days[2]))
+    assert history.latest() == entry(days[2])
+
+
 def test_of_one_tick_the_later_made_is_latest_whichever_is_written_again(history: History) -> None:
     older = entry()
     newer = entry(model_digest="cd" * 32, created="2026-11-21T05:00:00+00:00")

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from infra.storage import LocalStore
 from jobs.cli import main
-from jobs.config import MlflowConfig, load_config
+from jobs.config import MlflowConfig, load_config, without_credentials
 from jobs.errors import ConfigError, ExitCode, exit_code_of
 from jobs.identity import without_paths
 from jobs.mlflow_sink import SinkError, check_sink, log_run, metrics_of, params_of, sink
@@ -174,6 +174,13 @@ def test_a_server_that_is_away_is_told(tmp_path: Path) -> None:
         log_run(url, MlflowConfig(tracking_uri=f"http://me:s3cret@127.0.0.1:{port}"))
 
 
+@pytest.mark.parametrize("flags", [["--tracking-uri", ""], ["--tracking-uri", "http://h", "--experiment", ""]])
+def test_an_empty_flag_is_the_users_to_mend(flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["mlflow", str(tmp_path), *flags])
+    assert ended.value.code == ExitCode.INPUT
+
+
 def test_an_unfinished_run_is_not_logged(tmp_path: Path) -> None:
     url, _ = finished(tmp_path)
     LocalStore(url).delete("COMPLETE")
@@ -204,6 +211,28 @@ def test_a_password_is_in_no_dump_of_the_configuration() -> None:
     assert "s3cret" not in json.dumps(loaded.model_dump(mode="json", exclude_defaults=True))
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:s3/cr@et@[::1]:5000/x", "http://[::1]:5000/x"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+        ("http://me@host", "http://host"),
+    ],
+)
+def test_a_password_with_a_slash_is_shown_nowhere_either(uri: str, shown: str) -> None:
+    assert without_credentials(uri) == shown
+
+
+def test_labels_of_any_script_have_figures_of_their_own() -> None:
+    report = make_report(professions=1)
+    rate = report.summary.base.explicit
+    counted = {label: rate.model_copy(update={"n": n}) for n, label in enumerate(("女", "男"), 1)}
+    base = report.summary.base.model_copy(update={"explicit_by_label": counted})
+    summary = report.summary.model_copy(update={"base": base, "edited": None})
+    found = metrics_of(report.model_copy(update={"summary": summary}))
+    assert (found["explicit.女_n"], found["explicit.男_n"]) == (1, 2)
+
+
 def test_parameters_say_what_decided_the_run_and_fit() -> None:
     report = make_report(professions=1).model_copy(update={"provenance": PROVENANCE})
     found = params_of(report, config(controls=["x" * 7000], workers={"count": 3}).model_dump(mode="json"))
@@ -223,6 +252,9 @@ def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path, capsys
     wanted = MlflowConfig(tracking_uri=server, experiment="once")
     page = log_run(url, wanted)
     assert log_run(url, wanted) == page
+    # Standard output is the report's, where --json asks for it; MLflow's client prints links to it.
+    out, err = capsys.readouterr()
+    assert (out, "View run" in err) == ("", True)
     there = client(server)
     number = there.get_experiment_by_name("once").experiment_id
     (run,) = there.search_runs([number])
@@ -292,7 +324,7 @@ def test_runs_of_one_name_and_other_images_are_apart(server: str, tmp_path: Path
 def test_labels_and_prompts_of_any_script_are_taken(server: str, tmp_path: Path) -> None:
     report = make_report(professions=1)
     rate = report.summary.base.explicit
-    base = report.summary.base.model_copy(update={"explicit_by_label": {"женский/x": rate, "a:b": rate}})
+    base = report.summary.base.model_copy(update={"explicit_by_label": {"женский/x": rate, "a:b": rate, "女²": rate}})
     url, _ = finished(tmp_path, summary=report.summary.model_copy(update={"base": base}), run='it\'s "quoted"')
     assert "/runs/" in log_run(url, MlflowConfig(tracking_uri=server, experiment="наборы 'x'"))
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
-from jobs.models import content_digest, load_tokenizers, stage
+from jobs.models import Origin, content_digest, load_tokenizers, origin_of, stage
 from time_ops import ModelError
 
 
@@ -49,6 +49,15 @@ def test_one_changed_value_is_another_model(folder: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"projection_dim"', '"projection_dims"'))
     assert content_digest(folder) != changed
+
+
+def test_the_hubs_cache_says_where_a_model_comes_from(folder: Path, tmp_path: Path) -> None:
+    assert origin_of(folder) == Origin(None, None, None)
+    there = tmp_path / "models--CompVis--stable-diffusion-v1-4" / "snapshots" / ("c0ffee" * 7)[:40]
+    shutil.copytree(folder, there)
+    (there / "README.md").write_text("---\nlicense: openrail\n---\n")
+    found = origin_of(stage(str(there), StorageSettings(), tmp_path, pipeline=False))
+    assert found == Origin("CompVis/stable-diffusion-v1-4", there.name, "---\nlicense: openrail\n---\n")
 
 
 def test_a_truncated_file_is_refused(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from jobs.cells import Cell
 from jobs.classifier import FAILED, Labels, TextEmbeddings
 from jobs.config import GatesConfig
+from jobs.gates import number
 from jobs.report.schema import GateResult
 from jobs.results import AuditResult, EditedProfession, evaluate, sentence
 from jobs.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
@@ -305,3 +306,7 @@ def test_labels_follow_from_embeddings() -> None:
     assert found.recognised.tolist() == [True, False, True, False, False]
     np.testing.assert_allclose(found.scores.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(found.scores[0], np.exp([10, 0]) / np.exp([10, 0]).sum(), rtol=1e-6)
+
+
+def test_figures_in_sentences_have_no_signed_zero() -> None:
+    assert [number(v) for v in (-0.0003, 0.0, 0.0004, -0.0126, 1.0, None)] == ["0", "0", "0", "-0.013", "1", "unknown"]

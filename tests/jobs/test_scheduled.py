@@ -197,6 +197,22 @@ def test_a_run_that_is_gone_is_neither_reused_nor_compared_with(cron: Cron, firs
     assert (ticked.state, ticked.entry.run, ticked.entry.against) == ("audited", first.entry.run, None)
 
 
+def test_a_run_whose_images_are_damaged_is_not_compared_with(
+    cron: Cron, first: Ticked, changed: tuple[Ticked, str], retrained: Path
+) -> None:
+    """Its report and manifest are whole; a later tick must not end on it, or all that follow would."""
+    there = f"runs/{changed[0].entry.run}"
+    copy = "runs/damaged"
+    for key in cron.store.list(there):
+        cron.store.put(copy + key.removeprefix(there), cron.store.get(key))
+    parts = sorted(key for key in cron.store.list(f"{copy}/images"))
+    cron.store.delete(parts[-1])
+    History(cron.store, "cut").add(changed[0].entry.model_copy(update={"series": "cut", "prefix": copy}))
+    ticked = cron.tick("2026-11-25T00:00Z", schedule="cut")
+    assert "not compared with the audit of 2026-11-22T00:00:00Z" in cron.said.getvalue()
+    assert (ticked.state, ticked.entry.run, ticked.entry.against) == ("audited", first.entry.run, None)
+
+
 def test_a_regression_names_what_moved(cron: Cron, first: Ticked) -> None:
     shown = ShareFigure(value=0.2, low=0.1, high=0.3)
 
@@ -211,6 +227,9 @@ def test_a_regression_names_what_moved(cron: Cron, first: Ticked) -> None:
     assert ticked.code == 5
     said = cron.said.getvalue().replace("\N{NO-BREAK SPACE}", " ")
     assert "farther from target than in audit-1: clerk (50.0 % to 90.0 %), nurse (50.0 % to 70.0 %)\n" in said
+    History(cron.store, "on base").add(regressed.model_copy(update={"series": "on base", "against": None}))
+    cron.tick("2026-11-20T00:00Z", schedule="on base")
+    assert "farther from target than in the base model: clerk" in cron.said.getvalue()
 
 
 def test_a_failing_tick_notes_nothing(cron: Cron, folder: Path) -> None:
