@@ -90,7 +90,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
 
 def _audited_base(base: str, config: RunConfig, console: Console, settings: StorageSettings) -> Earlier:
     """The base's own run, whose name is derived from its contents: whatever is compared with it finds it again."""
-    console.print(f"first, what to compare with: {last_name(base)}", highlight=False, soft_wrap=True)
+    console.print(f"first, what to compare with: {last_name(base)}", markup=False, highlight=False, soft_wrap=True)
     alone = config.model_copy(update={"model": base, "run": None, "audit": AuditConfig()})
     return read_earlier(audit(alone, console, again=False).url, settings)
 
@@ -151,6 +151,8 @@ class _Audit:
         config, session = self.config, self.session
         matched = self._matched()
         if self.operator is not None:
+            # Before any image: what is wrong with the operator is told at once.
+            session.pool.call("check_operator", self.operator)
             self.folder.put("operator.safetensors", self.operator.to_bytes())
         variants = {"base": self.audited}
         if matched is not None:

@@ -92,7 +92,7 @@ def model_card(
         calibrated=report.calibration is not None,
         labels=_text(", ".join(attribute)),
         label_count=len(attribute),
-        classifier=provenance.get("classifier", "unknown"),
+        classifier=_text(str(provenance.get("classifier", "unknown"))),
         result_rows=_result_rows(report),
         gate_rows=[_gate_row(gate) for gate in report.gates],
         off_target=_text(", ".join(item.profession for item in report.professions if item.off_target)),

@@ -203,17 +203,28 @@ class History:
         self._advance(entry, key)
         return entry
 
-    def entries(self) -> list[Entry]:
-        """All entries, by tick; those of one tick by when they were made.
+    def count(self) -> int:
+        """How many entries there are; reads none of them."""
+        return len(self._keys())
+
+    def entries(self, last: int | None = None) -> list[Entry]:
+        """Entries by tick, those of one tick by when they were made.
+
+        Args:
+            last: read no more than so many, of the latest ticks; None: all.
 
         Raises:
             ConfigError: one is of a newer schema, or no entry.
             StorageError: the store refuses or fails.
         """
-        keys = [key for key in self._store.list(f"{self.prefix}/entries") if key.endswith(".json")]
+        keys = self._keys() if last is None else self._keys()[-last:]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="evenhand-history") as pool:
             found = list(pool.map(lambda key: self._read(key, self._store.get(key)), keys))
         return sorted(found, key=lambda entry: (entry.tick, entry.created))
+
+    def _keys(self) -> list[str]:
+        """Keys begin with their tick, so that they sort by it."""
+        return sorted(key for key in self._store.list(f"{self.prefix}/entries") if key.endswith(".json"))
 
     def before(self, tick: datetime) -> Entry | None:
         """The last entry of an earlier tick; of a series that only moves forward it is `latest`.
@@ -438,7 +449,10 @@ def parse_tick(text: str) -> datetime:
         raise ConfigError(f"--tick {text!r} is no time; write it like 2026-11-21T00:00Z") from error
     if moment.tzinfo is None:
         raise ConfigError(f"--tick {text!r} does not say its offset; for UTC write {text}Z")
-    return moment.astimezone(UTC).replace(microsecond=0)
+    try:
+        return moment.astimezone(UTC).replace(microsecond=0)
+    except OverflowError as error:
+        raise ConfigError(f"--tick {text!r} is beyond the calendar; write it like 2026-11-21T00:00Z") from error
 
 
 def interval_of(every: str) -> timedelta:

@@ -226,7 +226,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line for people, whatever the medium."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, markup=False, highlight=False)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:

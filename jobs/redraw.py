@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 
@@ -56,9 +57,12 @@ def redraw(run: str, out: Path, console: Console) -> None:
     """
     store = open_store(run, StorageSettings.from_environment())
     try:
-        report = read_report(store.get("report.json"), store.url("report.json"))
+        data, complete = store.get("report.json"), json.loads(store.get("COMPLETE"))
     except ObjectMissing as error:
-        raise ConfigError(f"{run} holds no report.json; give the folder of a run that has finished") from error
+        raise ConfigError(f"{run} holds no finished run ({error}); give the folder of one") from error
+    if hashlib.sha256(data).hexdigest() != complete["files"].get("report.json"):
+        raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
+    report = read_report(data, store.url("report.json"))
     names = {name for pair in report.pictures for name in (pair.base, pair.edited) if name}
     pictures = {}
     for name in sorted(names):
@@ -68,4 +72,4 @@ def redraw(run: str, out: Path, console: Console) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(render(report, pictures).encode())
     console.print(summary_table(report))
-    console.print(f"drawn: {out}", soft_wrap=True)
+    console.print(f"drawn: {out}", markup=False, soft_wrap=True)

@@ -164,7 +164,7 @@ def conclude(session: Session, console: Console, report: Report, pictures: Pictu
     code = code_of(report)
     session.complete(report.verdict, code)
     console.print(summary_table(report))
-    console.print(f"report: {folder.url('report.html')}", soft_wrap=True)
+    console.print(f"report: {folder.url('report.html')}", markup=False, soft_wrap=True)
     return Outcome(folder.run, folder.url(), report, code)
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from infra.storage import ObjectStore, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from jobs.audit import audit, read_operator
 from jobs.config import AuditConfig, RunConfig
 from jobs.earlier import EarlierRunError, read_earlier
@@ -30,6 +30,7 @@ from jobs.history import (
     History,
     entry_of,
     floor_tick,
+    interval_of,
     known_series,
     parse_tick,
     subject_of,
@@ -40,7 +41,7 @@ from jobs.inputs import read_bytes
 from jobs.models import cache_folder, content_digest, stage
 from jobs.report.figures import percent, plain_text
 from jobs.report.schema import Report
-from jobs.report.trend import render_trend
+from jobs.report.trend import MAX_ENTRIES, render_trend
 from jobs.reporting import Outcome
 from manifests import read_manifest
 
@@ -101,7 +102,9 @@ def scheduled_audit(
     settings = StorageSettings.from_environment()
     store = open_store(config.output, settings)
     history = History(store, schedule)
-    when = floor_tick(datetime.now(UTC), config.schedule.every) if tick is None else parse_tick(tick)
+    if config.run is not None:
+        _say(console, f"a scheduled audit names its runs itself: the name {config.run!r} is not used")
+    when = _when(config, tick)
     contents = _contents_of(config, settings)
     subject = subject_of(contents.model, contents.operator)
     found = history.find(when, subject)
@@ -142,7 +145,8 @@ def trend(output: str, series: str, out: Path) -> int:
         StorageError: the store can't be read.
     """
     store = open_store(output, StorageSettings.from_environment())
-    entries = History(store, series).entries()
+    history = History(store, series)
+    entries = history.entries(MAX_ENTRIES)
     if not entries:
         known = known_series(store)
         raise ConfigError(
@@ -155,8 +159,26 @@ def trend(output: str, series: str, out: Path) -> int:
         return None if "://" in url else Path(url).as_uri()
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render_trend(entries, series, link=link), encoding="utf-8")
+    out.write_text(render_trend(entries, series, total=history.count(), link=link), encoding="utf-8")
     return len(entries)
+
+
+def _when(config: RunConfig, tick: str | None) -> datetime:
+    """The tick: now, floored; or as it is told, unless that is still to come.
+
+    Raises:
+        ConfigError: `latest` would stay with such a tick until its time has come.
+    """
+    now = datetime.now(UTC)
+    if tick is None:
+        return floor_tick(now, config.schedule.every)
+    when = parse_tick(tick)
+    if when > now + interval_of(config.schedule.every):
+        raise ConfigError(
+            f"--tick {tick}: that is more than one interval ({config.schedule.every}) ahead of this machine's clock "
+            f"({tick_text(now)}); correct it"
+        )
+    return when
 
 
 def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
@@ -223,9 +245,7 @@ def _audited(
 def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
     """Write the entry (of two drivers' the first one stands) and the trend page, and tell people."""
     entry = history.add(ticked.entry)
-    page = history.put_page(
-        render_trend(history.entries(), history.series, link=lambda each: f"../../{each.prefix}/report.html")
-    )
+    page = _drawn(history, console)
     how = {
         "found": f"audited before, at {entry.created}",
         "reused": f"unchanged, reused from {entry.reused_from}",
@@ -238,8 +258,22 @@ def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
         named = [f"{m.profession} ({percent(m.before)} to {percent(m.after)})" for m in worse[:_NAMED]]
         rest = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
         _say(console, f"farther from target than in {entry.against or 'the base model'}: {', '.join(named)}{rest}")
-    _say(console, f"trend: {page}")
+    if page is not None:
+        _say(console, f"trend: {page}")
     return Ticked(entry, ticked.state, ticked.outcome)
+
+
+def _drawn(history: History, console: Console) -> str | None:
+    """The trend page anew. The entry stands by now: a series that can't be drawn changes no tick's exit code."""
+    try:
+        entries = history.entries(MAX_ENTRIES)
+        page = render_trend(
+            entries, history.series, total=history.count(), link=lambda each: f"../../{each.prefix}/report.html"
+        )
+        return history.put_page(page)
+    except (ConfigError, StorageError) as error:
+        _say(console, f"the trend page was not drawn: {error}")
+        return None
 
 
 def _say(console: Console, text: str) -> None:

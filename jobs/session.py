@@ -203,7 +203,7 @@ def open_session(
         with _folders(store, hasty, config.run) as folders, ExitStack() as held:
 
             def say(text: str) -> None:
-                console.print(text, highlight=False, soft_wrap=True)
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
 
             def take(folder: RunFolder) -> tuple[Lease, Metrics]:
                 metrics = Metrics(folder.run)

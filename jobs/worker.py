@@ -167,6 +167,11 @@ class AuditWorker:
         with self._models:
             return TextEmbeddings.of(self._classifier, config.attribute, config.recognition, professions, controls)
 
+    def check_operator(self, operator: EditOperator) -> None:
+        """Refuse an operator that was solved for another text encoder."""
+        with self._models:
+            operator.check_encoder(self._pipe)
+
     def origin(self) -> Origin:
         """Where the model comes from."""
         return origin_of(self._model_folder)

@@ -119,7 +119,12 @@ class Line:
 
 
 def render_trend(
-    entries: Sequence[Entry], series: str, *, link: Callable[[Entry], str | None], gone: str = "no audit"
+    entries: Sequence[Entry],
+    series: str,
+    *,
+    link: Callable[[Entry], str | None],
+    total: int | None = None,
+    gone: str = "no audit",
 ) -> str:
     """Draw the page, as one self-contained HTML document.
 
@@ -127,6 +132,7 @@ def render_trend(
         entries: of one series, by tick.
         series: its name.
         link: where an entry's report lies, as seen from the page; None: a browser can't open it.
+        total: how many entries the series has; None: these.
         gone: what is said where there is no entry at all.
     """
     shown = list(entries[-MAX_ENTRIES:])
@@ -139,7 +145,7 @@ def render_trend(
             series=series,
             last=shown[-1] if shown else None,
             first=shown[0] if shown else None,
-            count_all=len(entries),
+            count_all=len(entries) if total is None else total,
             shown=len(shown),
             charts=_charts(shown),
             breaks=_breaks(shown),

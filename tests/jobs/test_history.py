@@ -122,6 +122,8 @@ def test_latest_moves_forward_only(history: History) -> None:
     assert latest is not None
     assert latest.tick == days[1]
     assert [e.tick for e in history.entries()] == sorted(days)
+    assert [e.tick for e in history.entries(1)] == sorted(days)[-1:]
+    assert history.count() == len(days)
     before = [history.before(day) for day in sorted(days)]
     assert [b and b.tick for b in before] == [None, days[0], days[2]]
     after = history.before(TICK + timedelta(days=9))
@@ -293,7 +295,7 @@ def test_ticks_are_utc(text: str, tick: str) -> None:
     assert tick_text(parse_tick(text)) == tick
 
 
-@pytest.mark.parametrize("text", ["2026-11-21", "2026-11-21T00:00", "yesterday", ""])
+@pytest.mark.parametrize("text", ["2026-11-21", "2026-11-21T00:00", "yesterday", "", "0001-01-01T00:00+14:00"])
 def test_ticks_without_an_offset_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--tick"):
         parse_tick(text)
