@@ -15,7 +15,7 @@ from functools import cache, partial
 from statistics import median
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from jobs.report import figures
@@ -26,6 +26,7 @@ from jobs.report.naming import Names, variant_names
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
 from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
+from jobs.report.templating import page_environment, part
 
 __all__ = ["MAX_BYTES", "VISIBLE_ROWS", "render"]
 
@@ -143,21 +144,15 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             unreachable=unreachable,
             states=state_counts(search) if search else {},
             visible=VISIBLE_ROWS,
-            css=_part("report.css"),
-            js=_part("report.js"),
+            css=part("report.css"),
+            js=part("report.js"),
         )
     )
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("jobs.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
         at=_at,
         count=figures.count,
@@ -187,13 +182,6 @@ def _environment() -> Environment:
         best_step=best_step,
     )
     return environment
-
-
-@cache
-def _part(name: str) -> Markup:
-    """Read a stylesheet or script of ours, verbatim: it is no template and is not escaped."""
-    loader = PackageLoader("jobs.report")
-    return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704 - our own file, not a user's text
 
 
 def _rows(report: Report) -> list[Row]:

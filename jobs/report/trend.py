@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, partial
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment
 
 from jobs.history import Entry, ProfessionPoint, tick_text
 from jobs.report import figures
 from jobs.report.figures import finite
 from jobs.report.figures_csv import Cell, safe_cell
 from jobs.report.schema import DeltaFigure
+from jobs.report.templating import page_environment, part
 
 __all__ = ["MAX_ENTRIES", "MAX_PAGE_BYTES", "render_trend"]
 
@@ -159,8 +159,8 @@ def render_trend(
             detailed=len(detailed),
             gone=gone,
             visible=VISIBLE_PANELS,
-            css=_part("report.css") + _part("trend.css"),
-            js=_part("trend.js"),
+            css=part("report.css") + part("trend.css"),
+            js=part("trend.js"),
         )
     )
 
@@ -458,13 +458,7 @@ def _new(before: Entry, entry: Entry) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("jobs.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
         count=figures.count,
         delta=partial(_shown, style=figures.delta),
@@ -476,13 +470,6 @@ def _environment() -> Environment:
     )
     environment.globals.update(span=figures.span)
     return environment
-
-
-@cache
-def _part(name: str) -> Markup:
-    """Read a stylesheet or script of ours, verbatim: it is no template and is not escaped."""
-    loader = PackageLoader("jobs.report")
-    return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704 - our own file, not a user's text
 
 
 def _shown(value: float | None, *, style: Callable[[float], str]) -> str:

@@ -7,12 +7,13 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from jobs.report.schema import (
     CalibratedProfession,
@@ -435,3 +436,29 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=found, args=flags)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Open a page; at the end, nothing may have been logged, thrown or fetched."""
+    troubles: list[str] = []
+    context = browser.new_context(accept_downloads=True)
+
+    def opened(html: str, width: int = 1280, scheme: str = "light") -> Page:
+        path = tmp_path / "page.html"
+        path.write_text(html, encoding="utf-8")
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on("request", lambda request: troubles.append(request.url) if not local(request.url) else None)
+        page.goto(path.as_uri())
+        return page
+
+    def local(url: str) -> bool:
+        return url.startswith(("data:", "blob:")) or url.endswith("/page.html")
+
+    yield opened
+    context.close()
+    assert troubles == []

@@ -6,12 +6,12 @@ import csv
 import io
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from jobs.report.figures_csv import wordings_csv
 from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, _tip, render
@@ -30,32 +30,6 @@ SECTIONS = (
 )
 
 Open = Callable[..., Page]
-
-
-@pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Open a page; at the end, nothing may have been logged, thrown or fetched."""
-    troubles: list[str] = []
-    context = browser.new_context(accept_downloads=True)
-
-    def opened(html: str, width: int = 1280, scheme: str = "light") -> Page:
-        path = tmp_path / "report.html"
-        path.write_text(html, encoding="utf-8")
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        page.on("request", lambda request: troubles.append(request.url) if not local(request.url) else None)
-        page.goto(path.as_uri())
-        return page
-
-    def local(url: str) -> bool:
-        return url.startswith(("data:", "blob:")) or url.endswith("/report.html")
-
-    yield opened
-    context.close()
-    assert troubles == []
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from jobs.history import Basis, Entry, ProfessionPoint
 from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
@@ -107,32 +107,6 @@ def series(count: int = 30, professions: tuple[str, ...] = tuple(NAMES), name: s
             )
         )
     return entries
-
-
-@pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Open a page; at the end, nothing may have been logged, thrown or fetched."""
-    troubles: list[str] = []
-    context = browser.new_context(accept_downloads=True)
-
-    def opened(html: str, width: int = 1280, scheme: str = "light") -> Page:
-        path = tmp_path / "trend.html"
-        path.write_text(html, encoding="utf-8")
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        page.on("request", lambda request: troubles.append(request.url) if not local(request.url) else None)
-        page.goto(path.as_uri())
-        return page
-
-    def local(url: str) -> bool:
-        return url.startswith(("data:", "blob:")) or url.endswith("/trend.html")
-
-    yield opened
-    context.close()
-    assert troubles == []
 
 
 @pytest.fixture(scope="module")
