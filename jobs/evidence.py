@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.cells import calibration_cells
 from jobs.config import CalibrationConfig, RunConfig
 from jobs.report.schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
 from manifests import Manifest
@@ -141,7 +142,10 @@ def section_of(
                 steps=steps,
             )
         )
-    rounds = [_round(t, search.targets, chosen=t.candidate.number in chosen) for t in trials]
+    rounds = [
+        _round(t, search.targets, _drawn(t.candidate, manifest, config), chosen=t.candidate.number in chosen)
+        for t in trials
+    ]
     return Calibration(
         label=next(iter(config.attribute)),
         rule=_rule(config.calibration),
@@ -168,20 +172,25 @@ def _step(trial: Trial, p: int, prompts: Sequence[str]) -> CalibrationStep:
     )
 
 
-def _round(trial: Trial, targets: np.ndarray, *, chosen: bool) -> CalibrationRound:
+def _drawn(candidate: Candidate, manifest: Manifest, config: RunConfig) -> int:
+    """Images that a round asked for: those that failed cost as much as the others."""
+    return sum(cell.images for cell in calibration_cells(manifest, config, candidate.number, candidate.active.tolist()))
+
+
+def _round(trial: Trial, targets: np.ndarray, drawn: int, *, chosen: bool) -> CalibrationRound:
     candidate, measured = trial.candidate, trial.measured
     tallies, wanted = measured.tallies[candidate.active], targets[candidate.active]
-    counts, images = tallies[..., :-1], int(tallies.sum())
+    counts, labelled = tallies[..., :-1], int(tallies.sum())
     hits, asked = measured.explicit
     floor = ratios.noise_floor(counts.sum(axis=-1), wanted[:, None, :])
     return CalibrationRound(
         round=candidate.number,
         professions=int(candidate.active.sum()),
-        images=images + asked + measured.controls[1],
+        images=drawn,
         delta=_known(ratios.delta(counts.sum(axis=1), wanted)),
         delta_within=_known(ratios.delta_within(counts, wanted)),
         floor_within=_known(floor),
-        undetermined=float(tallies[..., -1].sum() / images) if images else None,
+        undetermined=float(tallies[..., -1].sum() / labelled) if labelled else None,
         explicit=hits / asked if asked else None,
         chosen=chosen,
     )

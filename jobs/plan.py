@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,13 @@ from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
 from jobs.models import cache_folder, content_digest, safetensors_header, stage
 from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
-from jobs.shards import BASE, Recipe, Shard, ShardSpec
+from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
 from manifests import Manifest
 
-__all__ = ["make_plan", "stored_keys"]
+__all__ = ["make_plan"]
 
 _SAMPLED_SHARDS = 8
-_LOOK_UPS = 1000
-"""Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
-_LOOK_UP_THREADS = 16
-_LIST_THREADS = 8
+_READ_THREADS = 8
 _SHORT_SHARD_S, _LONG_SHARD_S = 2.0, 600.0
 # Bytes per pixel. Lossless WebP of small images and PNG: measured on the demo model's. WebP at quality 90: photographs.
 _LOSSLESS_BYTES_PER_PX, _PNG_BYTES_PER_PX, _WEBP_BYTES_PER_PX = 2.3, 2.3, 0.25
@@ -331,7 +327,7 @@ class _Planner:
 
     def _measured_rate(self) -> RateEstimate:
         rates, devices = [], set()
-        with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-plan") as pool:
+        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="evenhand-plan") as pool:
             for measured in pool.map(self._rate_of, self.samples):
                 if measured is not None:
                     rates.append(measured[0])
@@ -360,29 +356,6 @@ class _Planner:
                 return None
             each = 1.0 if device.startswith("cuda") else 0.0
         return worker_hours * each
-
-
-def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:
-    """Those of the objects that exist: few are looked up, of many their folders are listed, never one by one.
-
-    Raises:
-        StorageError: the store can't be read.
-    """
-    keys = set(wanted)
-    if len(keys) <= _LOOK_UPS:
-        with ThreadPoolExecutor(_LOOK_UP_THREADS, thread_name_prefix="evenhand-plan") as pool:
-            ordered = sorted(keys)
-            return {key for key, there in zip(ordered, pool.map(store.exists, ordered), strict=True) if there}
-    folders = sorted({key.rpartition("/")[0] for key in keys})
-    found: set[str] = set()
-    with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-plan") as pool:
-        for part in pool.map(_listed, repeat(store), folders, repeat(keys)):
-            found |= part
-    return found
-
-
-def _listed(store: ObjectStore, folder: str, keys: set[str]) -> set[str]:
-    return keys.intersection(store.list(folder))
 
 
 def _probe(config: RunConfig, model: Path, classifier: Path) -> Probe:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from infra.storage import ObjectStore
 
 __all__ = [
     "BASE",
@@ -28,6 +32,7 @@ __all__ = [
     "ShardOutcome",
     "ShardSpec",
     "image_seed",
+    "stored_keys",
 ]
 
 SHARD_SCHEMA = 1
@@ -36,6 +41,10 @@ BASE = "base"
 """The operator's name where there is none."""
 STATUSES = ("ok", "black", "nan", "undecodable")
 """ok; blacked out by the safety checker; not finite; the VAE raised. Only `ok` images are ever labelled."""
+_LOOK_UPS = 1000
+"""Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
+_LOOK_UP_THREADS = 16
+_LIST_THREADS = 8
 
 
 class ShardError(ValueError):
@@ -222,3 +231,26 @@ class Shard:
         if shard._checksum() != footer.get("evenhand.payload_sha256"):
             raise ShardError(f"shard {spec.digest}: the payload does not match its checksum")
         return shard
+
+
+def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:
+    """Those of the objects that exist: few are looked up, of many their folders are listed, never one by one.
+
+    Raises:
+        StorageError: the store can't be read.
+    """
+    keys = set(wanted)
+    if len(keys) <= _LOOK_UPS:
+        with ThreadPoolExecutor(_LOOK_UP_THREADS, thread_name_prefix="evenhand-stored") as pool:
+            ordered = sorted(keys)
+            return {key for key, there in zip(ordered, pool.map(store.exists, ordered), strict=True) if there}
+    folders = sorted({key.rpartition("/")[0] for key in keys})
+    found: set[str] = set()
+    with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-stored") as pool:
+        for part in pool.map(_listed, repeat(store), folders, repeat(keys)):
+            found |= part
+    return found
+
+
+def _listed(store: ObjectStore, folder: str, keys: set[str]) -> set[str]:
+    return keys.intersection(store.list(folder))

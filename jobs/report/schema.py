@@ -255,7 +255,7 @@ class CalibrationRound(Figure):
 
     round: int
     professions: int = Field(description="professions that were still open, and so took images")
-    images: int
+    images: int = Field(description="images that the round asked for, failed ones included")
     delta: float | None = Field(description="raw Delta pooled over calibration wordings, of this round's images")
     delta_within: float | None = Field(description="mean over the wordings of each one's raw Delta")
     floor_within: float | None = Field(description="what a model on target would show there by chance")

@@ -72,7 +72,13 @@ def test_the_section_tells_each_round_and_each_profession() -> None:
     found = section_of(search, trials, MANIFEST, CONFIG)
     assert [r.round for r in found.rounds] == list(range(1, len(trials) + 1))
     assert {r.round for r in found.rounds if r.chosen} == search.chosen_rounds()
-    assert found.images == sum(int(t.measured.tallies.sum()) + 12 + 8 for t in trials)
+    # Two wordings, two explicit prompts of each profession that takes part, and the controls: some may have failed.
+    search_of = CONFIG.calibration
+    per_profession = 2 * search_of.images + 2 * search_of.explicit_images
+    controls = len(CONFIG.controls) * search_of.control_images
+    active = [int(t.candidate.active.sum()) for t in trials]
+    assert [r.images for r in found.rounds] == [n * per_profession + controls for n in active]
+    assert found.images == sum(r.images for r in found.rounds)
     first = found.rounds[0]
     assert (first.professions, first.explicit) == (3, 11 / 12)
     assert first.undetermined == pytest.approx(1 / 6)

@@ -41,6 +41,7 @@ from infra.local.processes import stop
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.config import RunConfig, load_config
 from jobs.debias import Outcome, debias
+from jobs.errors import ExitCode, LeaseHeldError, exit_code_of
 from manifests import write_manifest
 from tests.faults import FaultyProxy
 from tests.jobs.helpers import manifest
@@ -245,25 +246,13 @@ def test_the_driver_killed_in_its_calibration_and_the_same_command_again(
     assert run.state()["status"] == "running"
     rounds = run.calibration()
     assert {r["round"] for r in rounds} == {1, 2}
-    again = driver(run, nodes, tmp_path)
-    assert again.wait() in (0, 5, 6), (tmp_path / "out").read_text()
+    run.go()
     assert run.calibration()[: len(rounds)] == rounds
     after = run.shards()
     assert {key: after[key] for key in before} == before
     assert len(after) == SHARDS + 3 * ROUND_SHARDS == run.cost()["shards"]
     assert run.cost()["shards_reused"] >= len(before)
     assert (run.state()["status"], run.state()["attempt"]) == ("done", 2)
-
-
-def test_the_same_job_twice_at_once(calm: Run, server: Server, nodes: Cluster, tmp_path: Path) -> None:
-    run = Run.at(server, tmp_path)
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    two = [driver(run, nodes, tmp_path / name) for name in "ab"]
-    codes = sorted(process.wait() for process in two)
-    assert codes[1] == 9, [(tmp_path / name / "out").read_text() for name in "ab"]
-    assert codes[0] in (0, 5, 6)
-    run.assert_same_as(calm, {})
 
 
 def test_one_request_in_twenty_fails_and_the_store_is_away_for_thirty_seconds(
@@ -283,21 +272,38 @@ def test_one_request_in_twenty_fails_and_the_store_is_away_for_thirty_seconds(
     run.assert_same_as(calm, before)
 
 
-def test_damaged_shards_are_made_again(calm: Run, tmp_path: Path) -> None:
-    before = calm.shards()
-    rows, report = calm.rows(), calm.report()
-    first = json.loads(calm.store.get("runs/r/report.json"))["pictures"][0]
-    held = [s for s in pq.read_table(io.BytesIO(rows)).to_pylist() if (s["prompt"], s["index"]) == (first["prompt"], 0)]
-    truncated, flipped = (f"shards/{s['shard'][:2]}/{s['shard']}.parquet" for s in held)
-    data = calm.store.get(truncated)
-    calm.store.put(truncated, data[: len(data) // 2])
-    whole = calm.store.get(flipped)
-    picture = pq.read_table(io.BytesIO(whole)).column("picture").to_pylist()[0]
-    at = whole.index(picture[-40:-20])  # PNGs don't compress: they lie there as they are
-    calm.store.put(flipped, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    calm.go()
+def test_the_same_job_twice_at_once_over_damaged_shards(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path
+) -> None:
+    before, rows, report = calm.shards(), calm.rows(), calm.report()
+    damaged = damage_two(calm)
+    first = driver(calm, nodes, tmp_path)
+    deadline = time.monotonic() + 120
+    while calm.state()["status"] != "running":
+        assert first.poll() is None, (tmp_path / "out").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(LeaseHeldError) as refused:
+        calm.go()
+    assert exit_code_of(refused.value) == ExitCode.LEASE_HELD == 9
+    assert first.wait() in (0, 5, 6), (tmp_path / "out").read_text()
     assert (calm.cost()["shards"], calm.cost()["shards_reused"]) == (SHARDS, SHARDS - 2)
     assert (calm.rows(), calm.report()) == (rows, report)
     after = calm.shards()
-    others = before.keys() - {truncated, flipped}
+    others = before.keys() - damaged
     assert {key: after[key] for key in others} == {key: before[key] for key in others}
+
+
+def damage_two(run: Run) -> set[str]:
+    """Cut a stored shard short, and flip a bit in another one's picture; returns their keys."""
+    first = json.loads(run.store.get("runs/r/report.json"))["pictures"][0]
+    images = pq.read_table(io.BytesIO(run.rows())).to_pylist()
+    held = [image for image in images if (image["prompt"], image["index"]) == (first["prompt"], 0)]
+    truncated, flipped = (f"shards/{s['shard'][:2]}/{s['shard']}.parquet" for s in held)
+    data = run.store.get(truncated)
+    run.store.put(truncated, data[: len(data) // 2])
+    whole = run.store.get(flipped)
+    picture = pq.read_table(io.BytesIO(whole)).column("picture").to_pylist()[0]
+    at = whole.index(picture[-40:-20])  # PNGs don't compress: they lie there as they are
+    run.store.put(flipped, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    return {truncated, flipped}

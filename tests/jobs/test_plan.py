@@ -17,17 +17,17 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.demo.captions import draw_scene, draw_shares
 from infra.demo.world import draw_all
 from infra.storage import ObjectStore, StorageSettings
-from jobs import plan as planning
+from jobs import shards as stored
 from jobs.cells import audit_cells, calibration_cells, shards_of
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.evidence import Trial, evidence_bytes
 from jobs.generator import encode_picture
 from jobs.identity import identity_of, recipe_of
-from jobs.plan import make_plan, stored_keys
+from jobs.plan import make_plan
 from jobs.plan_schema import Plan
 from jobs.plan_text import plan_text
-from jobs.shards import BASE, Shard, ShardSpec
+from jobs.shards import BASE, Shard, ShardSpec, stored_keys
 from jobs.worker import AuditWorker
 from manifests import manifest_bytes
 from manifests.schema import SCHEMA
@@ -164,7 +164,7 @@ def test_many_objects_are_found_by_listing_as_few_are_one_by_one(s3: S3Server, m
         store.put(key, b"")
     store.put("shards/00/not-asked-for.parquet", b"")
     assert stored_keys(store, keys) == set(keys[::2])
-    monkeypatch.setattr(planning, "_LOOK_UPS", 3)
+    monkeypatch.setattr(stored, "_LOOK_UPS", 3)
     monkeypatch.setattr(type(store), "exists", None)
     assert stored_keys(store, keys) == set(keys[::2])
 
