@@ -84,7 +84,11 @@ def write_single_file(
                     continue
                 stream.seek(source.data_at + entry.begin)
                 for at in range(entry.begin, entry.end, _CHUNK_BYTES):
-                    yield stream.read(min(_CHUNK_BYTES, entry.end - at))
+                    wanted = min(_CHUNK_BYTES, entry.end - at)
+                    data = stream.read(wanted)
+                    if len(data) != wanted:
+                        raise ModelError(f"{base_file.name}: it has become shorter since it was opened")
+                    yield data
         edits.check()
 
     kept = {key: value for key, value in source.metadata.items() if not key.startswith(_STALE)}

@@ -174,6 +174,9 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False) -> UnetSource:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder.name}/config.json can't be read: {error}") from error
+    kind = config.get("_class_name", UNet2DConditionModel.__name__)
+    if kind != UNet2DConditionModel.__name__:
+        raise ModelError(f"{folder.name}/ holds a {kind}, not a {UNet2DConditionModel.__name__}")
     # On the meta device a model has its layers and their shapes, and no weights: SDXL's takes 5 GB.
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]

@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -122,7 +123,7 @@ def write_safetensors(
         text += b" " * (-len(text) % _ALIGNED)
         return len(text).to_bytes(8, "little") + text
 
-    def chunks(stream: Any) -> None:
+    def chunks(stream: BinaryIO) -> None:
         sha, size = hashlib.sha256(), 0
         # The digest is known at the end only; until then one of the same length stands in the header.
         stream.write(header(_UNKNOWN))
@@ -148,7 +149,7 @@ def write_file(out: Path, data: bytes) -> int:
     return _written_whole(out, lambda stream: stream.write(data))
 
 
-def _written_whole(out: Path, write: Any) -> int:
+def _written_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -156,10 +157,8 @@ def _written_whole(out: Path, write: Any) -> int:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-            size = stream.tell() if stream.seek(0, os.SEEK_END) else 0
+        size = beside.stat().st_size
         beside.replace(out)
-    except StorageError:
-        raise
     except OSError as error:
         if error.errno in _FULL:
             raise StorageError(
@@ -168,5 +167,6 @@ def _written_whole(out: Path, write: Any) -> int:
             ) from error
         raise StorageError(f"{out.name} can't be written: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
     return size
