@@ -246,6 +246,25 @@ class EditOperator:
             for hook in hooks:
                 hook.remove()
 
+    def edited(self, weight: torch.Tensor) -> torch.Tensor:
+        """Compute W A for one projection: bit for bit what `fold_into` puts in its place.
+
+        Args:
+            weight: [out, d], of any dtype and device.
+
+        Returns:
+            [out, d], same dtype and device; multiplied in float64, cast once. It may overflow its dtype.
+
+        Raises:
+            ModelError: It reads embeddings of another width.
+
+        """
+        if weight.ndim != 2 or weight.shape[1] != self.d:
+            raise ModelError(f"a projection of shape {list(weight.shape)} does not fit an operator of width {self.d}")
+        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+        wide = weight.to(device=device, dtype=torch.float64)
+        return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
+
     def fold_into(self, module: Any) -> Fold:
         """Edit a UNet's key and value projections in place: W becomes W A, in float64, cast once.
 
@@ -265,7 +284,7 @@ class EditOperator:
         projections = text_projections(module, d=self.d, values_only=self.values_only)
         check_loaded(module)
         with torch.no_grad():
-            edited = [self._edited(p.layer.weight) for p in projections]
+            edited = [self.edited(p.layer.weight) for p in projections]
             overflowing = [
                 p.name for p, w in zip(projections, edited, strict=True) if not bool(torch.isfinite(w).all())
             ]
@@ -382,11 +401,6 @@ class EditOperator:
         wide = embeds.to(shift.dtype)
         # c + (A - I) c: a weak edit loses no digits, and the identity gives back the very bits.
         return (wide + wide @ shift.T).to(embeds.dtype)
-
-    def _edited(self, weight: torch.Tensor) -> torch.Tensor:
-        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
-        wide = weight.to(device=device, dtype=torch.float64)
-        return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
 
     def _shift(self, device: torch.device) -> torch.Tensor:
         """Place A - I on a device, in its widest dtype; kept, as every denoising batch asks for it."""
