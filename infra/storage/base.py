@@ -131,6 +131,11 @@ class ObjectStore(ABC):
     def discard_unfinished(self, prefix: str = "") -> None:
         """Remove what broken-off uploads below `prefix` ("" for all) have left; no upload may be under way there."""
 
+    def copies_from(self, source: ObjectStore) -> bool:
+        """Return whether `copy` from there needs no download: the server copies, or both are folders."""
+        del source
+        return False
+
     def copy(
         self,
         source: ObjectStore,

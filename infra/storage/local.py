@@ -161,6 +161,10 @@ class LocalStore(ObjectStore):
         source = existing_file(path, self.url(key))
         self._write(key, lambda beside: shutil.copyfile(source, beside), if_absent=False)
 
+    def copies_from(self, source: ObjectStore) -> bool:
+        """See `ObjectStore.copies_from`: from file to file."""
+        return isinstance(source, LocalStore)
+
     def copy(
         self,
         source: ObjectStore,

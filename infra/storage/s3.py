@@ -228,6 +228,10 @@ class S3Store(ObjectStore):
             raise
         return (head["ContentLength"], head["Metadata"].get(SHA256)) == (size, sha256)
 
+    def copies_from(self, source: ObjectStore) -> bool:
+        """See `ObjectStore.copies_from`: of one server."""
+        return isinstance(source, S3Store) and source.settings.endpoint_url == self.settings.endpoint_url
+
     def copy(
         self,
         source: ObjectStore,
@@ -238,7 +242,7 @@ class S3Store(ObjectStore):
         sha256: str | None = None,
     ) -> None:
         """See `ObjectStore.copy`; between stores of one server, the server copies, in parts where it is large."""
-        if not (isinstance(source, S3Store) and source.settings.endpoint_url == self.settings.endpoint_url):
+        if not (isinstance(source, S3Store) and self.copies_from(source)):
             super().copy(source, source_key, key, if_match=if_match, sha256=sha256)
             return
         found = check_source(source, source_key, if_match, sha256)
