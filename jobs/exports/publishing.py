@@ -96,7 +96,7 @@ def _is_published(folder: ObjectStore, there: set[str], text: str, digests: Mapp
 
 def _unpublish(folder: ObjectStore, there: set[str], main: str, names: set[str]) -> set[str]:
     """Delete what makes the old folder one, first, and then what the new one will not have; return what is left."""
-    gone = [MODEL_INDEX, main, CHECKSUMS, *sorted(there - names)]
+    gone = dict.fromkeys((MODEL_INDEX, main, CHECKSUMS, *sorted(there - names)))
     for name in gone:
         if name in there:
             folder.delete(name)

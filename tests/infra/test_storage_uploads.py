@@ -9,7 +9,6 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import EndpointConnectionError
 
 from infra.storage import (
     LocalStore,
@@ -24,6 +23,7 @@ from infra.storage import (
 from infra.storage import s3 as s3_module
 from infra.storage.s3_upload import SHA256, digest_file
 from tests.faults import FaultyProxy
+from tests.wire import Wire
 
 PART_BYTES = 5 << 20
 SIZE = 3 * PART_BYTES + 1000
@@ -34,24 +34,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5 MiB, the least that S3 takes, one after the other, so that it is known which ones break off."""
     monkeypatch.setattr(s3_upload, "_PARALLEL", 1)
     monkeypatch.setattr(s3_upload, "PART_BYTES", PART_BYTES)
-
-
-class Wire:
-    """The requests of one store, by their names; those named in `broken` fail from the given one on."""
-
-    def __init__(self, store: ObjectStore, **broken: int) -> None:
-        assert isinstance(store, S3Store)
-        self.requests: list[str] = []
-        self.broken = broken
-        store._client.get().meta.events.register("before-call.s3", self._note)
-
-    def _note(self, model: Any, **_: Any) -> None:
-        self.requests.append(model.name)
-        if self.requests.count(model.name) > self.broken.get(model.name, 10**6):
-            raise EndpointConnectionError(endpoint_url="http://gone")
-
-    def count(self, name: str) -> int:
-        return self.requests.count(name)
 
 
 @pytest.fixture
