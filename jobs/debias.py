@@ -15,7 +15,7 @@ from jobs.calibrating import calibrate
 from jobs.card import model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
-from jobs.export import CHECKSUMS
+from jobs.exports.checksums import CHECKSUMS
 from jobs.report.schema import Report
 from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
 from jobs.results import EditedProfession, evaluate

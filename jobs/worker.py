@@ -19,7 +19,7 @@ import torch
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
-from jobs.export import write_checkpoint
+from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.maker import ShardMaker
@@ -177,8 +177,19 @@ class AuditWorker:
         return origin_of(self._model_folder)
 
     def write_checkpoint(self, expected: str, operator: EditOperator, card: str, prefix: str) -> str:
-        """The edited checkpoint, from this worker's copy of the model; see `jobs.export`."""
-        return write_checkpoint(self._model_folder, expected, operator, card, self._store, prefix)
+        """The edited checkpoint, from this worker's copy of the model; see `jobs.exports.diffusers_folder`."""
+        run = prefix.rpartition("/")[0]
+        return write_checkpoint(
+            self._model_folder,
+            expected,
+            operator,
+            card,
+            self._store,
+            prefix,
+            scratch=self._cache,
+            settings=self._settings,
+            beside=(f"{run}/candidate", f"{run}/checkpoint"),
+        )
 
     def run(self, specs: Sequence[ShardSpec], operator: EditOperator | None = None) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.

@@ -16,14 +16,13 @@ import torch
 
 from jobs.exports.names import ORIGINAL, ema_twin, original_names
 from jobs.exports.sources import SafetensorsSource, UnetSource, open_safetensors, open_unet
-from jobs.exports.writing import Edits, Written, tensor_bytes, write_safetensors
+from jobs.exports.writing import Edits, Written, edited_pieces, write_safetensors
 from time_ops import EditOperator, ModelError
 
 __all__ = ["SingleFileWritten", "write_single_file"]
 
 _PROJECTION = re.compile(re.escape(ORIGINAL) + r".+\.attn2\.to_([kv])\.weight")
 _KNOWN = {32: "SD 1.x and 2.x", 140: "SDXL"}
-_CHUNK_BYTES = 8 << 20
 # Digests of the tensors as they were.
 _STALE = ("modelspec.hash_", "sshs_")
 
@@ -77,18 +76,7 @@ def write_single_file(
     edits = Edits(operator)
 
     def pieces() -> Iterator[bytes | memoryview]:
-        with base_file.open("rb") as stream:
-            for entry in sorted(source.entries.values(), key=lambda e: e.begin):
-                if entry.name in touched:
-                    yield tensor_bytes(edits(entry.name, source.read(entry.name)))
-                    continue
-                stream.seek(source.data_at + entry.begin)
-                for at in range(entry.begin, entry.end, _CHUNK_BYTES):
-                    wanted = min(_CHUNK_BYTES, entry.end - at)
-                    data = stream.read(wanted)
-                    if len(data) != wanted:
-                        raise ModelError(f"{base_file.name}: it has become shorter since it was opened")
-                    yield data
+        yield from edited_pieces(source, touched, edits)
         edits.check()
 
     kept = {key: value for key, value in source.metadata.items() if not key.startswith(_STALE)}

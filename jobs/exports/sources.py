@@ -7,7 +7,7 @@ byte: no tensor beyond the end, none over another, no gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,14 @@ class UnetSource:
         return self.files[name].read(name)
 
 
-def open_unet(folder: Path, *, d: int, values_only: bool = False) -> UnetSource:
+def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequence[Path] | None = None) -> UnetSource:
     """Find the projections that an operator edits.
 
     Args:
         folder: `unet/` of a diffusers folder, sharded or not.
         d: Width of the operator.
         values_only: Whether it leaves the keys alone.
+        files: Weights of one variant; None: those of the default, or of the only one.
 
     Raises:
         ModelError: It can't be edited (see `time_ops.surfaces`), or its files are not whole.
@@ -182,20 +183,20 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False) -> UnetSource:
         model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
     names = tuple(f"{p.name}.weight" for p in text_projections(model, d=d, values_only=values_only))
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name in set(names)}
-    files: dict[str, SafetensorsSource] = {}
-    for path in _weight_files(folder):
+    held: dict[str, SafetensorsSource] = {}
+    for path in _weight_files(folder) if files is None else files:
         source = open_safetensors(path)
-        files |= dict.fromkeys(source.entries, source)
-    faults = [f"{name} is missing" for name in names if name not in files]
+        held |= dict.fromkeys(source.entries, source)
+    faults = [f"{name} is missing" for name in names if name not in held]
     for name in names:
-        entry = files[name].entries[name] if name in files else None
+        entry = held[name].entries[name] if name in held else None
         if entry is not None and entry.shape != shapes[name]:
             faults.append(f"{name} has shape {list(entry.shape)}, the configuration promises {list(shapes[name])}")
         if entry is not None and entry.dtype not in DTYPES:
             faults.append(f"{name} is stored as {entry.dtype}, a format of quantised weights")
     if faults:
         raise ModelError.listing(f"the weights in {folder.name}/ do not fit its configuration:", faults[:8])
-    return UnetSource(config, names, {name: files[name] for name in names})
+    return UnetSource(config, names, {name: held[name] for name in names})
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,16 @@ from typing import Any, BinaryIO
 import torch
 
 from infra.storage import StorageError
-from jobs.exports.sources import DTYPES, Entry
+from jobs.exports.sources import DTYPES, Entry, SafetensorsSource
 from time_ops import EditOperator, ModelError
 
-__all__ = ["Edits", "Written", "entries_of", "tensor_bytes", "write_file", "write_safetensors"]
+__all__ = ["Edits", "Written", "edited_pieces", "entries_of", "tensor_bytes", "write_file", "write_safetensors"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HASH = "modelspec.hash_sha256"
 _UNKNOWN = "0x" + "0" * 64
 _ALIGNED = 8
+_CHUNK_BYTES = 8 << 20
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -92,6 +93,29 @@ def entries_of(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> l
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor on the CPU, as the format stores them."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def edited_pieces(
+    source: SafetensorsSource, touched: Collection[str], edit: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Iterator[bytes | memoryview]:
+    """Yield a file's tensors by offset, those named in `touched` edited; memory: one weight.
+
+    Raises:
+        ModelError: As `edit`, or the file has changed since it was opened.
+
+    """
+    with source.path.open("rb") as stream:
+        for entry in sorted(source.entries.values(), key=lambda e: e.begin):
+            if entry.name in touched:
+                yield tensor_bytes(edit(entry.name, source.read(entry.name)))
+                continue
+            stream.seek(source.data_at + entry.begin)
+            for at in range(entry.begin, entry.end, _CHUNK_BYTES):
+                wanted = min(_CHUNK_BYTES, entry.end - at)
+                data = stream.read(wanted)
+                if len(data) != wanted:
+                    raise ModelError(f"{source.path.name}: it has become shorter since it was opened")
+                yield data
 
 
 def write_safetensors(
