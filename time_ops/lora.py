@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from time_ops.errors import EditError, ModelError
-from time_ops.operator import EditOperator
+from time_ops.operator import EditOperator, Inputs
 
 __all__ = ["LowRank", "truncate"]
 
@@ -55,6 +55,19 @@ class LowRank:
 
         """
         return weight.double() @ self.lift
+
+    def operator(self, whole: EditOperator) -> EditOperator:
+        """Give the edit at this rank as an operator: what an audit of it takes, without any weight.
+
+        W + up @ down = W (I + lift @ down), so it is a transform of the embeddings like the whole one.
+
+        Args:
+            whole: The edit that was truncated.
+
+        """
+        kept = Inputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
+        eye = torch.eye(whole.d, dtype=torch.float64)
+        return EditOperator(eye + self.lift @ self.down, (*whole.steps, kept), whole.condition)
 
 
 def truncate(

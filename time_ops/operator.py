@@ -67,6 +67,8 @@ class Inputs:
         preserved: Sorted records of the preserved prompts, each with its lam.
         encoder: The text encoder; None where embeddings were made by hand.
         values_only: Only the value projections are edited.
+        rank: Of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
+            weights of the model that it is for.
 
     """
 
@@ -74,6 +76,7 @@ class Inputs:
     preserved: tuple[EditRecord, ...] = ()
     encoder: EncoderDigest | None = None
     values_only: bool = False
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(sorted(self.edits, key=_sort_key)))
@@ -474,6 +477,7 @@ def _canonical_step(step: Inputs) -> dict[str, Any]:
         "preserved": [_canonical_record(r) for r in step.preserved],
         "encoder": None if step.encoder is None else asdict(step.encoder),
         "values_only": step.values_only,
+        **({} if step.rank is None else {"rank": step.rank}),
     }
 
 
@@ -484,6 +488,7 @@ def _step_from(stored: Mapping[str, Any]) -> Inputs:
         tuple(_record_from(r) for r in stored["preserved"]),
         None if encoder is None else EncoderDigest(**encoder),
         bool(stored["values_only"]),
+        stored.get("rank"),
     )
 
 

@@ -16,7 +16,7 @@ from infra.storage import ObjectMissing, ObjectStore, StorageError, in_parallel
 from jobs.exports.checksums import CHECKSUMS, checksums_text, parse_checksums, sha256_of
 from time_ops.errors import ModelError
 
-__all__ = ["MODEL_INDEX", "Stored", "publish"]
+__all__ = ["MODEL_INDEX", "Stored", "promote", "publish", "remove"]
 
 MODEL_INDEX = "model_index.json"
 
@@ -85,6 +85,56 @@ def publish(
         folder.discard_unfinished()
         place(main)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def promote(
+    store: ObjectStore, source: str, target: str, changed: Mapping[str, bytes], *, main: str = MODEL_INDEX
+) -> str:
+    """Make the folder `target` hold what a published folder does, with some small files changed, and end the source.
+
+    The server copies what it can. Done again after a break it goes on: the source ends last.
+
+    Args:
+        store: of both.
+        source: the published folder; may be `target` itself.
+        target: where to.
+        changed: files that are written anew, or are added.
+        main: see `publish`; small, as it is read.
+
+    Returns:
+        The SHA-256 of SHA256SUMS, in hex.
+
+    Raises:
+        ModelError, ObjectMissing: the source is no published folder.
+        StorageError: the store refuses or fails.
+    """
+    origin, folder = store.sub(source), store.sub(target)
+    digests = parse_checksums(origin.get(CHECKSUMS).decode())
+    changed = {main: origin.get(main), **changed}
+    digests |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
+    text = checksums_text(digests)
+    there = set(folder.list())
+    if not _is_published(folder, there, text, digests):
+        kept = _unpublish(folder, there, main, set(digests))
+
+        def place(name: str) -> None:
+            if name in changed:
+                folder.put(name, changed[name])
+            elif source != target and not (name in kept and folder.stat(name).sha256 == digests[name]):
+                folder.copy(origin, name, name, sha256=digests[name])
+
+        in_parallel(place, [name for name in digests if name != main])
+        folder.put(CHECKSUMS, text.encode(), content_type="text/plain")
+        place(main)
+    if source != target:
+        remove(store, source, main=main)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove(store: ObjectStore, prefix: str, *, main: str = MODEL_INDEX) -> None:
+    """Delete a published folder, what makes it one first."""
+    folder = store.sub(prefix)
+    _unpublish(folder, set(folder.list()), main, set())
 
 
 def _is_published(folder: ObjectStore, there: set[str], text: str, digests: Mapping[str, str]) -> bool:
