@@ -50,7 +50,6 @@ TickFlag = Annotated[
     str | None, typer.Option(help="2026-11-21T00:00Z: what this audit of the series stands for; default: from now.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
-ExportForm = Literal["diffusers", "single-file", "lora", "operator", "tensors"]
 
 
 def _config(file: Path | None, assignments: Sequence[str] | None, **flags: Any) -> RunConfig:
@@ -144,7 +143,8 @@ def audit(
 def export(
     run: Annotated[str, typer.Argument(help="URL or path of a finished run's folder, <output>/runs/NAME.")],
     form: Annotated[
-        list[ExportForm] | None, typer.Option(help="What to write; may be repeated. Default: diffusers.")
+        list[str] | None,
+        typer.Option(help="diffusers (default), single-file, lora, operator or tensors; may be repeated."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base model, where the run's was a folder that is elsewhere now.")
@@ -169,12 +169,12 @@ def export(
     What passes lies under exports/<form>/ of the run, with SHA256SUMS; what does not stays exports/<form>-candidate/.
     """
     from infra.storage import StorageSettings
-    from jobs.exporting import Wanted, export_config
+    from jobs.exporting import Wanted, export_config, known_forms
     from jobs.exporting import export as export_job
 
     flags = {"model": model, "classifier": classifier}
     settings, earlier = export_config(run, StorageSettings.from_environment(), flags, assignments or ())
-    wanted = Wanted(tuple(dict.fromkeys(form or ["diffusers"])), base_file, only_unet, rank, error, dtype, force)
+    wanted = Wanted(known_forms(form or ["diffusers"]), base_file, only_unet, rank, error, dtype, force)
     _connect()
     found, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
     if as_json:

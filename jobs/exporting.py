@@ -32,14 +32,14 @@ from jobs.exports.checking import check_export
 from jobs.exports.forms import RECORD, Dtype, ExportTask, main_file
 from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote
-from jobs.exports.schema import Exported, Form, RankAudit
+from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.lease import Lease
 from jobs.models import Origin, cache_folder
 from jobs.pool import Pool
 from jobs.session import tally_tasks, text_embeddings
 from time_ops import EditError, EditOperator, ModelError
 
-__all__ = ["Wanted", "export", "export_config", "main"]
+__all__ = ["Wanted", "export", "export_config", "known_forms", "main"]
 
 _FORCE = "--force exports it all the same, and says so in its metadata and card"
 
@@ -65,6 +65,18 @@ class Wanted:
     error: float = 1e-3
     dtype: Dtype | None = None
     force: bool = False
+
+
+def known_forms(names: Sequence[str]) -> tuple[Form, ...]:
+    """The forms of these names, each once.
+
+    Raises:
+        ConfigError: there is no such form.
+    """
+    unknown = [name for name in names if name not in FORMS]
+    if unknown:
+        raise ConfigError(f"there is no form {', '.join(unknown)}; give one of {', '.join(FORMS)}")
+    return tuple(form for form in FORMS if form in names)
 
 
 def export_config(
