@@ -26,7 +26,7 @@ from jobs.card import model_card
 from jobs.cells import audit_cells
 from jobs.config import AuditConfig, RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
-from jobs.errors import ConfigError, ExitCode
+from jobs.errors import ConfigError, ExitCode, NotPassedError
 from jobs.exports.card import export_card
 from jobs.exports.checking import check_export
 from jobs.exports.forms import RECORD, Dtype, ExportTask, main_file
@@ -125,12 +125,14 @@ def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console
         What was exported, and the code to end with: 5 or 6 where one of them does not pass, and stays a candidate.
 
     Raises:
-        ConfigError: the run's gates did not pass, or a flag is missing.
+        NotPassedError: the run's gates did not pass.
+        ConfigError: a flag is missing.
         ModelError, EditError, StorageError, ClusterError: see `jobs.errors`.
     """
     passed = earlier.report.verdict == "pass"
     if not passed and not wanted.force:
-        raise ConfigError(f"the run's verdict is {earlier.report.verdict}, so nothing of it is exported; {_FORCE}")
+        verdict = earlier.report.verdict
+        raise NotPassedError(f"the run's verdict is {verdict}, so nothing of it is exported; {_FORCE}", verdict)
     if "single-file" in wanted.forms and wanted.base_file is None:
         raise ConfigError("a single file is made from the base model's own single file: --base-file FILE")
     return _Export(config, earlier, wanted, console).run()

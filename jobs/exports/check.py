@@ -172,13 +172,11 @@ def open_export(
 
 
 def _with_unet(base: Any, unet: Any, dtype: torch.dtype) -> Any:
-    """A pipeline of the base's other parts, moved to no other dtype than theirs."""
+    """A pipeline of the base's other parts, which take the dtype in copies of their own."""
     parts = {**base.components, "unet": unet}
     if dtype != base.unet.dtype:
-        # The text encoder's states are cast by who draws; the VAE decodes in the latents' dtype.
-        parts["vae"] = copy.deepcopy(base.vae).to(dtype)
-        if parts.get("safety_checker") is not None:
-            parts["safety_checker"] = copy.deepcopy(base.safety_checker).to(dtype)
+        others = [name for name, part in parts.items() if name != "unet" and isinstance(part, torch.nn.Module)]
+        parts |= {name: copy.deepcopy(parts[name]).to(dtype) for name in others}
     return type(base)(**parts, requires_safety_checker=base.config.requires_safety_checker)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infra.storage import LocalStore, ObjectStore, StorageError, open_store
 from jobs.exports.checksums import CHECKSUMS, verify_folder
-from jobs.exports.publishing import Stored, publish
+from jobs.exports.publishing import Stored, promote, publish, remove
 from tests.faults import FaultyProxy
 from tests.wire import Wire, read_only
 
@@ -162,3 +162,48 @@ def test_only_a_unet_has_another_main_file(store: ObjectStore, tmp_path: Path) -
     files = made(tmp_path / "new", "new", ("unet/config.json", "unet/weights.safetensors"))
     publish(files, store, "c", main="unet/config.json")
     assert whole(store, "c", files, tmp_path / "back")
+
+
+def test_a_folder_is_promoted_with_its_card_changed_and_the_old_one_ends(store: ObjectStore, tmp_path: Path) -> None:
+    files = made(tmp_path / "new", "new")
+    publish(made(tmp_path / "old", "old", (*NAMES, "unet/shard-2.safetensors")), store, "run/checkpoint")
+    publish(files, store, "run/candidate")
+    digest = promote(store, "run/candidate", "run/checkpoint", {"README.md": b"passed", "export.json": b"{}"})
+    assert not list(store.list("run/candidate"))
+    (tmp_path / "new" / "README.md").write_bytes(b"passed")
+    (tmp_path / "new" / "export.json").write_bytes(b"{}")
+    wanted = files | {"export.json": tmp_path / "new" / "export.json"}
+    assert whole(store, "run/checkpoint", wanted, tmp_path / "a")
+    assert digest == hashlib.sha256(store.get(f"run/checkpoint/{CHECKSUMS}")).hexdigest()
+    # In place: only the card is another one.
+    assert promote(store, "run/checkpoint", "run/checkpoint", {"README.md": b"ungated"}) != digest
+    (tmp_path / "new" / "README.md").write_bytes(b"ungated")
+    assert whole(store, "run/checkpoint", wanted, tmp_path / "b")
+    with pytest.raises(StorageError):
+        promote(store, "run/candidate", "run/checkpoint", {})
+    assert whole(store, "run/checkpoint", wanted, tmp_path / "c")
+
+
+def test_a_promotion_that_broke_off_is_gone_on_with(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = s3.store()
+    files = made(tmp_path / "new", "new")
+    publish(files, store, "run/candidate")
+    put = type(store).put
+
+    def refuse(self: ObjectStore, key: str, data: bytes, **options: Any) -> None:
+        if key == CHECKSUMS:
+            raise StorageError("the store is gone")
+        put(self, key, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "put", refuse)
+        with pytest.raises(StorageError, match="gone"):
+            promote(store, "run/candidate", "run/checkpoint", {"README.md": b"passed"})
+    assert not store.exists("run/checkpoint/model_index.json")
+    assert whole(store, "run/candidate", files, tmp_path / "a")
+    promote(store, "run/candidate", "run/checkpoint", {"README.md": b"passed"})
+    (tmp_path / "new" / "README.md").write_bytes(b"passed")
+    assert whole(store, "run/checkpoint", files, tmp_path / "b")
+    assert not list(store.list("run/candidate"))
+    remove(store, "run/checkpoint")
+    assert not list(store.list("run"))
