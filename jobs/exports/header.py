@@ -25,7 +25,7 @@ Form = Literal["single_file", "lora", "tensors", "operator"]
 _VERSION = "1.0.1"
 _UNKNOWN_ARCHITECTURE = "stable-diffusion-custom"
 # A path, or a place on some store, in a value that is to be published.
-_PLACE = re.compile(r"""(?:^|[\s"'(=,])(?:/|~/|[A-Za-z]:\\|file:|s3://)""")
+_PLACE = re.compile(r"""(?:^|[\s"'(=,])(?:~?/\w|[A-Za-z]:\\|file:|s3://)""")
 
 
 @dataclass(frozen=True)

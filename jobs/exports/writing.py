@@ -39,7 +39,7 @@ class Written:
     Attributes:
         path: Where.
         size_bytes: Its size.
-        tensors: How many of its tensors are the edit's.
+        tensors: How many edited tensors it holds; of a LoRA, for how many layers.
 
     """
 

@@ -16,6 +16,7 @@ from tests.jobs.exports.original_layout import single_file
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
 from time_ops import EditOperator
 
+BASE_HEADER = {"modelspec.title": "the base", "modelspec.license": "openrail", "sshs_model_hash": "of the base"}
 HEADER = {"modelspec.title": "an edit", "evenhand.run": "r1"}
 
 
@@ -64,7 +65,7 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def xl(tmp_path_factory: pytest.TempPathFactory) -> Model:
     place = tmp_path_factory.mktemp("xl")
     make_xl_pipe().save_pretrained(place / "folder")
-    save_file(single_file(place / "folder"), place / "xl.safetensors", metadata={"modelspec.title": "the base"})
+    save_file(single_file(place / "folder"), place / "xl.safetensors", metadata=BASE_HEADER)
     return Model(StableDiffusionXLPipeline, place / "folder", place / "xl.safetensors", 48, 16)
 
 

@@ -58,6 +58,11 @@ def test_no_place_gets_out(place: str) -> None:
         file_header("lora", SPEC, replace(PROVENANCE, run=place))
 
 
+def test_words_and_links_are_no_places() -> None:
+    spec = replace(SPEC, title="SD 1.4 / 35 professions", license="https://licences.org/a", description="and/or: both")
+    assert file_header("lora", spec, PROVENANCE)["modelspec.title"] == spec.title
+
+
 @pytest.mark.parametrize(
     ("unet", "prediction", "wanted"),
     [
