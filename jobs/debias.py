@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from jobs.calibrating import calibrate
-from jobs.card import model_card
+from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
 from jobs.exports.checking import check_export
 from jobs.exports.checksums import CHECKSUMS
+from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote
 from jobs.report.schema import Report, Shipped
 from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
-from jobs.results import EditedProfession, evaluate, with_gate
+from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
 from jobs.session import Session, open_session
 from jobs.shards import BASE
 from manifests import resolved_targets
@@ -83,7 +84,7 @@ class _Job:
             config.seed,
             confusion=config.confusion,
         )
-        shipped = self._write_candidate(operator)
+        shipped = self._write_candidate(operator, result)
         result = with_gate(result, shipped.gate)
         pictures = write_pictures(session, tallies, first_shards(session, list(variants.values())), result)
         report = report_of(
@@ -92,12 +93,20 @@ class _Job:
         self._publish(report)
         return conclude(session, self.console, report, pictures)
 
-    def _write_candidate(self, operator: EditOperator) -> Shipped:
+    def _write_candidate(self, operator: EditOperator, result: AuditResult) -> Shipped:
         """The checkpoint as `candidate/`, opened again from storage and compared with what was audited."""
         self.session.lease.check()
         self.session.reporter.say(f"writing {_CANDIDATE}/")
         prefix = f"{self.folder.prefix}/{_CANDIDATE}"
-        self.session.pool.call("write_checkpoint", self.session.probe.model, operator, _NOT_CHECKED, prefix)
+        made = Provenance(
+            self.session.probe.model,
+            self.manifest.digest,
+            lams_digest(operator),
+            self.folder.run,
+            result.verdict.value,
+        )
+        title = edited_title(self.config.model, len(self.manifest.professions))
+        self.session.pool.call("write_checkpoint", operator, made, title, _NOT_CHECKED, prefix)
         return check_export(
             "diffusers",
             prefix,

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.audit import audit
-from jobs.card import model_card
+from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import AuditConfig, RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
@@ -220,7 +220,7 @@ class _Export:
             form,
             self.operator,
             provenance,
-            title=f"{report.provenance['model']}, debiased over {len(report.professions)} professions",
+            title=edited_title(str(report.provenance["model"]), len(report.professions)),
             date=report.created,
             prefix=self._candidate(form),
             card=self._card(origin),

@@ -24,6 +24,7 @@ from jobs.exports.check import Compared, Sample, compare, is_half, open_export
 from jobs.exports.checksums import verify_folder
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.forms import ExportTask, write_export
+from jobs.exports.header import Provenance, file_header, spec_of
 from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
@@ -182,16 +183,19 @@ class AuditWorker:
         """Where the model comes from."""
         return origin_of(self._model_folder)
 
-    def write_checkpoint(self, expected: str, operator: EditOperator, card: str, prefix: str) -> str:
+    def write_checkpoint(
+        self, operator: EditOperator, provenance: Provenance, title: str, card: str, prefix: str
+    ) -> str:
         """The edited checkpoint, from this worker's copy of the model; see `jobs.exports.diffusers_folder`."""
         run = prefix.rpartition("/")[0]
         return write_checkpoint(
             self._model_folder,
-            expected,
+            provenance.base_digest,
             operator,
             card,
             self._store,
             prefix,
+            header=file_header("tensors", spec_of(self._model_folder, title), provenance),
             scratch=self._cache,
             settings=self._settings,
             beside=(f"{run}/candidate", f"{run}/checkpoint"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.lora import truncate
+from time_ops.operator import EditRecord, Inputs
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -107,3 +111,17 @@ def test_what_can_not_be_truncated_is_refused() -> None:
         truncate(operator, [torch.full((8, 4), torch.inf)])
     with pytest.raises(ModelError, match="no weights"):
         truncate(operator, [])
+
+
+def test_as_an_operator_it_is_the_update_and_no_other_one(tmp_path: Path) -> None:
+    """What an audit at that rank takes: keys of its images must tell it from the whole edit and from other ranks."""
+    step = Inputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1),))
+    whole = replace(operator_of(16, 9), steps=(step,))
+    weights = [drawn(40, 16, seed=i) for i in range(3)]
+    two, four = (truncate(whole, weights, rank=rank) for rank in (2, 4))
+    found = two.operator(whole)
+    for weight in weights:
+        torch.testing.assert_close(weight @ found.matrix, weight + two.up(weight) @ two.down)
+    assert len({whole.digest, found.digest, four.operator(whole).digest}) == 3
+    assert EditOperator.load(found.save(tmp_path / "two.safetensors")).digest == found.digest
+    assert [s.rank for s in found.steps] == [None, 2]
