@@ -15,7 +15,7 @@ from jobs.report import figures
 from jobs.report.figures import finite
 from jobs.report.schema import DeltaFigure, GateResult, RateFigure, Report, ShareFigure, VariantSummary
 
-__all__ = ["model_card"]
+__all__ = ["edited_title", "model_card"]
 
 _MOST_LAMS = 40
 """Professions up to which a card lists each one's lam."""
@@ -57,7 +57,7 @@ def model_card(
     summary, name = report.summary, base_model.rstrip("/").rpartition("/")[2]
     licence = _licence(base_card)
     provenance = report.provenance
-    title = f"{name}, debiased over {len(report.professions)} professions"
+    title = edited_title(base_model, len(report.professions))
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -105,6 +105,11 @@ def model_card(
         manifest=provenance.get("manifest"),
     )
     return str(ModelCard(content))
+
+
+def edited_title(base_model: str, professions: int) -> str:
+    """What an edited model is called: the base model's last name, and over how many professions."""
+    return f"{base_model.rstrip('/').rpartition('/')[2]}, debiased over {professions} professions"
 
 
 def _licence(base_card: str | None) -> dict[str, Any]:

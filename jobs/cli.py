@@ -139,6 +139,49 @@ def audit(
     raise typer.Exit(int(outcome.code))
 
 
+@app.command(epilog="Example: evenhand export s3://bucket/prefix/runs/NAME --form lora --form operator")
+def export(
+    run: Annotated[str, typer.Argument(help="URL or path of a finished run's folder, <output>/runs/NAME.")],
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="diffusers (default), single-file, lora, operator or tensors; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base model, where the run's was a folder that is elsewhere now.")
+    ] = None,
+    classifier: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    base_file: Annotated[
+        str | None, typer.Option(help="For a single file: the base model's own, a path or s3://bucket/key.")
+    ] = None,
+    only_unet: Annotated[bool, typer.Option("--only-unet", help="Of a diffusers folder: unet/ alone.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of a LoRA; default: as --error asks.")] = None,
+    error: Annotated[float, typer.Option(min=0, max=0.99, help="What a LoRA may leave out of the edit.")] = 1e-3,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Of a LoRA; default: the model's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Although a gate did not pass; its card says so.")] = False,
+    assignments: SetFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was exported, as JSON.")] = False,
+) -> None:
+    """Export a finished run's edit: as a diffusers folder, single file, LoRA, operator or the edited tensors alone.
+
+    Each is opened again from storage and drawn with beside the edit that was audited; a LoRA is audited at its rank.
+    What passes lies under exports/<form>/ of the run, with SHA256SUMS; what does not stays exports/<form>-candidate/.
+    """
+    from infra.storage import StorageSettings
+    from jobs.exporting import Wanted, export_config, known_forms
+    from jobs.exporting import export as export_job
+
+    flags = {"model": model, "classifier": classifier}
+    settings, earlier = export_config(run, StorageSettings.from_environment(), flags, assignments or ())
+    wanted = Wanted(known_forms(form or ["diffusers"]), base_file, only_unet, rank, error, dtype, force)
+    _connect()
+    found, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
+    if as_json:
+        typer.echo(f"[{','.join(each.model_dump_json() for each in found)}]")
+    raise typer.Exit(int(code))
+
+
 @app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")
 def submit(
     config: ConfigFile = None,

@@ -205,6 +205,11 @@ class GatesConfig(Section):
     failed_images: Probability = Field(
         0.05, description="at most: audit images that are none (black, not finite, undecodable, of failed shards)"
     )
+    shipped: Probability = Field(
+        0.95,
+        description="at least: images whose label an export in half precision keeps, against the audited edit; one in "
+        "full precision has to keep all of the few that are compared",
+    )
     regression: Probability | None = Field(
         0.05,
         description="at most: rise of Delta, pooled and mean within wordings, against what an audit is compared with; "
@@ -238,6 +243,15 @@ class AuditConfig(Section):
                 "run of its own and give that run as against"
             )
         return self
+
+
+class ExportConfig(Section):
+    """How a checkpoint or an export is checked once it is stored: see `evenhand export`."""
+
+    images: int = Field(16, ge=1, description="images drawn with it and with the audited edit, in full precision")
+    half_images: int = Field(
+        500, ge=1, description="likewise where the weights or the sampler are of half precision, whose labels are gated"
+    )
 
 
 class WorkersConfig(Section):
@@ -375,6 +389,7 @@ class RunConfig(BaseSettings):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     gates: GatesConfig = Field(default_factory=GatesConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)

@@ -12,19 +12,25 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from jobs.calibrating import calibrate
-from jobs.card import model_card
+from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
-from jobs.export import CHECKSUMS
-from jobs.report.schema import Report
+from jobs.exports.checking import check_export
+from jobs.exports.checksums import CHECKSUMS
+from jobs.exports.header import Provenance, lams_digest
+from jobs.exports.publishing import promote
+from jobs.report.schema import Report, Shipped
 from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
-from jobs.results import EditedProfession, evaluate
+from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
 from jobs.session import Session, open_session
 from jobs.shards import BASE
 from manifests import resolved_targets
 from time_ops import EditOperator
 
 __all__ = ["Outcome", "debias", "main"]
+
+_CANDIDATE = "candidate"
+_NOT_CHECKED = "Not checked yet: the run that writes this is under way, or has failed.\n"
 
 
 def debias(config: RunConfig, console: Console) -> Outcome:
@@ -78,16 +84,44 @@ class _Job:
             config.seed,
             confusion=config.confusion,
         )
+        shipped = self._write_candidate(operator, result)
+        result = with_gate(result, shipped.gate)
         pictures = write_pictures(session, tallies, first_shards(session, list(variants.values())), result)
-        report = report_of(session, result, tallies, pictures, operator=operator, calibration=found.section)
-        self._publish(report, operator)
+        report = report_of(
+            session, result, tallies, pictures, operator=operator, calibration=found.section, shipped=shipped
+        )
+        self._publish(report)
         return conclude(session, self.console, report, pictures)
 
-    def _publish(self, report: Report, operator: EditOperator) -> None:
-        """`checkpoint/` once the gates pass; until then `candidate/`, marked ungated."""
+    def _write_candidate(self, operator: EditOperator, result: AuditResult) -> Shipped:
+        """The checkpoint as `candidate/`, opened again from storage and compared with what was audited."""
         self.session.lease.check()
-        name = "checkpoint" if report.verdict == "pass" else "candidate"
-        self.session.reporter.say(f"writing {name}/")
+        self.session.reporter.say(f"writing {_CANDIDATE}/")
+        prefix = f"{self.folder.prefix}/{_CANDIDATE}"
+        made = Provenance(
+            self.session.probe.model,
+            self.manifest.digest,
+            lams_digest(operator),
+            self.folder.run,
+            result.verdict.value,
+        )
+        title = edited_title(self.config.model, len(self.manifest.professions))
+        self.session.pool.call("write_checkpoint", operator, made, title, _NOT_CHECKED, prefix)
+        return check_export(
+            "diffusers",
+            prefix,
+            operator,
+            pool=self.session.pool,
+            config=self.config,
+            tasks=self.session.tasks(self.cells),
+            texts=self.texts,
+            say=self.session.reporter.say,
+        )
+
+    def _publish(self, report: Report) -> None:
+        """`checkpoint/` once every gate passes; else it stays `candidate/`, and its card says that it is ungated."""
+        self.session.lease.check()
+        name = "checkpoint" if report.verdict == "pass" else _CANDIDATE
         origin = self.session.pool.call("origin")
         card = model_card(
             report,
@@ -98,8 +132,8 @@ class _Job:
             revision=origin.revision,
             base_card=origin.card,
         )
-        prefix = f"{self.folder.prefix}/{name}"
-        written = self.session.pool.call("write_checkpoint", self.session.probe.model, operator, card, prefix)
+        below = self.folder.prefix
+        written = promote(self.session.store, f"{below}/{_CANDIDATE}", f"{below}/{name}", {"README.md": card.encode()})
         self.folder.note(f"{name}/{CHECKSUMS}", written)
 
 

@@ -60,6 +60,14 @@ class LeaseHeldError(JobError):
     code = ExitCode.LEASE_HELD
 
 
+class NotPassedError(JobError):
+    """What was asked for is not done to a run whose gates did not pass."""
+
+    def __init__(self, message: str, verdict: str) -> None:
+        super().__init__(message)
+        self.code = ExitCode.GATE_FAILED if verdict == "fail" else ExitCode.GATE_INCONCLUSIVE
+
+
 class ShardsFailedError(JobError):
     """Some shards failed for good; what was done stays done."""
 

@@ -19,6 +19,7 @@ from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
 __all__ = [
     "Found",
     "finite",
+    "gate",
     "is_recognised",
     "is_undetermined",
     "listed",
@@ -81,25 +82,25 @@ def read_gates(
 ) -> list[GateResult]:
     """Every gate, read against the end of the interval that matters; those that need a base only where there is one."""
     results = [
-        _gate("delta", bounds.pooled, gates.delta, "at most"),
-        _gate("delta_within", bounds.within, gates.delta_within, "at most"),
-        _gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
+        gate("delta", bounds.pooled, gates.delta, "at most"),
+        gate("delta_within", bounds.within, gates.delta_within, "at most"),
+        gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
     ]
     for code, label in enumerate(labels):
         shown = [(f.tally.ok[-1], shows_its_label(f, -1)) for f in found if f.named == code]
         if shown:
             kept = ratios.rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
-            results.append(_gate(f"explicit:{label}", kept, gates.explicit))
+            results.append(gate(f"explicit:{label}", kept, gates.explicit))
     audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
     failed = ratios.rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
-    results.append(_gate("failed_images", failed, gates.failed_images, "at most"))
+    results.append(gate("failed_images", failed, gates.failed_images, "at most"))
     if found[0].tally.codes.shape[0] == 2:
         for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
             both, edited, base, _ = _pairs(found, kind, is_recognised)
-            results.append(_gate(name, ratios.paired_ratio(both, edited, base), limit))
+            results.append(gate(name, ratios.paired_ratio(both, edited, base), limit))
         _, edited, base, n = _pairs(found, "audit", is_undetermined)
         rise = ratios.paired_difference(edited, base, n)
-        results.append(_gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
+        results.append(gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
     return results
 
 
@@ -118,7 +119,7 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
     far = max(each, key=lambda one: -1.0 if one.value is None else one.value)
     # The ends of the largest of several, as their intervals hold at once.
     worst = Rate(far.value, far.n, max(one.low for one in each), max(one.high for one in each))
-    result = _gate("profession", worst, limit, "at most")
+    result = gate("profession", worst, limit, "at most")
     beyond = sorted(np.flatnonzero(found.beyond).tolist(), key=lambda i: -found.value[i])
     if beyond:
         told = [f"{names[i]} ({number(each[i].value)})" for i in beyond]
@@ -136,12 +137,13 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
 def regression_gates(paired: PairedDeltas, limit: float) -> list[GateResult]:
     """The rise of Delta from the reference to the audited model, pooled and mean within wordings."""
     return [
-        _gate("regression", paired.difference, limit, "at most"),
-        _gate("regression_within", paired.difference_within, limit, "at most"),
+        gate("regression", paired.difference, limit, "at most"),
+        gate("regression_within", paired.difference_within, limit, "at most"),
     ]
 
 
-def _gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
+def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
+    """Read a figure's interval against a limit."""
     outcome = (ratios.gate_upper if direction == "at most" else ratios.gate_lower)(found, limit)
     reason = ""
     if outcome is Verdict.INCONCLUSIVE:

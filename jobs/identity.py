@@ -33,7 +33,7 @@ KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
 # Where things lie, who works and who is told; what these lead to is in the contents.
 _UNDECIDING = {
     *("manifest", "model", "classifier", "output", "run"),
-    *("workers", "storage", "audit", "schedule", "mlflow"),
+    *("workers", "storage", "audit", "schedule", "mlflow", "export"),
 }
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from infra.storage import StorageError, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
+from jobs.exports.checksums import verify_folder
 from time_ops.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Origin",
+    "Staged",
     "age_out",
     "cache_folder",
     "check_kind",
@@ -39,6 +42,7 @@ __all__ = [
     "resolve_dtype",
     "safetensors_header",
     "stage",
+    "staged_from",
 ]
 
 _READ_BYTES = 1 << 20
@@ -77,6 +81,30 @@ def origin_of(folder: Path) -> Origin:
     return Origin(hub_id, revision, card)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Where in an object store a staged folder comes from.
+
+    Attributes:
+        url: the prefix.
+        tags: entity tag of each object as it was downloaded, by its name below the prefix.
+    """
+
+    url: str
+    tags: Mapping[str, str]
+
+
+def staged_from(folder: Path) -> Staged | None:
+    """Where `stage` downloaded this folder from; None where it did not."""
+    note = _note_of(folder)
+    return Staged(**json.loads(note.read_text(encoding="utf-8"))) if note.is_file() else None
+
+
+def _note_of(folder: Path) -> Path:
+    """Beside the folder: in it, it would be part of the model."""
+    return folder.with_suffix(".source.json")
+
+
 def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool) -> Path:
     """The model's folder on this node.
 
@@ -87,7 +115,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         pipeline: a diffusers pipeline (only the files it loads are fetched) or a single transformers model.
 
     Raises:
-        ModelError: no such model, or one without safetensors.
+        ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS.
         StorageError: the object store can't be read.
     """
     if reference.startswith("s3://"):
@@ -117,9 +145,19 @@ def _download(url: str, settings: StorageSettings, cache: Path) -> Path:
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            open_store(url, settings).download_folder("", partial)
+            store = open_store(url, settings)
+            tags = _tags(store)
+            store.download_folder("", partial)
+            if _tags(store) != tags:
+                raise StorageError(f"{url} changes while it is read; try again once it is whole", url, retriable=True)
+            verify_folder(partial, url)
+            _note_of(folder).write_text(json.dumps({"url": url, "tags": tags}), encoding="utf-8")
             partial.rename(folder)
     return folder
+
+
+def _tags(store: ObjectStore) -> dict[str, str]:
+    return {name: store.stat(name).tag for name in store.list()}
 
 
 def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:

@@ -16,7 +16,7 @@ from jobs.config import SamplerConfig
 from jobs.models import check_kind
 from time_ops.errors import ModelError
 
-__all__ = ["SCHEDULERS", "load_pipeline"]
+__all__ = ["SCHEDULERS", "load_pipeline", "prepared"]
 
 # diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +52,11 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
+    return prepared(pipe, sampler, device, dtype)
+
+
+def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """A loaded pipeline made ready to sample, see `load_pipeline`."""
     name, extra = SCHEDULERS[sampler.scheduler]
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **extra)
     pipe.set_progress_bar_config(disable=True)

@@ -16,7 +16,7 @@ from jobs.identity import made_on, provenance_of
 from jobs.pictures import choose_pictures
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
-from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report
+from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Shipped
 from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, sentence
 from jobs.session import Session
@@ -88,6 +88,7 @@ def report_of(
     kind: Literal["debias", "audit"] = "debias",
     reference: Reference | None = None,
     calibration: Calibration | None = None,
+    shipped: Shipped | None = None,
     compared_with: Mapping[str, object] | None = None,
 ) -> Report:
     """All of `report.json`; figures, cost and provenance as the session has them now.
@@ -101,6 +102,7 @@ def report_of(
         kind: of which job.
         reference: what an audit was compared with.
         calibration: how the operator was found.
+        shipped: how the stored checkpoint compares.
         compared_with: what is known of the making of the reference's images, where another run made them.
     """
     edit = (
@@ -128,6 +130,7 @@ def report_of(
         controls=result.controls,
         margin_sweep=result.margin_sweep,
         calibration=calibration,
+        shipped=shipped,
         pictures=pictures.pairs,
         cost=_cost(session),
         provenance={

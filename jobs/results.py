@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,7 @@ from time_ops.inference import Interval, corrected_shares, moved, off_target, re
 from time_ops.parity import ParityFigure, demographic_parity
 from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
 
-__all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence"]
+__all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence", "with_gate"]
 
 _NOT_A_WORD = re.compile("[_:]")
 
@@ -166,6 +166,12 @@ def evaluate(
         compared,
         _movements(names, joint.sum(axis=1), targets[:, 0]) if compared else [],
     )
+
+
+def with_gate(result: AuditResult, gate: GateResult) -> AuditResult:
+    """The result with one more gate, and the verdict of all."""
+    gates = [*result.gates, gate]
+    return replace(result, gates=gates, verdict=ratios.combine(Verdict(g.outcome) for g in gates))
 
 
 def _joint(codes: np.ndarray, labels: int) -> np.ndarray:

@@ -37,7 +37,7 @@ from jobs.worker import AuditWorker
 from manifests import Manifest
 from time_ops import EditOperator
 
-__all__ = ["DEBIAS", "Job", "RunFinished", "Session", "open_session"]
+__all__ = ["DEBIAS", "Job", "RunFinished", "Session", "open_session", "tally_tasks", "text_embeddings"]
 
 _LEASE_BEATS = 4
 # A driver that is told to stop has seconds, not the minutes that it has for a store that is away.
@@ -118,20 +118,11 @@ class Session:
 
     def texts(self) -> Any:
         """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
-        subjects = [(p.name, p.source) for p in self.manifest.professions]
-        return ray.put(self.pool.call("texts", subjects, self.config.controls))
+        return text_embeddings(self.pool, self.manifest, self.config)
 
     def tasks(self, cells: Sequence[Cell]) -> list[TallyTask]:
         """The cells with their rows in the text embeddings: professions first, then controls."""
-        names = [p.name for p in self.manifest.professions]
-        subjects = {name: i for i, name in enumerate(names)}
-        controls = {prompt: len(names) + i for i, prompt in enumerate(self.config.controls)}
-        return [
-            TallyTask(cell, None, controls[cell.subject])
-            if cell.kind == "control"
-            else TallyTask(cell, subjects[cell.subject], subjects[cell.subject])
-            for cell in cells
-        ]
+        return tally_tasks(cells, self.manifest, self.config)
 
     def tally(
         self,
@@ -170,6 +161,25 @@ class Session:
         """The last write: the shards and files that the run rests on."""
         self.lease.check()
         self.folder.complete(verdict, int(code), [d for d in self.used if d not in self.spent.failed])
+
+
+def text_embeddings(pool: Pool, manifest: Manifest, config: RunConfig) -> Any:
+    """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
+    subjects = [(p.name, p.source) for p in manifest.professions]
+    return ray.put(pool.call("texts", subjects, config.controls))
+
+
+def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) -> list[TallyTask]:
+    """The cells with their rows in the text embeddings: professions first, then controls."""
+    names = [p.name for p in manifest.professions]
+    subjects = {name: i for i, name in enumerate(names)}
+    controls = {prompt: len(names) + i for i, prompt in enumerate(config.controls)}
+    return [
+        TallyTask(cell, None, controls[cell.subject])
+        if cell.kind == "control"
+        else TallyTask(cell, subjects[cell.subject], subjects[cell.subject])
+        for cell in cells
+    ]
 
 
 @contextmanager

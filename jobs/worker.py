@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,13 +20,18 @@ import torch
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
-from jobs.export import write_checkpoint
+from jobs.exports.check import Compared, Sample, compare, is_half, open_export
+from jobs.exports.checksums import verify_folder
+from jobs.exports.diffusers_folder import write_checkpoint
+from jobs.exports.forms import ExportTask, write_export
+from jobs.exports.header import Provenance, file_header, spec_of
+from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.maker import ShardMaker
 from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
-from jobs.shards import Shard, ShardError, ShardOutcome, ShardSpec
+from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
 from time_ops import EditOperator, ModelError, Statistics
@@ -67,6 +73,7 @@ class AuditWorker:
         # Models load once, and the text encoder runs for one call at a time.
         self._models = threading.RLock()
         # Threads are given where no GPU is asked for. Ray hides no GPU from such a worker, so it has to look away.
+        self._opened: tuple[str, tuple[Any, EditOperator | None, torch.dtype]] | None = None
         self._device = torch.device("cuda" if threads is None and torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -176,9 +183,67 @@ class AuditWorker:
         """Where the model comes from."""
         return origin_of(self._model_folder)
 
-    def write_checkpoint(self, expected: str, operator: EditOperator, card: str, prefix: str) -> str:
-        """The edited checkpoint, from this worker's copy of the model; see `jobs.export`."""
-        return write_checkpoint(self._model_folder, expected, operator, card, self._store, prefix)
+    def write_checkpoint(
+        self, operator: EditOperator, provenance: Provenance, title: str, card: str, prefix: str
+    ) -> str:
+        """The edited checkpoint, from this worker's copy of the model; see `jobs.exports.diffusers_folder`."""
+        run = prefix.rpartition("/")[0]
+        return write_checkpoint(
+            self._model_folder,
+            provenance.base_digest,
+            operator,
+            card,
+            self._store,
+            prefix,
+            header=file_header("tensors", spec_of(self._model_folder, title), provenance),
+            scratch=self._cache,
+            settings=self._settings,
+            beside=(f"{run}/candidate", f"{run}/checkpoint"),
+        )
+
+    def write_export(self, task: ExportTask, beside: tuple[str, ...] = ()) -> Exported:
+        """An export of the edited model in any form; see `jobs.exports.forms`."""
+        return write_export(
+            task, self._model_folder, self._store, scratch=self._cache, settings=self._settings, beside=beside
+        )
+
+    def export_precision(self, form: Form, prefix: str) -> tuple[str, bool]:
+        """The dtype that an export is stored in, and whether half precision is in play when it is drawn with."""
+        with self._models:
+            _, _, dtype = self._open_export(form, prefix)
+            return str(dtype).removeprefix("torch."), is_half(dtype, self._pipe.unet.dtype)
+
+    def compare_export(
+        self, form: Form, prefix: str, operator: EditOperator, wanted: Sequence[Sample], texts: TextEmbeddings
+    ) -> Compared:
+        """An export opened from storage, its images beside those of the audited edit; see `jobs.exports.check`."""
+        with self._models:
+            pipe, own, _ = self._open_export(form, prefix)
+            drawn = Generator(pipe, self._config.sampler)
+            if own is not None:
+                drawn.add_operator(own)
+            self._generator.add_operator(operator)
+            return compare(
+                (drawn, BASE if own is None else own.digest),
+                (self._generator, operator.digest),
+                wanted,
+                self._classifier,
+                texts,
+                self._config.undetermined_margin,
+            )
+
+    def _open_export(self, form: Form, prefix: str) -> tuple[Any, EditOperator | None, torch.dtype]:
+        """A published folder of the store, checked against its SHA256SUMS and opened; the last one stays open."""
+        if self._opened is None or self._opened[0] != prefix:
+            self._opened = None
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="fetched-", dir=self._cache) as name:
+                folder = Path(name)
+                self._store.download_folder(prefix, folder)
+                verify_folder(folder, self._store.url(prefix))
+                found = open_export(form, folder, self._pipe, self._model_folder, self._config.sampler)
+            self._opened = prefix, found
+        return self._opened[1]
 
     def run(self, specs: Sequence[ShardSpec], operator: EditOperator | None = None) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.

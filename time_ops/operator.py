@@ -67,6 +67,8 @@ class Inputs:
         preserved: Sorted records of the preserved prompts, each with its lam.
         encoder: The text encoder; None where embeddings were made by hand.
         values_only: Only the value projections are edited.
+        rank: Of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
+            weights of the model that it is for.
 
     """
 
@@ -74,6 +76,7 @@ class Inputs:
     preserved: tuple[EditRecord, ...] = ()
     encoder: EncoderDigest | None = None
     values_only: bool = False
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(sorted(self.edits, key=_sort_key)))
@@ -246,6 +249,25 @@ class EditOperator:
             for hook in hooks:
                 hook.remove()
 
+    def edited(self, weight: torch.Tensor) -> torch.Tensor:
+        """Compute W A for one projection: bit for bit what `fold_into` puts in its place.
+
+        Args:
+            weight: [out, d], of any dtype and device.
+
+        Returns:
+            [out, d], same dtype and device; multiplied in float64, cast once. It may overflow its dtype.
+
+        Raises:
+            ModelError: It reads embeddings of another width.
+
+        """
+        if weight.ndim != 2 or weight.shape[1] != self.d:
+            raise ModelError(f"a projection of shape {list(weight.shape)} does not fit an operator of width {self.d}")
+        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+        wide = weight.to(device=device, dtype=torch.float64)
+        return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
+
     def fold_into(self, module: Any) -> Fold:
         """Edit a UNet's key and value projections in place: W becomes W A, in float64, cast once.
 
@@ -265,7 +287,7 @@ class EditOperator:
         projections = text_projections(module, d=self.d, values_only=self.values_only)
         check_loaded(module)
         with torch.no_grad():
-            edited = [self._edited(p.layer.weight) for p in projections]
+            edited = [self.edited(p.layer.weight) for p in projections]
             overflowing = [
                 p.name for p, w in zip(projections, edited, strict=True) if not bool(torch.isfinite(w).all())
             ]
@@ -383,11 +405,6 @@ class EditOperator:
         # c + (A - I) c: a weak edit loses no digits, and the identity gives back the very bits.
         return (wide + wide @ shift.T).to(embeds.dtype)
 
-    def _edited(self, weight: torch.Tensor) -> torch.Tensor:
-        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
-        wide = weight.to(device=device, dtype=torch.float64)
-        return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
-
     def _shift(self, device: torch.device) -> torch.Tensor:
         """Place A - I on a device, in its widest dtype; kept, as every denoising batch asks for it."""
         if device not in self._placed:
@@ -460,6 +477,7 @@ def _canonical_step(step: Inputs) -> dict[str, Any]:
         "preserved": [_canonical_record(r) for r in step.preserved],
         "encoder": None if step.encoder is None else asdict(step.encoder),
         "values_only": step.values_only,
+        **({} if step.rank is None else {"rank": step.rank}),
     }
 
 
@@ -470,6 +488,7 @@ def _step_from(stored: Mapping[str, Any]) -> Inputs:
         tuple(_record_from(r) for r in stored["preserved"]),
         None if encoder is None else EncoderDigest(**encoder),
         bool(stored["values_only"]),
+        stored.get("rank"),
     )
 
 

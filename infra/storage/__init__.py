@@ -7,7 +7,7 @@ Settings carry no secret. Credentials come from boto3's own chain on the machine
 stores pickle, and a driver hands them to its workers.
 """
 
-from infra.storage.base import FOLDER_THREADS, ObjectStore
+from infra.storage.base import FOLDER_THREADS, ObjectStat, ObjectStore, in_parallel
 from infra.storage.errors import InvalidKey, ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key, safe_name
 from infra.storage.local import LocalStore
@@ -22,11 +22,13 @@ __all__ = [
     "ObjectChanged",
     "ObjectExists",
     "ObjectMissing",
+    "ObjectStat",
     "ObjectStore",
     "S3Store",
     "StorageError",
     "StorageSettings",
     "check_key",
+    "in_parallel",
     "open_store",
     "safe_name",
 ]

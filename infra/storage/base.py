@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.storage.errors import ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key
 
-__all__ = ["FOLDER_THREADS", "ObjectStore", "existing_file"]
+__all__ = ["FOLDER_THREADS", "ObjectStat", "ObjectStore", "check_source", "existing_file", "in_parallel"]
 
 FOLDER_THREADS = 4
 """Files of a folder in flight at once; each large one moves in as many parts again."""
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What a store says of an object without handing it out.
+
+    Attributes:
+        size: Bytes.
+        tag: Its entity tag, as of `get_tagged`: other bytes, another tag.
+        sha256: Of its bytes in hex, where it was uploaded by `ObjectStore.upload` or the store is a folder; else None.
+
+    """
+
+    size: int
+    tag: str
+    sha256: str | None
 
 
 class ObjectStore(ABC):
@@ -76,6 +94,15 @@ class ObjectStore(ABC):
         """Return whether there is an object with exactly this key."""
 
     @abstractmethod
+    def stat(self, key: str) -> ObjectStat:
+        """Return an object's size and digests; a folder reads the file for it.
+
+        Raises:
+            ObjectMissing: there is none.
+
+        """
+
+    @abstractmethod
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below the folder `prefix` ("" for all), whole and sorted by code point."""
 
@@ -94,7 +121,50 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
-        """Copy a local file to an object, in parts and in bounded memory."""
+        """Copy a local file to an object, in parts and in bounded memory.
+
+        An object that is known to hold the file's bytes is not sent again, and an upload that broke off goes on where
+        it stopped if the store allows it; nobody else may upload to the same key meanwhile.
+        """
+
+    @abstractmethod
+    def discard_unfinished(self, prefix: str = "") -> None:
+        """Remove what broken-off uploads below `prefix` ("" for all) have left; no upload may be under way there."""
+
+    def copies_from(self, source: ObjectStore) -> bool:
+        """Return whether `copy` from there needs no download: the server copies, or both are folders."""
+        del source
+        return False
+
+    def copy(
+        self,
+        source: ObjectStore,
+        source_key: str,
+        key: str,
+        *,
+        if_match: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """Copy an object of any store to this one: within a server where it can, else by way of a local file.
+
+        Args:
+            source: the store to copy from, which may be this one.
+            source_key: the object there.
+            key: the object here.
+            if_match: copy only the object that has this entity tag (`stat`).
+            sha256: of its bytes, in hex, where the caller knows it: recorded, and a source known to differ is refused.
+
+        Raises:
+            ObjectMissing: there is none.
+            ObjectChanged: it has another tag or digest.
+
+        """
+        tag = check_source(source, source_key, if_match, sha256).tag
+        with tempfile.TemporaryDirectory(prefix="evenhand-") as folder:
+            file = Path(folder) / "object"
+            source.download(source_key, file)
+            check_source(source, source_key, tag, sha256)  # what was downloaded is what was looked at
+            self.upload(file, key)
 
     @abstractmethod
     def url(self, key: str = "") -> str:
@@ -191,15 +261,36 @@ class ObjectStore(ABC):
 
 def _in_order(names: Collection[str], last: Sequence[str], move: Callable[[str], None]) -> None:
     """Move all names but `last` in parallel, stopping at the first failure, then the last ones in their order."""
-    pool = ThreadPoolExecutor(FOLDER_THREADS, thread_name_prefix="evenhand-folder")
-    try:
-        for done in [pool.submit(move, name) for name in names if name not in last]:
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    in_parallel(move, [name for name in names if name not in last])
     for name in last:
         if name in names:
             move(name)
+
+
+def in_parallel(move: Callable[[str], None], names: Collection[str]) -> None:
+    """Call `move` for all names, `FOLDER_THREADS` at once, beginning none after the first failure, which is raised."""
+    pool = ThreadPoolExecutor(FOLDER_THREADS, thread_name_prefix="evenhand-folder")
+    try:
+        for done in [pool.submit(move, name) for name in names]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_source(source: ObjectStore, key: str, if_match: str | None, sha256: str | None) -> ObjectStat:
+    """Return what is to be copied.
+
+    Raises:
+        ObjectMissing: there is none.
+        ObjectChanged: it has another tag or digest.
+
+    """
+    found = source.stat(key)
+    if if_match is not None and found.tag != if_match:
+        raise ObjectChanged(f"copy {source.url(key)}: it has changed.", source.url(key))
+    if sha256 is not None and found.sha256 not in (None, sha256):
+        raise ObjectChanged(f"copy {source.url(key)}: it holds other bytes, by its digest.", source.url(key))
+    return found
 
 
 def existing_file(path: str | os.PathLike[str], url: str) -> Path:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from infra.storage.base import ObjectStore, existing_file
+from infra.storage.base import ObjectStat, ObjectStore, check_source, existing_file
 from infra.storage.errors import InvalidKey, ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import PARTIAL, check_key, join
 
 __all__ = ["LocalStore"]
 
 _LOCK_TIMEOUT_S = 60.0
+_LOCK = f"{PARTIAL}lock"
 
 
 class LocalStore(ObjectStore):
@@ -103,7 +104,7 @@ class LocalStore(ObjectStore):
         with self._reporting("write", key):
             if not path.is_file():
                 raise ObjectChanged(f"write {url}: it is gone.", url)
-            with FileLock(path.with_name(f"{PARTIAL}lock"), timeout=_LOCK_TIMEOUT_S):
+            with FileLock(path.with_name(_LOCK), timeout=_LOCK_TIMEOUT_S):
                 try:
                     found = _tag(path.read_bytes())
                 except FileNotFoundError as error:
@@ -117,6 +118,13 @@ class LocalStore(ObjectStore):
         path = self._path(key)
         with self._reporting("look up", key):
             return path.is_file()
+
+    def stat(self, key: str) -> ObjectStat:
+        """See `ObjectStore.stat`; the tag is a digest of the bytes."""
+        path = self._path(key)
+        with self._reporting("look up", key), path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return ObjectStat(stream.tell(), digest, digest)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `ObjectStore.list`; links that lead out are left out."""
@@ -152,6 +160,38 @@ class LocalStore(ObjectStore):
         """See `ObjectStore.upload`."""
         source = existing_file(path, self.url(key))
         self._write(key, lambda beside: shutil.copyfile(source, beside), if_absent=False)
+
+    def copies_from(self, source: ObjectStore) -> bool:
+        """See `ObjectStore.copies_from`: from file to file."""
+        return isinstance(source, LocalStore)
+
+    def copy(
+        self,
+        source: ObjectStore,
+        source_key: str,
+        key: str,
+        *,
+        if_match: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """See `ObjectStore.copy`; from file to file, without a third."""
+        if not isinstance(source, LocalStore):
+            super().copy(source, source_key, key, if_match=if_match, sha256=sha256)
+            return
+        if if_match is not None or sha256 is not None:
+            check_source(source, source_key, if_match, sha256)
+        path = source._path(source_key)
+        if not source.exists(source_key):
+            raise ObjectMissing(f"copy {path}: no such object.", source.url(source_key))
+        self._write(key, lambda beside: shutil.copyfile(path, beside), if_absent=False)
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        """See `ObjectStore.discard_unfinished`."""
+        start = self._path(prefix.removesuffix("/")) if prefix else self._base()
+        with self._reporting("tidy up", prefix):
+            for path in start.rglob(f"{PARTIAL}*"):
+                if path.name != _LOCK:
+                    path.unlink(missing_ok=True)
 
     def url(self, key: str = "") -> str:
         """See `ObjectStore.url`: an absolute path."""

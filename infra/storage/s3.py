@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
-from infra.storage.base import ObjectStore, existing_file
+from infra.storage.base import ObjectStat, ObjectStore, check_source, existing_file
 from infra.storage.errors import ObjectChanged, ObjectExists, ObjectMissing, StorageError
 from infra.storage.keys import check_key, join
 from infra.storage.patience import patiently
 from infra.storage.s3_client import Client
 from infra.storage.s3_errors import FAILURES, explain, no_bucket
+from infra.storage.s3_upload import SHA256, Upload, abort_unfinished, digest_file, error_code
 from infra.storage.settings import StorageSettings
 
 if TYPE_CHECKING:
@@ -27,11 +28,17 @@ __all__ = ["S3Store"]
 
 _BODY_ATTEMPTS = 3
 _MISSING = ("NoSuchKey", "404")
+# What AWS answers about a missing object to those who may not list the bucket.
+_UNSEEN = ("403", "AccessDenied")
 _WRITER = "evenhand-writer"
 _Result = TypeVar("_Result")
-# 4 parts of 16 MiB: a transfer holds at most 64 MiB and its 25 MiB queue, whatever the size of the object.
+# 4 parts of 16 MiB: a download holds at most 64 MiB and its 25 MiB queue, whatever the size of the object.
 _TRANSFER = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4, preferred_transfer_client="classic"
+)
+# Parts that a server copies well within the time that an answer is waited for; S3 itself wants them from 5 GiB on.
+_COPY = TransferConfig(
+    multipart_threshold=256 << 20, multipart_chunksize=256 << 20, max_concurrency=4, preferred_transfer_client="classic"
 )
 
 
@@ -141,7 +148,7 @@ class S3Store(ObjectStore):
             try:
                 client.put_object(**request)
             except aws.ClientError as error:
-                code = str(error.response.get("Error", {}).get("Code"))
+                code = error_code(error)
                 if code in ("PreconditionFailed", "412") or (code in _MISSING and "IfMatch" in request):
                     if _writer_of(client, request) == request["Metadata"][_WRITER]:
                         return
@@ -194,12 +201,84 @@ class S3Store(ObjectStore):
 
         self._request("download", key, fetch)
 
+    def stat(self, key: str) -> ObjectStat:
+        """See `ObjectStore.stat`; the tag is the ETag."""
+        name = self._key(key)
+        head = self._request("look up", key, lambda client: client.head_object(Bucket=self._bucket, Key=name))
+        return ObjectStat(head["ContentLength"], head["ETag"], head["Metadata"].get(SHA256))
+
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
-        """See `ObjectStore.upload`."""
+        """See `ObjectStore.upload` and, for what is proven by it, `infra.storage.s3_upload`."""
         source, name = existing_file(path, self.url(key)), self._key(key)
-        self._request(
-            "upload", key, lambda client: client.upload_file(str(source), self._bucket, name, Config=_TRANSFER)
-        )
+        crc = self.settings.checksum_mode == "when_supported"
+        digests = self._request("upload", key, lambda _: digest_file(source))
+
+        def send(client: S3Client) -> None:
+            if not self._holds(client, name, digests.size, digests.sha256):
+                Upload(client, self._bucket, name, source, digests, crc).send()
+
+        self._request("upload", key, send)
+
+    def _holds(self, client: S3Client, name: str, size: int, sha256: str) -> bool:
+        try:
+            head = client.head_object(Bucket=self._bucket, Key=name)
+        except aws.ClientError as error:
+            if error_code(error) in (*_MISSING, *_UNSEEN):
+                return False
+            raise
+        return (head["ContentLength"], head["Metadata"].get(SHA256)) == (size, sha256)
+
+    def copies_from(self, source: ObjectStore) -> bool:
+        """See `ObjectStore.copies_from`: of one server."""
+        return isinstance(source, S3Store) and source.settings.endpoint_url == self.settings.endpoint_url
+
+    def copy(
+        self,
+        source: ObjectStore,
+        source_key: str,
+        key: str,
+        *,
+        if_match: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """See `ObjectStore.copy`; between stores of one server, the server copies, in parts where it is large."""
+        if not (isinstance(source, S3Store) and self.copies_from(source)):
+            super().copy(source, source_key, key, if_match=if_match, sha256=sha256)
+            return
+        found = check_source(source, source_key, if_match, sha256)
+        digest = sha256 or found.sha256
+        begin: Any = {"Bucket": source._bucket, "Key": source._key(source_key)}
+        name = self._key(key)
+        options = {
+            "CopySourceIfMatch": found.tag,
+            "MetadataDirective": "REPLACE",
+            "Metadata": {SHA256: digest} if digest else {},
+        }
+
+        def copy(client: S3Client) -> None:
+            try:
+                client.copy(
+                    begin, self._bucket, name, ExtraArgs=options, SourceClient=source._client.get(), Config=_COPY
+                )
+            except aws.ClientError as error:
+                if error_code(error) in ("PreconditionFailed", "412"):
+                    raise ObjectChanged(f"copy {source.url(source_key)}: it has changed.", self.url(key)) from error
+                raise
+
+        self._request("copy to", key, copy)
+        size = self.stat(key).size
+        if size != found.size:
+            raise StorageError(
+                f"copy {source.url(source_key)} to {self.url(key)}: {found.size:,} bytes became {size:,}. "
+                "The server is broken.",
+                self.url(key),
+            )
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        """See `ObjectStore.discard_unfinished`; credentials that may not list uploads leave them."""
+        folder = self._key(prefix.removesuffix("/")) if prefix else self._prefix
+        start = f"{folder}/" if folder else ""
+        self._request("tidy up", prefix, lambda client: abort_unfinished(client, self._bucket, start))
 
     def url(self, key: str = "") -> str:
         """See `ObjectStore.url`: `s3://bucket/prefix/key`."""
@@ -216,6 +295,6 @@ def _writer_of(client: S3Client, request: dict[str, Any]) -> str | None:
     try:
         return client.head_object(Bucket=request["Bucket"], Key=request["Key"])["Metadata"].get(_WRITER)
     except aws.ClientError as error:
-        if str(error.response.get("Error", {}).get("Code")) in _MISSING:
+        if error_code(error) in _MISSING:
             return None
         raise

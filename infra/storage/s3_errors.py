@@ -67,8 +67,6 @@ def explain(error: Exception, operation: str, url: str, client: Client) -> Stora
     settings = client.settings
     server = settings.endpoint_url or "AWS"
     tried = f"{operation} {url}"
-    if isinstance(error, boto3.exceptions.S3UploadFailedError) and isinstance(error.__context__, aws.ClientError):
-        error = error.__context__
     if isinstance(error, aws.ClientError):
         return _explain_answer(error, tried, url, client)
     if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError | aws.CredentialRetrievalError):

@@ -62,6 +62,7 @@ _GATES = {
     "controls": Measure("Controls still recognised", "rate"),
     "undetermined_increase": Measure("Rise in undetermined images", "points"),
     "failed_images": Measure("Images that are none", "rate"),
+    "shipped": Measure("Labels that the stored checkpoint keeps", "rate"),
     "regression": Measure("Rise of Delta, pooled over wordings", "delta"),
     "regression_within": Measure("Rise of Delta, mean within wordings", "delta"),
 }

@@ -288,6 +288,18 @@ class Cost(Figure):
     shards_failed: int
 
 
+class Shipped(Figure):
+    """What was exported, opened again from storage, against the transformed embeddings that were audited."""
+
+    dtype: str = Field(description="of the edited weights, as stored")
+    images: int = Field(description="drawn with both, on the audit's prompts and seeds")
+    failed: int = Field(description="of these, images that either could not draw; in no figure below")
+    largest_difference: float | None = Field(description="of one channel of one pixel, from 0 to 1")
+    mean_difference: float | None = Field(description="of all channels of all pixels")
+    same_label: RateFigure = Field(description="images whose label, undetermined included, is the same")
+    gate: GateResult
+
+
 class Report(Figure):
     """The whole of `report.json`."""
 
@@ -313,6 +325,7 @@ class Report(Figure):
         description="the same labels under other margins: margin, delta_base, delta_edited, undetermined_base, ...",
     )
     calibration: Calibration | None = Field(default=None, description="null: every strength was given")
+    shipped: Shipped | None = Field(default=None, description="the run's checkpoint as stored; null: it wrote none")
     pictures: list[PairedPicture]
     cost: Cost
     provenance: dict[str, object] = Field(description="versions, digests, settings; no secret, no path of a machine")

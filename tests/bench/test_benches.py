@@ -37,3 +37,11 @@ def test_gpu_on_a_cpu() -> None:
     rows = table_of("bench_gpu", "--device", "cpu", *sizes, "--repeats", 1)
     assert list(rows) == ["published", "plain", "ours, batch 2"]
     assert all(figure > 0 for figures in rows.values() for figure in figures)
+
+
+def test_export() -> None:
+    command = [sys.executable, "-m", "tests.bench.bench_export", "--narrow", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "under 1 GB beyond that before: yes" in done.stdout
+    assert "Conditions: " in done.stdout

@@ -1,4 +1,4 @@
-"""The audit job on a real Ray and a real S3 store with the demo model: alone, under an operator, compared.
+"""The audit and export jobs on a real Ray and a real S3 store with the demo model: alone, under an operator, compared.
 
 One `debias` run is what all audits start from, so most of their images are there already. Small on purpose: whether
 the figures are right is tested where they are computed.
@@ -33,6 +33,7 @@ from jobs.audit import audit
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
+from jobs.exports.checksums import verify_folder
 from jobs.identity import recipe_of
 from jobs.report.schema import Report
 from jobs.reporting import Outcome
@@ -240,3 +241,61 @@ def test_what_is_no_finished_run_ends_with_2_and_writes_nothing(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert set(here.store.list("runs")) == before
+
+
+def export(here: Workplace, *flags: str) -> int:
+    models = ["--model", str(PIPELINE_PATH), "--classifier", str(CLASSIFIER_PATH)]
+    with pytest.raises(SystemExit) as ended:
+        main(["export", here.debiased.url, *models, *flags])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_what_did_not_pass_is_exported_by_force_only(here: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    code = {"fail": 5, "inconclusive": 6}[here.debiased.report.verdict]
+    assert export(here, "--form", "lora") == code
+    assert "--force" in capsys.readouterr().err
+    assert export(here, "--form", "ckpt", "--force") == 2
+    assert "there is no form ckpt" in capsys.readouterr().err
+    assert export(here, "--form", "single-file", "--force") == 2
+    assert "--base-file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["export", here.debiased.url, "--force"])
+    assert ended.value.code == 2
+    assert "say where it is now: --model FOLDER" in capsys.readouterr().err
+    assert not list(here.store.list(f"runs/{here.debiased.run}/exports"))
+
+
+def test_exports_are_checked_audited_and_then_published(
+    here: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = f"runs/{here.debiased.run}/exports"
+    forms = [flag for form in ("operator", "lora", "diffusers") for flag in ("--form", form)]
+    assert export(here, *forms, "--force", "--json") == 0
+    found = {each["form"]: each for each in json.loads(capsys.readouterr().out)}
+    assert {name.split("/")[3] for name in here.store.list(below)} == set(found) == {"operator", "lora", "diffusers"}
+    for form, told in found.items():
+        folder = tmp_path / form
+        here.store.download_folder(f"{below}/{form}", folder)
+        verify_folder(folder, form)
+        assert json.loads((folder / "export.json").read_text()) == told
+        assert told["forced"]
+        assert "forced" in (folder / "README.md").read_text()
+        assert told["shipped"]["gate"]["outcome"] == "pass"
+        # All labelled images of the audit, where it has fewer than are asked for; drawn on its seeds.
+        assert told["shipped"]["same_label"]["n"] == told["shipped"]["images"] == 16
+    # At its rank, on the run's images' own seeds: all but the same edit, so all but the same figures.
+    audited = found["lora"]["audit"]
+    assert found["lora"]["error"] <= 1e-3
+    assert audited["delta_of_run"]["value"] == edited(here.debiased.report)["delta"]["value"]
+    assert abs(audited["delta"]["value"] - audited["delta_of_run"]["value"]) < 0.2
+    report = json.loads(here.store.get(f"runs/{audited['run']}/report.json"))
+    assert report["reference"]["run"] == here.debiased.run
+    assert report["provenance"]["operator"] != here.debiased.report.provenance["operator"]
+    # The run itself is as it was, and its own checkpoint was checked in the same way.
+    assert here.debiased.report.shipped is not None
+    assert here.debiased.report.shipped.same_label.value == 1
+    assert [gate.outcome for gate in here.debiased.report.gates if gate.name == "shipped"] == ["pass"]
+    sums = here.store.get(f"{below}/operator/SHA256SUMS")
+    assert export(here, "--form", "operator", "--force") == 0
+    assert here.store.get(f"{below}/operator/SHA256SUMS") == sums

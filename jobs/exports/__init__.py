@@ -1,0 +1,1 @@
+"""An edited model in every form that people load: local files in, local files out."""

@@ -1,0 +1,85 @@
+"""README.md of an export: the run's model card, what this form of it is, how it is loaded, how it was checked."""
+
+from __future__ import annotations
+
+from jobs.exports.check import FILES
+from jobs.exports.schema import Exported, Form
+from jobs.report.schema import DeltaFigure, RateFigure
+
+__all__ = ["export_card"]
+
+_LOADING: dict[Form, str] = {
+    "diffusers": "pipe = StableDiffusionPipeline.from_pretrained(FOLDER)",
+    "single-file": f'pipe = StableDiffusionPipeline.from_single_file("{FILES["single-file"]}")',
+    "lora": f'pipe.load_lora_weights(FOLDER, weight_name="{FILES["lora"]}")     # on the base model, at strength 1',
+    "operator": "from load_operator import edited_prompt\n"
+    'pipe(**edited_prompt(pipe, "a photo of a CEO"))     # on the base model',
+    "tensors": "pipe.unet.load_state_dict(safetensors.torch.load_file"
+    f'("{FILES["tensors"]}"), strict=False)     # on the base model',
+}
+_UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
+
+
+def export_card(card: str, exported: Exported, *, only_unet: bool = False) -> str:
+    """The text of README.md.
+
+    Args:
+        card: the run's model card.
+        exported: what was exported, and found of it.
+        only_unet: a diffusers folder that holds the UNet only.
+    """
+    lines = ["", f"## This export: {exported.form}", ""]
+    if exported.forced:
+        lines += ["**It was forced: a gate did not pass. Do not ship it.**", ""]
+    loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+    lines += ["```python", loading, "```", ""]
+    if exported.rank is not None:
+        lines += [
+            f"Rank {exported.rank}: it leaves out {exported.error:.2e} of the edit (Frobenius norm over all layers), "
+            f"{exported.weight_error:.2e} of the unedited weights; {exported.stored_error:.2e} of the edit as rounded "
+            "in the file. A strength s gives W + s W (A - I): only 1 was audited.",
+            "",
+        ]
+    lines += _checked(exported)
+    if exported.audit is not None:
+        found = exported.audit
+        lines += [
+            f"Audited at this rank (run `{found.run}`, verdict *{found.verdict}*), beside the whole edit:",
+            "",
+            "| | at this rank | whole edit |",
+            "|---|---|---|",
+            f"| Delta, pooled | {_delta(found.delta)} | {_delta(found.delta_of_run)} |",
+            f"| Delta, mean within wordings | {_delta(found.delta_within)} | {_delta(found.delta_within_of_run)} |",
+            f"| explicit prompts right | {_rate(found.explicit)} | |",
+            "",
+        ]
+    return card.rstrip("\n") + "\n" + "\n".join(lines)
+
+
+def _checked(exported: Exported) -> list[str]:
+    found = exported.shipped
+    if found is None:
+        return []
+    apart = (
+        "no image was drawn"
+        if found.mean_difference is None or found.largest_difference is None
+        else f"pixels differ by {found.mean_difference:.1e} on average, {found.largest_difference:.3f} at most (of 1)"
+    )
+    return [
+        f"Checked once it was stored ({found.dtype}): {found.images} images drawn with it and with the audited edit, "
+        f"on the audit's prompts and seeds; {apart}; labels are the same in {_rate(found.same_label)}: "
+        f"*{found.gate.outcome}*.",
+        "",
+    ]
+
+
+def _delta(figure: DeltaFigure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "unknown"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] (n = {figure.n:,})"
+
+
+def _rate(figure: RateFigure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return f"unknown (n = {figure.n:,})"
+    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}] (n = {figure.n:,})"

@@ -1,0 +1,57 @@
+"""The check of a stored export by the workers of a session: how many images it takes, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from jobs.config import RunConfig
+from jobs.exports.check import Compared, samples, shipped
+from jobs.exports.schema import Form
+from jobs.pool import Pool
+from jobs.report.schema import Shipped
+from jobs.tally import TallyTask
+from time_ops import EditOperator
+
+__all__ = ["check_export"]
+
+_CALL_IMAGES = 64
+"""Images of one call: opening the export has to be worth it."""
+
+
+def check_export(
+    form: Form,
+    prefix: str,
+    operator: EditOperator,
+    *,
+    pool: Pool,
+    config: RunConfig,
+    tasks: Sequence[TallyTask],
+    texts: Any,
+    say: Callable[[str], None] = lambda _: None,
+) -> Shipped:
+    """Open what was stored, draw with it and with the audited edit, and gate what differs.
+
+    Args:
+        form: of the export.
+        prefix: where it lies in the run's store.
+        operator: the audited edit.
+        pool: the workers.
+        config: the run's; `export` says how many images, `gates.shipped` what is asked of them.
+        tasks: the audit's cells, whose first images are drawn again.
+        texts: reference of the classifier's text embeddings.
+        say: told what is done.
+
+    Raises:
+        ModelError: the export can't be opened, or is not what was published.
+        StorageError, ClusterError: as `Pool`.
+    """
+    dtype, half = pool.call("export_precision", form, prefix)
+    wanted = samples(tasks, config.seed, config.export.half_images if half else config.export.images)
+    say(f"checking {prefix.rpartition('/')[2]}/: {len(wanted)} images with it and with the audited edit")
+    parts = [wanted[i : i + _CALL_IMAGES] for i in range(0, len(wanted), _CALL_IMAGES)]
+    calls = [(form, prefix, operator, part, texts) for part in parts]
+    found = sum((ray.get(result) for _, result in pool.map("compare_export", calls)), Compared())
+    return shipped(found, dtype, half=half, limit=config.gates.shipped)

@@ -1,0 +1,210 @@
+"""The edited model as a diffusers folder: the base model's files, its projections' values replaced in place.
+
+Nothing is loaded and saved again. Every file keeps its name (variant, shards and their index with it); a file of the
+UNet that holds edited projections is written with the same tensors in the same order, all others are the base model's
+very bytes, which a server that has them copies by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from jobs.exports.publishing import MODEL_INDEX, Stored, publish
+from jobs.exports.sources import SafetensorsSource, open_safetensors, open_unet
+from jobs.exports.writing import Edits, edited_pieces, tensor_bytes, write_safetensors
+from jobs.models import content_digest, staged_from
+from time_ops import EditOperator, ModelError
+
+__all__ = ["write_checkpoint", "write_edited_unet"]
+
+_KEPT = (".safetensors", ".json", ".txt", ".model")
+_PICKLED_INDEX = ".bin.index"
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_UNET, _CONFIG = "unet", "unet/config.json"
+
+
+def write_checkpoint(
+    base: Path,
+    expected: str,
+    operator: EditOperator,
+    card: str,
+    store: ObjectStore,
+    prefix: str,
+    *,
+    only_unet: bool = False,
+    header: Mapping[str, str] | None = None,
+    scratch: Path | None = None,
+    settings: StorageSettings | None = None,
+    beside: Sequence[str] = (),
+) -> str:
+    """Write the edited checkpoint below `prefix`; see `publish`. Memory: one weight and the parts under way.
+
+    Args:
+        base: folder of the base model.
+        expected: its content digest at the audit.
+        operator: the edit.
+        card: the model card's text.
+        store: where to.
+        prefix: where in it.
+        only_unet: leave the other components out; the folder is then opened by `UNet2DConditionModel`.
+        header: metadata for the edited files, added to their own; see `jobs.exports.header`.
+        scratch: where the edited files (5.1 GB for SDXL in half precision) lie meanwhile; None: the usual place.
+        settings: how to reach the store that the base model was staged from; None reads the environment.
+        beside: published folders in `store` that may hold some of the same files.
+
+    Returns:
+        The digest of SHA256SUMS.
+
+    Raises:
+        ModelError: the base model is not the one that was audited, or can't be edited.
+        StorageError: the store refuses, or there is no space left for the edited files.
+    """
+    if content_digest(base) != expected:
+        raise ModelError("the model has changed since it was audited; run the job again")
+    kept = _kept(base, only_unet=only_unet)
+    with _scratch(scratch) as folder:
+        edited = write_edited_unet(base / _UNET, operator, folder / _UNET, header)
+        operator.save(folder / "operator.safetensors")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        made = {name: folder / name for name in ("operator.safetensors", "README.md")}
+        made |= {f"{_UNET}/{path.name}": path for path in edited}
+        return publish(
+            kept | made,
+            store,
+            prefix,
+            main=_CONFIG if only_unet else MODEL_INDEX,
+            stored=_stored(base, kept.keys() - made.keys(), settings),
+            beside=beside,
+        )
+
+
+def write_edited_unet(
+    folder: Path, operator: EditOperator, out: Path, header: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write the files of a UNet that an edit changes, under their own names, and read the edited weights back.
+
+    Each variant in the folder is edited from its own values, in its own dtype: W A in float64, cast once.
+
+    Args:
+        folder: `unet/` of a diffusers folder.
+        operator: the edit.
+        out: where to.
+        header: metadata, added to each file's own.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: the UNet can't be edited, its files are not whole or lack projections that its configuration
+            promises (32 in all for SD 1.x and 2.x, 140 for SDXL), or the weights did not take the edit.
+        StorageError: there is no space left.
+    """
+    written = []
+    for files in _variants(folder):
+        unet = open_unet(folder, d=operator.d, values_only=operator.values_only, files=files)
+        edits = Edits(operator)
+        for source in {id(found): found for found in unet.files.values()}.values():
+            touched = [name for name in unet.names if unet.files[name] is source]
+            written.append(_write_file(source, touched, edits, out / source.path.name, header or {}))
+        edits.check()
+    return written
+
+
+def _write_file(
+    source: SafetensorsSource, touched: Sequence[str], edits: Edits, out: Path, header: Mapping[str, str]
+) -> Path:
+    digests: dict[str, str] = {}
+
+    def edit(name: str, weight: torch.Tensor) -> torch.Tensor:
+        edited = edits(name, weight)
+        digests[name] = _digest(edited)
+        return edited
+
+    pieces = edited_pieces(source, touched, edit)
+    write_safetensors(out, list(source.entries.values()), pieces, {**source.metadata, **header})
+    back = open_safetensors(out)
+    wrong = [name for name in touched if _digest(back.read(name)) != digests[name]]
+    if wrong or [*back.entries.values()] != [*source.entries.values()]:
+        raise ModelError(f"{out.name} did not come back as it was written; check the disk ({', '.join(wrong[:4])})")
+    return out
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+
+
+def _variants(folder: Path) -> list[list[Path]]:
+    """The weights in a folder, the shards of one variant together.
+
+    Raises:
+        ModelError: there are none, or a shard is missing.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.setdefault(_SHARD.sub("", file.name), []).append(file)
+    if not found:
+        raise ModelError(f"{folder.name}/ holds no safetensors; save the model with safe_serialization=True")
+    for name, files in found.items():
+        shards = [match for file in files if (match := _SHARD.search(file.name))]
+        count = int(shards[0][2]) if shards else 0
+        if shards and [int(shard[1]) for shard in shards] != list(range(1, count + 1)):
+            raise ModelError(f"{folder.name}/{name}: {len(files)} of {count} shards are there; fetch the model again")
+    return list(found.values())
+
+
+def _kept(base: Path, *, only_unet: bool) -> dict[str, Path]:
+    """The components that model_index.json names; single files beside them hold unedited weights, and stay out."""
+    index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
+    components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    wanted = {_UNET} if only_unet else components | {_UNET, MODEL_INDEX}
+    files = {path.relative_to(base).as_posix(): path for path in base.rglob("*") if path.is_file()}
+    return {
+        name: path
+        for name, path in sorted(files.items())
+        if path.suffix in _KEPT and _PICKLED_INDEX not in name and name.partition("/")[0] in wanted
+    }
+
+
+def _stored(base: Path, names: set[str], settings: StorageSettings | None) -> dict[str, Stored]:
+    """The objects that a staged model's files were downloaded from."""
+    staged = staged_from(base)
+    if staged is None:
+        return {}
+    source = open_store(staged.url, settings)
+    return {name: Stored(source, name, staged.tags[name]) for name in names if name in staged.tags}
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    """A folder for the time of the block.
+
+    Raises:
+        StorageError: there can be none, or the disk is full.
+    """
+    made = None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix="evenhand-", dir=folder))
+        yield made
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"the edited files can't be kept on this node until they are sent: {error.strerror or error}. Free some "
+            "space, or set EVENHAND_CACHE to a folder with more",
+            "" if made is None else made.as_posix(),
+        ) from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""What is said of an export: `export.json` beside its files, and a section of the report for a run's own checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.report.schema import DeltaFigure, Figure, RateFigure, Shipped, Verdict
+
+__all__ = ["FORMS", "Exported", "Form", "RankAudit"]
+
+Form = Literal["diffusers", "single-file", "lora", "operator", "tensors"]
+FORMS: tuple[Form, ...] = ("diffusers", "single-file", "lora", "operator", "tensors")
+
+
+class RankAudit(Figure):
+    """The audit of a LoRA at its rank, on the images' own seeds, beside the run's."""
+
+    run: str = Field(description="the audit's own run, in the same output")
+    verdict: Verdict
+    delta: DeltaFigure
+    delta_within: DeltaFigure
+    explicit: RateFigure
+    delta_of_run: DeltaFigure
+    delta_within_of_run: DeltaFigure
+
+
+class Exported(Figure):
+    """`export.json`: one export of a finished run."""
+
+    form: Form
+    run: str
+    verdict: Verdict = Field(description="of the run's audit")
+    forced: bool = Field(description="exported although a gate did not pass")
+    tensors: int = Field(description="how many of the edit's there are")
+    files: dict[str, int] = Field(description="bytes of each file but this one and SHA256SUMS")
+    rank: int | None = Field(default=None, description="of a LoRA")
+    error: float | None = Field(default=None, description="what the rank leaves out, relative to the edit")
+    weight_error: float | None = Field(default=None, description="the same, relative to the unedited weights")
+    stored_error: float | None = Field(default=None, description="as `error`, of the rounded numbers in the file")
+    shipped: Shipped | None = Field(default=None, description="how its images compare; null: not checked yet")
+    audit: RankAudit | None = None
