@@ -16,10 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.cells import text_cell
 from manifests.errors import Fault, ManifestError, in_order
@@ -80,6 +83,49 @@ class EditSet:
     left_out: tuple[Fault, ...] = ()
     rows: int = 0
     name: str = "edit set"
+
+    def without(self, unusable: Mapping[str, str]) -> EditSet:
+        """The same without the pairs, and the edits, that hold a prompt which can't be used.
+
+        Args:
+            unusable: prompt -> why, and what to do.
+
+        Raises:
+            ManifestError: no edit is left.
+        """
+        edits, faults = [], list(self.left_out)
+        for edit in self.edits:
+            kinds = []
+            for kind in (edit.positives, edit.negatives):
+                bad = {pair: next((p for p in (pair.source, pair.destination) if p in unusable), None) for pair in kind}
+                faults += [Fault(edit.row, None, f"{unusable[p]}; the pair is left out") for p in bad.values() if p]
+                kinds.append(tuple(pair for pair, prompt in bad.items() if prompt is None))
+            own = next((p for p in (edit.source, edit.destination) if p in unusable), None)
+            if own is None:
+                edits.append(replace(edit, positives=kinds[0], negatives=kinds[1]))
+            else:
+                faults.append(Fault(edit.row, None, f"{unusable[own]}; the edit is left out"))
+        if not edits:
+            raise ManifestError(self.name, faults)
+        return replace(self, edits=tuple(edits), left_out=in_order(faults))
+
+    def to_bytes(self) -> bytes:
+        """Parquet in the layout of the test set, with what can be used."""
+        widths = [max(len(getattr(edit, kind)) for edit in self.edits) for kind in ("positives", "negatives")]
+        columns: dict[str, list[str | None]] = {
+            "old": [edit.source for edit in self.edits],
+            "new": [edit.destination for edit in self.edits],
+        }
+        for kind, width, names in zip(
+            ("positives", "negatives"), widths, (("positive", "gt"), ("negative", "gn")), strict=True
+        ):
+            for i in range(width):
+                found = [getattr(edit, kind)[i : i + 1] for edit in self.edits]
+                columns[f"{names[0]}{i + 1}"] = [pair[0].source if pair else None for pair in found]
+                columns[f"{names[1]}{i + 1}"] = [pair[0].destination if pair else None for pair in found]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), sink)
+        return bytes(sink.getvalue())
 
     @cached_property
     def digest(self) -> str:

@@ -23,7 +23,17 @@ from scipy import stats
 
 from time_ops.ratios import Rate, exact_interval, paired_ratio
 
-__all__ = ["METRICS", "Evaluation", "chooses_destination", "evaluate", "harmonic_mean", "kept", "resampled_edits"]
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "Mean",
+    "chooses_destination",
+    "evaluate",
+    "harmonic_mean",
+    "kept",
+    "mean_over_edits",
+    "resampled_edits",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,6 +53,15 @@ class Evaluation:
     specificity: Rate
     harmonic: Rate
     f1: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over edits with its interval; None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 def chooses_destination(images: ArrayLike, source: ArrayLike, destination: ArrayLike) -> Bools:
@@ -152,6 +171,28 @@ def kept(joint: ArrayLike, draws: Ints, confidence: float = 0.95) -> Rate:
         ratios = drawn[:, 0] / drawn[:, 1]
     edits = int(present[0].sum())
     return _rate(means[0] / means[1], ratios, exact.low, exact.high, int(n.sum()), edits, confidence)
+
+
+def mean_over_edits(values: ArrayLike, draws: Ints, confidence: float = 0.95) -> Mean:
+    """Mean over edits of any measure `[E]`, NaN where an edit has none; the interval as in `evaluate`, over edits.
+
+    Raises:
+        ValueError: if the shapes don't fit.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or draws.shape[1:] != found.shape:
+        raise ValueError(f"values of shape {found.shape} don't fit draws of shape {draws.shape}")
+    present = np.isfinite(found)[None]
+    if not present.any():
+        return Mean(None, None, None)
+    rates = np.where(present, found, 0.0)
+    value = float(_means(rates, present, np.ones((1, len(found))))[0, 0])
+    drawn = _resampled(rates, present, draws)[:, 0]
+    drawn, edits = drawn[np.isfinite(drawn)], int(present.sum())
+    if edits < 2 or not len(drawn):
+        return Mean(value, None, None)
+    tail = _widened((1 - confidence) / 2, edits)
+    return Mean(value, float(np.quantile(drawn, tail)), float(np.quantile(drawn, 1 - tail)))
 
 
 def _rates(k: Floats, n: Floats) -> tuple[Floats, Bools]:
