@@ -458,8 +458,6 @@ class RunConfig(BaseSettings):
             "images_per_cell": self.images_per_cell,
             "explicit_images": self.explicit_images,
             "control_images": self.control_images,
-            "evaluate.images": self.evaluate.images,
-            "evaluate.control_images": self.evaluate.control_images,
         }
         odd = [f"{name} ({n})" for name, n in cells.items() if n % self.shard_images and n > self.shard_images]
         if odd:

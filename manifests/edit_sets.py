@@ -162,7 +162,7 @@ def read_edit_set(
     lines: dict[int, int | None] = {}
     seen: dict[tuple[str, str], int] = {}
     rows = 0
-    for raw in iter_rows(source, faults=faults, layout=Layout("edit set", _columns)):
+    for raw in iter_rows(source, faults=faults, layout=Layout("edit set", _columns, sparse=True)):
         rows = max(rows, raw.number)
         lines[raw.number] = raw.line
         found = _Row(raw, faults).edit()

@@ -158,6 +158,8 @@ class Layout:
     columns: Columns
     numbers: frozenset[str] = frozenset()
     """Columns of numbers; all others hold text."""
+    sparse: bool = False
+    """Whether a column of text may be empty from end to end."""
 
 
 MANIFEST = Layout("manifest", _columns, frozenset(COLUMNS) - frozenset(TEXT_COLUMNS))
@@ -189,7 +191,8 @@ def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], l
     usable = []
     for column in layout.columns(schema.names, faults, None):
         kind = schema.field(column).type
-        if not (_is_number(kind) if column in layout.numbers else _is_text(kind)):
+        empty = layout.sparse and pa.types.is_null(kind)
+        if not (empty or (_is_number(kind) if column in layout.numbers else _is_text(kind))):
             wanted = pa.float64() if column in layout.numbers else pa.string()
             faults.append(Fault(None, column, f"holds {kind}; write it as {wanted}"))
         else:
