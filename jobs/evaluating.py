@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -163,7 +164,7 @@ def texts_of(edits: Sequence[TestedEdit], controls: Sequence[str]) -> list[str]:
 
 
 def tasks_of(solved: Solved, config: RunConfig) -> list[MeasureTask]:
-    """All prompts of all edits, edit by edit: source, positives, negatives, controls."""
+    """All prompts of all edits, edit by edit: source, positives, negatives, and the controls that don't speak of it."""
     wanted = config.evaluate
     controls = config.controls if wanted.control_images else ()
     rows = {prompt: row for row, prompt in enumerate(texts_of(solved.edits, controls))}
@@ -179,11 +180,16 @@ def tasks_of(solved: Solved, config: RunConfig) -> list[MeasureTask]:
             tasks.append(
                 MeasureTask(number, role, source, wanted.images, rows[source], rows[destination], oracle, digests)
             )
-        for prompt in controls:
+        for prompt in (p for p in controls if not _speaks_of(p, edit.source)):
             tasks.append(
                 MeasureTask(number, "control", prompt, wanted.control_images, rows[prompt], None, None, digests)
             )
     return tasks
+
+
+def _speaks_of(control: str, source: str) -> bool:
+    """Whether a control holds an edit's source, and so is not unrelated to it."""
+    return re.search(rf"(?<!\w){re.escape(source)}(?!\w)", control, re.IGNORECASE) is not None
 
 
 def base_cells(tasks: Sequence[MeasureTask]) -> list[Cell]:

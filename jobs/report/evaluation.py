@@ -69,11 +69,10 @@ def render_evaluation(report: EvaluationReport, pictures: Mapping[str, bytes]) -
         pictures: content of the paths that `report.pictures` names; one that is not there is shown as missing.
     """
     best = best_of(report.summary)
-    drifts: list[tuple[str | None, float, Drift]] = []
-    for each in report.summary:
-        if each.drift is not None and each.lam is not None:
-            drifts.append((None, each.lam, each.drift))
-            drifts += [(control.prompt, each.lam, control) for control in report.controls if control.lam == each.lam]
+    drifts: list[tuple[str | None, float, Drift]] = [
+        (None, each.lam, each.drift) for each in report.summary if each.drift is not None and each.lam is not None
+    ]
+    drifts += [(control.prompt, control.lam, control) for control in report.controls if control.lam == best.lam]
     return (
         _environment()
         .get_template("evaluation.html")
@@ -116,24 +115,25 @@ def trade_off(summary: Sequence[VariantFigures]) -> TradeOff | None:
     def down(value: float | None) -> float | None:
         return None if value is None else 100 * (1 - (max(value, bottom) - bottom) / (1 - bottom))
 
-    dots = []
-    for number, (each, x, y) in enumerate(known):
+    dots: list[Dot] = []
+    boxes = [_box(across(x) or 0.0, down(y) or 0.0, "", "left", "0") for _, x, y in known]
+    for each, x, y in known:
         name = f"lam {figures.number(each.lam)}" if each.lam is not None else each.variant
-        place = across(x) or 0.0
+        place = across(x) or 0.0, down(y) or 0.0
+        side, dy = _beside(*place, name, boxes)
+        boxes.append(_box(*place, name, side, dy))
         dots.append(
             Dot(
                 each.variant,
                 name,
                 f"{name}: generality {_tip(each.generality)}, specificity {_tip(each.specificity)}",
-                place,
-                down(y) or 0.0,
+                *place,
                 across(each.generality.low),
                 across(each.generality.high),
                 down(each.specificity.low),
                 down(each.specificity.high),
-                "left" if place > 70 else "right",
-                # Neighbours tend to lie close; their names stand above and below in turn.
-                "-.6em" if number % 2 else "1.3em",
+                side,
+                dy,
             )
         )
     trail = "M" + "L".join(f"{10 * (across(x) or 0.0):.4g} {10 * (down(y) or 0.0):.4g}" for x, y in edited)
@@ -144,6 +144,32 @@ def trade_off(summary: Sequence[VariantFigures]) -> TradeOff | None:
         trail,
         "Generality against specificity: " + "; ".join(dot.tip for dot in dots),
     )
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(x: float, y: float, text: str, side: str, dy: str) -> Box:
+    """Left, top, right and bottom of a name beside a dot, or of the dot itself; roughly, in percent of the chart."""
+    if not text:
+        return x - 1.2, y - 1.8, x + 1.2, y + 1.8
+    width, top = 1.4 + 1.25 * len(text), y + {"-.6em": -6.0, ".35em": -2.5, "1.3em": 1.0}[dy]
+    left = x - width if side == "left" else x + 1.4
+    return left, top, left + width, top + 5
+
+
+def _beside(x: float, y: float, text: str, taken: Sequence[Box]) -> tuple[str, str]:
+    """Where a dot's name covers least: which side, and how far down."""
+
+    def covered(option: tuple[str, str]) -> float:
+        left, top, right, bottom = _box(x, y, text, *option)
+        outside = max(0.0, right - 104) + max(0.0, -left) + max(0.0, bottom - 100)
+        shared = (
+            max(0.0, min(right, b[2]) - max(left, b[0])) * max(0.0, min(bottom, b[3]) - max(top, b[1])) for b in taken
+        )
+        return 10 * outside + sum(shared)
+
+    return min([(side, dy) for dy in ("1.3em", "-.6em", ".35em") for side in ("right", "left")], key=covered)
 
 
 def _floor(values: Sequence[float]) -> float:

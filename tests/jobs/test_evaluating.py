@@ -113,6 +113,13 @@ def test_only_what_changes_has_an_oracle_of_its_own() -> None:
     ]
 
 
+def test_a_control_that_speaks_of_an_edits_source_is_not_unrelated_to_it() -> None:
+    run = config(evaluate=WANTED, controls=["a lake", "A photo of Roses", "a rosebush"])
+    tasks = tasks_of(solved(ROSES, KITES), run)
+    drift = [(task.edit, task.prompt) for task in tasks if task.role == "control"]
+    assert drift == [(0, "a lake"), (0, "a rosebush"), (1, "a lake"), (1, "A photo of Roses"), (1, "a rosebush")]
+
+
 def test_parts_hold_whole_prompts_in_order() -> None:
     tasks = [MeasureTask(i, "source", str(i), 9_000, 0, 1, None, ()) for i in range(5)]
     parts = list(measure_parts(tasks, 2))
