@@ -118,14 +118,15 @@ def trade_off(summary: Sequence[VariantFigures]) -> TradeOff | None:
     dots: list[Dot] = []
     boxes = [_box(across(x) or 0.0, down(y) or 0.0, "", "left", "0") for _, x, y in known]
     for each, x, y in known:
-        name = f"lam {figures.number(each.lam)}" if each.lam is not None else each.variant
+        text = figures.number(each.lam) if each.lam is not None else each.variant
+        name = f"lam {text}" if each.lam is not None else text
         place = across(x) or 0.0, down(y) or 0.0
-        side, dy = _beside(*place, name, boxes)
-        boxes.append(_box(*place, name, side, dy))
+        side, dy = _beside(*place, text, boxes, above=each.variant != "edited")
+        boxes.append(_box(*place, text, side, dy))
         dots.append(
             Dot(
                 each.variant,
-                name,
+                text,
                 f"{name}: generality {_tip(each.generality)}, specificity {_tip(each.specificity)}",
                 *place,
                 across(each.generality.low),
@@ -153,23 +154,24 @@ def _box(x: float, y: float, text: str, side: str, dy: str) -> Box:
     """Left, top, right and bottom of a name beside a dot, or of the dot itself; roughly, in percent of the chart."""
     if not text:
         return x - 1.2, y - 1.8, x + 1.2, y + 1.8
-    width, top = 1.4 + 1.25 * len(text), y + {"-.6em": -6.0, ".35em": -2.5, "1.3em": 1.0}[dy]
+    width, top = 1.4 + 1.9 * len(text), y + {"-.6em": -6.0, ".35em": -2.5, "1.3em": 1.0}[dy]
     left = x - width if side == "left" else x + 1.4
     return left, top, left + width, top + 5
 
 
-def _beside(x: float, y: float, text: str, taken: Sequence[Box]) -> tuple[str, str]:
-    """Where a dot's name covers least: which side, and how far down."""
+def _beside(x: float, y: float, text: str, taken: Sequence[Box], *, above: bool) -> tuple[str, str]:
+    """Where a dot's name covers least: which side, and how far down; rather above it, or below."""
 
     def covered(option: tuple[str, str]) -> float:
         left, top, right, bottom = _box(x, y, text, *option)
-        outside = max(0.0, right - 104) + max(0.0, -left) + max(0.0, bottom - 100)
+        outside = max(0.0, right - 101) + max(0.0, -left) + max(0.0, bottom - 100)
         shared = (
             max(0.0, min(right, b[2]) - max(left, b[0])) * max(0.0, min(bottom, b[3]) - max(top, b[1])) for b in taken
         )
         return 10 * outside + sum(shared)
 
-    return min([(side, dy) for dy in ("1.3em", "-.6em", ".35em") for side in ("right", "left")], key=covered)
+    heights = ("-.6em", "1.3em", ".35em") if above else ("1.3em", "-.6em", ".35em")
+    return min([(side, dy) for dy in heights for side in ("right", "left")], key=covered)
 
 
 def _floor(values: Sequence[float]) -> float:

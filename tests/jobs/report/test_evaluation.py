@@ -177,11 +177,11 @@ def test_the_chart_joins_the_lams_in_order() -> None:
     chart = trade_off(SWEEP)
     assert chart is not None
     by_name = {dot.text: dot for dot in chart.dots}
-    assert list(by_name) == ["base", "oracle", "lam 0.01", "lam 0.1", "lam 1"]
+    assert list(by_name) == ["base", "oracle", "0.01", "0.1", "1"]
     # The lowest end across is 5 %, so the axis begins at 0; up it is 55 %, so at 50 %.
-    assert by_name["lam 0.1"].x == pytest.approx(80)
-    assert by_name["lam 0.1"].y == pytest.approx(100 * (1 - 0.35 / 0.5))
-    assert by_name["lam 0.01"].x_low == pytest.approx(85)
+    assert by_name["0.1"].x == pytest.approx(80)
+    assert by_name["0.1"].y == pytest.approx(100 * (1 - 0.35 / 0.5))
+    assert by_name["0.01"].x_low == pytest.approx(85)
     assert chart.trail == "M900 800L800 300L400 80"
     assert chart.down[0] == ("100\xa0%", 0.0)
     assert chart.down[-1][1] == pytest.approx(100)
