@@ -9,7 +9,7 @@ For each image CLIP decides between two prompts, the source of a pair and its de
     f1            generality and specificity: 2 / (1 / generality + 1 / specificity)
 
 Each is a mean over the edits that have such prompts, every edit counting alike. Definitions: "Editing Implicit
-Assumptions in Text-to-Image Diffusion Models" (TIME), arXiv 2303.08084, section 5.
+Assumptions in Text-to-Image Diffusion Models" (TIME), arXiv 2303.08084.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Mean:
 def chooses_destination(images: ArrayLike, source: ArrayLike, destination: ArrayLike) -> Bools:
     """Whether each image is nearer to the destination's text than to the source's: `[n]`.
 
-    A forced choice, as published. A tie is the source's, as it is for the published code, which takes the first of two
-    equal scores; so an edit that does nothing has no efficacy.
+    A forced choice, as published. Only a strictly larger score is the destination's: an edit that does nothing has no
+    efficacy.
 
     Args:
         images: unit embeddings `[n, D]`.

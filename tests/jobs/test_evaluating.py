@@ -13,8 +13,9 @@ import torch
 
 from infra.storage import LocalStore
 from jobs.cells import cut_cell
+from jobs.cli import main
 from jobs.config import EvaluateConfig, SamplerConfig
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, ExitCode
 from jobs.evaluating import (
     Solved,
     base_cells,
@@ -289,3 +290,13 @@ def test_identity_follows_what_decides_an_evaluation_and_nothing_else() -> None:
     # A debias run has no regard to it.
     nurse = manifest("nurse")
     assert identity_of(RUN, nurse, RECIPE) == identity_of(changed, nurse, RECIPE)
+
+
+def test_the_command_names_every_key_that_must_be_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--edits", "edits.csv", "--model", "m", "--output", "o", "--lam", "0.1", "--lam", "0"])
+    assert ended.value.code == ExitCode.INPUT
+    said = capsys.readouterr().err
+    assert "classifier: is needed" in said
+    assert "evaluate.lam: must be numbers above 0" in said
+    assert "manifest" not in said.partition("Known keys")[0]
