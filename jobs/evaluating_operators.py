@@ -16,7 +16,7 @@ from time_ops import EditError, EditOperator, ModelError, Problem, PromptEdit, e
 
 __all__ = ["EditRequest", "EditSolver", "SolvedEdit"]
 
-# Of operators, 150 MB at SD 1.4's width; a prepared problem is a fifth of one, and serves all its lams.
+# Each takes some 5 MB at SD 1.4's width. A prepared problem serves all lams of its edit.
 _KEPT_OPERATORS = 32
 _KEPT_PROBLEMS = 32
 
