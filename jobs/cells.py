@@ -14,7 +14,7 @@ from time_ops.prompts import augment
 
 __all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "iter_audit_cells", "shards_of"]
 
-Kind = Literal["audit", "explicit", "control"]
+Kind = Literal["audit", "explicit", "control", "edit"]
 Stream = Literal["audit", "calibration"]
 
 
@@ -24,8 +24,8 @@ class Cell:
 
     Attributes:
         kind: what for.
-        subject: the profession's name, or the control's prompt.
-        wording: the template; for explicit prompts and controls the prompt itself.
+        subject: the profession's name, the control's prompt, or of a tested edit its source.
+        wording: the template; but for `audit` the prompt itself.
         prompt: as rendered.
         images: how many.
         label: the label that an explicit prompt names.

@@ -182,6 +182,36 @@ def export(
     raise typer.Exit(int(code))
 
 
+@app.command(epilog="Example: evenhand evaluate run.yaml --edits timed.csv --lam 0.01 --lam 0.1 --lam 1")
+def evaluate(
+    config: ConfigFile = None,
+    edits: Annotated[
+        str | None, typer.Option("--edits", "--manifest", help="Edit set, Parquet or CSV: a path, or s3://bucket/key.")
+    ] = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    run: RunFlag = None,
+    lam: Annotated[list[float] | None, typer.Option(help="Strength of the edits; several are a sweep.")] = None,
+    assignments: SetFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure the edits of a set, each by itself: efficacy, generality, specificity, and drift on unrelated prompts.
+
+    The set is what the configuration calls its manifest, in TIMED's layout; see docs/evaluation.md. Runs where
+    `evenhand debias` runs. It judges nothing: it ends with 0 on any figures.
+    """
+    flags = {"manifest": edits, "model": model, "classifier": classifier, "output": output, "run": run}
+    settings = _config(config, assignments, **flags, evaluate={"lam": lam} if lam else None)
+    console = Console(stderr=as_json)
+    from jobs.evaluate import evaluate as evaluate_job
+
+    _connect()
+    found = evaluate_job(settings, console)
+    if as_json:
+        typer.echo(found.report.model_dump_json())
+
+
 @app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")
 def submit(
     config: ConfigFile = None,
@@ -191,7 +221,7 @@ def submit(
     output: OutputFlag = None,
     run: RunFlag = None,
     assignments: SetFlag = None,
-    job: Annotated[Literal["debias", "audit"], typer.Option(help="Which job.")] = "debias",
+    job: Annotated[Literal["debias", "audit", "evaluate"], typer.Option(help="Which job.")] = "debias",
     schedule: ScheduleFlag = None,
     tick: TickFlag = None,
     address: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="The cluster's dashboard.")] = None,
@@ -200,7 +230,8 @@ def submit(
 ) -> None:
     """Submit a job to a Ray cluster, follow it, and end with the driver's own exit code.
 
-    What an audit compares with is given as `--set audit.base=...`, `audit.operator` or `audit.against`.
+    What an audit compares with is given as `--set audit.base=...`, `audit.operator` or `audit.against`. Of an
+    evaluation the edit set is the manifest, and its strengths are `--set evaluate.lam=[0.1,1]`.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
     settings = _config(config, assignments, **flags)

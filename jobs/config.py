@@ -6,6 +6,7 @@ Flags are `--set sampler.steps=20`. Unknown keys are refused, and all faults are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +23,12 @@ from pydantic_settings import (
 )
 
 from jobs.errors import ConfigError
+from time_ops.prompts import DEFAULT_AUGMENTATIONS
 
 __all__ = [
     "AuditConfig",
     "CalibrationConfig",
+    "EvaluateConfig",
     "GatesConfig",
     "MlflowConfig",
     "PreserveConfig",
@@ -254,6 +257,26 @@ class ExportConfig(Section):
     )
 
 
+class EvaluateConfig(Section):
+    """What `evenhand evaluate` does with an edit set, which `manifest` names; defaults as published."""
+
+    lam: tuple[float, ...] = Field((0.1,), min_length=1, description="strengths; several are a sweep")
+    images: int = Field(24, ge=1, description="images per prompt and variant")
+    control_images: int = Field(4, ge=0, description="images per control, edit and strength; 0: no drift is measured")
+    wordings: tuple[Template, ...] = Field(
+        DEFAULT_AUGMENTATIONS, min_length=1, description="wordings that each edit is solved on"
+    )
+
+    @field_validator("lam")
+    @classmethod
+    def _strengths(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < lam < math.inf for lam in value):
+            raise ValueError("must be numbers above 0")
+        if len(set(value)) < len(value):
+            raise ValueError("repeats a strength")
+        return tuple(sorted(value))
+
+
 class WorkersConfig(Section):
     """The pool that generates."""
 
@@ -356,7 +379,7 @@ class RunConfig(BaseSettings):
         extra="forbid", frozen=True, env_prefix="EVENHAND_", env_nested_delimiter="__", protected_namespaces=()
     )
 
-    manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key")
+    manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key; for `evaluate` an edit set")
     model: str = Field(description="diffusers text-to-image model: hub id, local folder or s3:// prefix")
     classifier: str = Field(description="CLIP model for zero-shot labels: likewise")
     output: str = Field(description="s3://bucket/prefix or a local folder")
@@ -390,6 +413,7 @@ class RunConfig(BaseSettings):
     gates: GatesConfig = Field(default_factory=GatesConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)

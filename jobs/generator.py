@@ -7,7 +7,10 @@ batches have one fixed size, and a short one is padded.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,12 +74,33 @@ class Generator:
         self._pipe = pipe
         self._sampler = sampler
         self._operators: dict[str, EditOperator] = {}
+        self._needed: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._base: dict[str, torch.Tensor] = {}
         self._edited: dict[tuple[str, str], torch.Tensor] = {}
 
     def add_operator(self, operator: EditOperator) -> None:
         """Make an operator known under its digest."""
         self._operators[operator.digest] = operator
+
+    @contextmanager
+    def knowing(self, operators: Sequence[EditOperator]) -> Iterator[None]:
+        """Within the block, operators are known under their digests; they are forgotten when no block needs them.
+
+        Blocks may overlap, in several threads.
+        """
+        with self._lock:
+            for operator in operators:
+                self._operators.setdefault(operator.digest, operator)
+                self._needed[operator.digest] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                for operator in operators:
+                    self._needed[operator.digest] -= 1
+                    if not self._needed[operator.digest]:
+                        del self._needed[operator.digest], self._operators[operator.digest]
 
     def knows(self, digest: str) -> bool:
         """Whether requests may name this operator."""

@@ -17,6 +17,7 @@ from manifests import Manifest
 __all__ = [
     "KEYED_LIBRARIES",
     "Probe",
+    "evaluation_identity",
     "identity_of",
     "keyed_versions",
     "last_name",
@@ -33,7 +34,7 @@ KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
 # Where things lie, who works and who is told; what these lead to is in the contents.
 _UNDECIDING = {
     *("manifest", "model", "classifier", "output", "run"),
-    *("workers", "storage", "audit", "schedule", "mlflow", "export"),
+    *("workers", "storage", "audit", "evaluate", "export", "schedule", "mlflow"),
 }
 
 
@@ -96,6 +97,19 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: 
     }
     if content is not None:
         facts["job"] = dict(content)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def evaluation_identity(config: RunConfig, edits: str, recipe: Recipe) -> str:
+    """As `identity_of`, of an evaluation.
+
+    Args:
+        config: the run's.
+        edits: digest of the edit set.
+        recipe: of its shards.
+    """
+    deciding = {"evaluate", "controls", "seed", "shard_images", "pictures"}
+    facts = {"settings": config.model_dump(mode="json", include=deciding), "edits": edits, "recipe": asdict(recipe)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

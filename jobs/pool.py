@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from jobs.config import RunConfig
 from jobs.crew import Crew
 from jobs.dispatch import LOST, UNPLACEABLE, Dispatch, Failure
 from jobs.errors import ClusterError, ShardsFailedError
+from jobs.evaluating_operators import EditRequest
 from jobs.identity import Probe
 from jobs.progress import Advance
 from jobs.remote import raised_there
@@ -175,6 +176,7 @@ class Pool:
         operator: EditOperator | None,
         advance: Advance,
         total: int,
+        edits: Mapping[str, EditRequest] | None = None,
     ) -> Tallied:
         """Make all shards, each once; `advance` is told of each as it is committed, or given up.
 
@@ -183,6 +185,8 @@ class Pool:
             operator: the edit that they name, or None for the base.
             advance: told of each shard.
             total: how many shards they are.
+            edits: where the shards name several operators: digest -> from what a worker solves it. Each call is sent
+                those that its own shards name, so no matrix travels.
 
         Returns:
             What was made, found and given up; within `workers.failed_shards` a run goes on without the latter.
@@ -200,7 +204,10 @@ class Pool:
         size = self._config.shard_images if batch == "auto" else int(batch)
 
         def send(worker: int, items: tuple[ShardSpec, ...]) -> tuple[Any, Any]:
-            return self._crew.send(worker, "run", items, reference)
+            if edits is None:
+                return self._crew.send(worker, "run", items, reference)
+            named = {spec.operator: edits[spec.operator] for spec in items if spec.operator in edits}
+            return self._crew.send(worker, "run", items, reference, named)
 
         work: Dispatch[ShardSpec] = Dispatch(
             self._crew,

@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
-from rich.console import Console
+from pydantic import BaseModel, ValidationError
+from rich.console import Console, RenderableType
 
-from infra.storage import ObjectMissing, StorageSettings, open_store
+from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.errors import ConfigError
+from jobs.report import evaluation_schema
+from jobs.report.evaluation import render_evaluation
+from jobs.report.evaluation_schema import EvaluationReport
+from jobs.report.evaluation_text import evaluation_table
 from jobs.report.page import render
 from jobs.report.schema import SCHEMA_VERSION, Report
 from jobs.report.terminal import summary_table
 
-__all__ = ["read_report", "redraw"]
+__all__ = ["is_evaluation", "read_evaluation", "read_report", "redraw"]
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def read_report(data: bytes, name: str) -> Report:
@@ -25,6 +33,23 @@ def read_report(data: bytes, name: str) -> Report:
     Raises:
         ConfigError: it is of a newer schema, half written, or no report.
     """
+    return _read(data, name, Report, SCHEMA_VERSION)
+
+
+def read_evaluation(data: bytes, name: str) -> EvaluationReport:
+    """A `report.json` of `evenhand evaluate`, checked; raises as `read_report`."""
+    return _read(data, name, EvaluationReport, evaluation_schema.SCHEMA_VERSION)
+
+
+def is_evaluation(data: bytes) -> bool:
+    """Whether a `report.json` is of `evenhand evaluate`, as far as it can be read at all."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+        return isinstance(found, dict) and found.get("kind") == "evaluation"
+    return False
+
+
+def _read(data: bytes, name: str, model: type[M], newest: int) -> M:
     try:
         found = json.loads(data)
     except ValueError as error:
@@ -32,17 +57,16 @@ def read_report(data: bytes, name: str) -> Report:
             f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
         ) from error
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > newest:
         raise ConfigError(
-            f"{name} was written by a newer Evenhand; upgrade (its schema is {version}, this one reads up to "
-            f"{SCHEMA_VERSION})"
+            f"{name} was written by a newer Evenhand; upgrade (its schema is {version}, this one reads up to {newest})"
         )
     try:
-        return Report.model_validate(found)
+        return model.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
-            f"{name} is no report of schema {SCHEMA_VERSION} or older: {error.error_count()} faults, first: "
+            f"{name} is no report of schema {newest} or older: {error.error_count()} faults, first: "
             f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
         ) from error
 
@@ -62,14 +86,29 @@ def redraw(run: str, out: Path, console: Console) -> None:
         raise ConfigError(f"{run} holds no finished run ({error}); give the folder of one") from error
     if hashlib.sha256(data).hexdigest() != complete["files"].get("report.json"):
         raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
-    report = read_report(data, store.url("report.json"))
-    names = {name for pair in report.pictures for name in (pair.base, pair.edited) if name}
+    page, summary = _drawn(data, store)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(page.encode())
+    console.print(summary)
+    console.print(f"drawn: {out}", markup=False, soft_wrap=True)
+
+
+def _drawn(data: bytes, store: ObjectStore) -> tuple[str, RenderableType]:
+    """The page and the terminal's summary of a report of either kind."""
+    name = store.url("report.json")
+    if is_evaluation(data):
+        evaluation = read_evaluation(data, name)
+        named = [path for row in evaluation.pictures for path in (row.base, row.oracle, *row.edited)]
+        return render_evaluation(evaluation, _pictures(store, named)), evaluation_table(evaluation)
+    report = read_report(data, name)
+    pictures = _pictures(store, [path for pair in report.pictures for path in (pair.base, pair.edited)])
+    return render(report, pictures), summary_table(report)
+
+
+def _pictures(store: ObjectStore, names: Iterable[str | None]) -> dict[str, bytes]:
     pictures = {}
-    for name in sorted(names):
+    for name in sorted({name for name in names if name}):
         with contextlib.suppress(ObjectMissing):
             # The page shows a gap for it, as it does for any picture that it is not given.
             pictures[name] = store.get(name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(render(report, pictures).encode())
-    console.print(summary_table(report))
-    console.print(f"drawn: {out}", markup=False, soft_wrap=True)
+    return pictures

@@ -19,12 +19,12 @@ from jobs.report.page import render
 from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Shipped
 from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, sentence
-from jobs.session import Session
+from jobs.session import Run, Session
 from jobs.shards import ShardSpec
 from jobs.tally import Tallies, TallyTask
 from time_ops import EditOperator
 
-__all__ = ["Outcome", "Pictures", "code_of", "conclude", "first_shards", "report_of", "write_pictures"]
+__all__ = ["Outcome", "Pictures", "code_of", "conclude", "cost_of", "first_shards", "report_of", "write_pictures"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def report_of(
         calibration=calibration,
         shipped=shipped,
         pictures=pictures.pairs,
-        cost=_cost(session),
+        cost=cost_of(session),
         provenance={
             **provenance_of(session.config, session.probe, session.recipe),
             "manifest": session.manifest.digest,
@@ -144,10 +144,11 @@ def report_of(
     )
 
 
-def _cost(session: Session) -> Cost:
-    spent = session.spent
+def cost_of(run: Run) -> Cost:
+    """What the run has spent so far."""
+    spent = run.spent
     return Cost(
-        wall_s=round(time.monotonic() - session.started, 2),
+        wall_s=round(time.monotonic() - run.started, 2),
         worker_s=round(spent.worker_s, 2),
         images=spent.images_made,
         images_reused=spent.images_reused,

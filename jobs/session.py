@@ -12,8 +12,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypeVar
 
 import ray
 from rich.console import Console
@@ -37,7 +37,20 @@ from jobs.worker import AuditWorker
 from manifests import Manifest
 from time_ops import EditOperator
 
-__all__ = ["DEBIAS", "Job", "RunFinished", "Session", "open_session", "tally_tasks", "text_embeddings"]
+__all__ = [
+    "DEBIAS",
+    "Inputs",
+    "Job",
+    "Run",
+    "RunFinished",
+    "Session",
+    "open_run",
+    "open_session",
+    "tally_tasks",
+    "text_embeddings",
+]
+
+Kind = Literal["run", "audit", "evaluation"]
 
 _LEASE_BEATS = 4
 # A driver that is told to stop has seconds, not the minutes that it has for a store that is away.
@@ -63,18 +76,40 @@ class Job:
         again: go through a finished run of the same identity again; else `RunFinished` is raised.
     """
 
-    kind: Literal["run", "audit"]
+    kind: Kind
     content: Mapping[str, Any] | None = None
     check: Callable[[Manifest, Recipe], None] = lambda *_: None
     again: bool = True
 
 
 DEBIAS = Job("run")
+InputsT = TypeVar("InputsT", bound="Inputs")
+
+
+class Inputs(Protocol):
+    """What a run reads before it starts any worker."""
+
+    @property
+    def summary(self) -> str:
+        """In words: "35 professions"."""
+        ...
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse, with a ConfigError, what could not end well, before anything is written."""
+        ...
+
+    def identity(self, recipe: Recipe) -> str:
+        """Digest of all that decides the run's result."""
+        ...
+
+    def files(self) -> Mapping[str, bytes]:
+        """What of it the run's folder keeps, by name: Parquet files."""
+        ...
 
 
 @dataclass
-class Session:
-    """One run under way.
+class Run:
+    """One run under way, whatever it is for.
 
     Attributes:
         spent: what generation has come to so far.
@@ -82,7 +117,6 @@ class Session:
     """
 
     config: RunConfig
-    manifest: Manifest
     settings: StorageSettings
     store: ObjectStore
     pool: Pool
@@ -95,6 +129,18 @@ class Session:
     started: float = field(default_factory=time.monotonic)
     spent: Tallied = field(default_factory=Tallied)
     used: list[str] = field(default_factory=list)
+
+    def complete(self, verdict: str, code: ExitCode) -> None:
+        """The last write: the shards and files that the run rests on."""
+        self.lease.check()
+        self.folder.complete(verdict, int(code), [d for d in self.used if d not in self.spent.failed])
+
+
+@dataclass(kw_only=True)
+class Session(Run):
+    """A run over a manifest's professions, under way."""
+
+    manifest: Manifest
 
     def generate(
         self, cells: Sequence[Cell], operator: EditOperator | None, stage: str, *, pictures: bool = True
@@ -157,10 +203,27 @@ class Session:
                 self.folder.note(names[i], digest)
         return Tallies(tasks, [found[i] for i in range(len(parts))])
 
-    def complete(self, verdict: str, code: ExitCode) -> None:
-        """The last write: the shards and files that the run rests on."""
-        self.lease.check()
-        self.folder.complete(verdict, int(code), [d for d in self.used if d not in self.spent.failed])
+
+@dataclass(frozen=True)
+class _ManifestInputs:
+    """A manifest, checked, and the job that reads it."""
+
+    config: RunConfig
+    manifest: Manifest
+    job: Job
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.manifest.professions)} professions"
+
+    def check(self, recipe: Recipe) -> None:
+        self.job.check(self.manifest, recipe)
+
+    def identity(self, recipe: Recipe) -> str:
+        return identity_of(self.config, self.manifest, recipe, self.job.content)
+
+    def files(self) -> Mapping[str, bytes]:
+        return {"manifest.parquet": run_manifest_bytes(self.manifest)}
 
 
 def text_embeddings(pool: Pool, manifest: Manifest, config: RunConfig) -> Any:
@@ -186,7 +249,7 @@ def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) ->
 def open_session(
     config: RunConfig, console: Console, worker: type[AuditWorker] = AuditWorker, job: Job = DEBIAS
 ) -> Iterator[Session]:
-    """Check the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
+    """Check a manifest and what goes with it, and open a run over its professions; see `open_run`.
 
     Args:
         config: the run.
@@ -195,16 +258,50 @@ def open_session(
         job: what it is for.
 
     Raises:
-        RunFinished: there is nothing to do, see `Job.again`.
         ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
+        As `open_run`.
+    """
+
+    def read(settings: StorageSettings, token: str) -> _ManifestInputs:
+        manifest = read_inputs(config, settings, token)
+        check_held_out(manifest, config)
+        return _ManifestInputs(config, manifest, job)
+
+    with open_run(config, console, read, kind=job.kind, worker=worker, again=job.again) as (run, inputs):
+        yield Session(**{f.name: getattr(run, f.name) for f in fields(run)}, manifest=inputs.manifest)
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    console: Console,
+    read: Callable[[StorageSettings, str], InputsT],
+    *,
+    kind: Kind,
+    worker: type[AuditWorker] = AuditWorker,
+    again: bool = True,
+) -> Iterator[tuple[Run, InputsT]]:
+    """Read the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
+
+    Args:
+        config: the run.
+        console: for people.
+        read: reads and checks the inputs, given how to reach object storage and the run's staging token.
+        kind: the first word of a derived run's name.
+        worker: what workers are.
+        again: see `Job`.
+
+    Raises:
+        RunFinished: there is nothing to do, see `Job.again`.
+        ConfigError: the output or the run's name must be mended; nothing was written.
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
+        What `read` raises.
     """
     started = time.monotonic()
     token = uuid.uuid4().hex[:12]
     settings = StorageSettings.from_environment()
     try:
-        manifest = read_inputs(config, settings, token)
-        check_held_out(manifest, config)
+        inputs = read(settings, token)
         # Without patience: a wrong address or bucket is told at once.
         open_store(config.output, settings).check_writable()
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
@@ -229,24 +326,24 @@ def open_session(
             # A run with a name is leased before it takes up a worker: a second driver is told at once.
             leases = [take(folder) for folder in folders]
             with Pool(config, settings, token, worker, say) as pool:
-                say(f"{len(manifest.professions)} professions, {pool.size} worker(s); loading the models")
+                say(f"{inputs.summary}, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
                 recipe = recipe_of(config, probe)
-                job.check(manifest, recipe)
-                identity = identity_of(config, manifest, recipe, job.content)
-                derived = RunFolder(store, f"{job.kind}-{identity[:16]}", last_words=hasty)
-                if not job.again and _is_finished(folders[0] if folders else derived, identity):
+                inputs.check(recipe)
+                identity = inputs.identity(recipe)
+                derived = RunFolder(store, f"{kind}-{identity[:16]}", last_words=hasty)
+                if not again and _is_finished(folders[0] if folders else derived, identity):
                     raise RunFinished(folders[0] if folders else derived)
                 if not folders:
                     folders.append(derived)
                     leases.append(take(derived))
                 folder, (lease, metrics) = folders[0], leases[0]
                 folder.open(identity, _facts(config, probe, recipe, pool))
-                folder.put("manifest.parquet", run_manifest_bytes(manifest), "application/vnd.apache.parquet")
+                for name, data in inputs.files().items():
+                    folder.put(name, data, "application/vnd.apache.parquet")
                 reporter = Reporter(console, lambda *_: lease.check(), folder.progress, metrics.progress)
-                yield Session(
-                    config, manifest, settings, store, pool, probe, recipe, folder, reporter, lease, token, started
-                )
+                run = Run(config, settings, store, pool, probe, recipe, folder, reporter, lease, token, started)
+                yield run, inputs
     finally:
         # This node's staged models; other nodes' caches are theirs to age out.
         shutil.rmtree(cache_folder() / token, ignore_errors=True)

@@ -24,6 +24,7 @@ from jobs.shards import STATUSES, Recipe, Shard, ShardSpec
 __all__ = [
     "MARGINS",
     "MISSING",
+    "Block",
     "CellTally",
     "Frame",
     "PartTally",
@@ -33,6 +34,7 @@ __all__ = [
     "parts_of",
     "swept_counts",
     "tally_part",
+    "write_table",
 ]
 
 MARGINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -234,7 +236,7 @@ def tally_part(
         embeddings = []
         for v, (variant, operator) in enumerate(frame.variants.items()):
             made = [
-                _Block.read(store, spec, frame.missing, texts.labels.shape[-1])
+                Block.read(store, spec, frame.missing, texts.labels.shape[-1])
                 for spec in cut_cell(task.cell, frame.recipe, operator, config, pictures=False)
             ]
             embeddings.append(np.concatenate([b.embeddings for b in made]))
@@ -261,12 +263,12 @@ def tally_part(
         seconds,
         bad,
         makers,
-        None if key is None else _write(store, key, pa.concat_tables(rows)),
+        None if key is None else write_table(store, key, pa.concat_tables(rows)),
     )
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A shard as the tally sees it, or the place where one should be."""
 
     spec: ShardSpec
@@ -277,10 +279,17 @@ class _Block:
 
     @property
     def ok(self) -> np.ndarray:
+        """[n] bool, images that are no failures."""
         return np.array([status == STATUSES[_OK] for status in self.statuses])
 
     @classmethod
-    def read(cls, store: ObjectStore, spec: ShardSpec, missing: frozenset[str], width: int) -> _Block:
+    def read(cls, store: ObjectStore, spec: ShardSpec, missing: frozenset[str], width: int) -> Block:
+        """A shard from the store; of one that was given up, zeros [n, width] and the status `MISSING`.
+
+        Raises:
+            ShardError: the object is not what was stored.
+            StorageError: it can't be read.
+        """
         if spec.digest in missing:
             return cls(spec, np.zeros((spec.count, width), np.float32), [MISSING] * spec.count)
         shard = Shard.from_bytes(store.get(spec.object_key), spec)
@@ -305,7 +314,7 @@ def swept_counts(scores: np.ndarray) -> np.ndarray:
     ).astype(np.int32)
 
 
-def _rows(task: TallyTask, variant: str, blocks: Sequence[_Block], found: Labels, labels: Sequence[str]) -> pa.Table:
+def _rows(task: TallyTask, variant: str, blocks: Sequence[Block], found: Labels, labels: Sequence[str]) -> pa.Table:
     names = np.array([*labels, "undetermined", *[None] * (FAILED - len(labels))], dtype=object)
     cell = task.cell
     n = cell.images
@@ -332,7 +341,8 @@ def _rows(task: TallyTask, variant: str, blocks: Sequence[_Block], found: Labels
     )
 
 
-def _write(store: ObjectStore, key: str, table: pa.Table) -> str:
+def write_table(store: ObjectStore, key: str, table: pa.Table) -> str:
+    """Write rows as a Parquet object; its sha256."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = bytes(sink.getvalue())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
+from jobs.evaluating_operators import EditRequest, EditSolver, SolvedEdit
+from jobs.evaluating_tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
 from jobs.exports.check import Compared, Sample, compare, is_half, open_export
 from jobs.exports.checksums import verify_folder
 from jobs.exports.diffusers_folder import write_checkpoint
@@ -245,11 +247,21 @@ class AuditWorker:
             self._opened = prefix, found
         return self._opened[1]
 
-    def run(self, specs: Sequence[ShardSpec], operator: EditOperator | None = None) -> list[ShardOutcome]:
+    def run(
+        self,
+        specs: Sequence[ShardSpec],
+        operator: EditOperator | None = None,
+        edits: Mapping[str, EditRequest] | None = None,
+    ) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.
 
         A shard that is already stored is read and verified; one that is damaged or was made under another key is
         made again.
+
+        Args:
+            specs: the shards.
+            operator: the edit that they name, or None for the base.
+            edits: digest -> edit, of those that they name where they name several; solved here.
         """
         outcomes, missing = [], []
         for spec in specs:
@@ -264,8 +276,30 @@ class AuditWorker:
                 if operator is not None and not self._generator.knows(operator.digest):
                     operator.check_encoder(self._pipe)
                     self._generator.add_operator(operator)
-            outcomes += maker.make(missing)
+            named = {spec.operator for spec in missing}
+            solved = [self._edits.solved(d, request) for d, request in (edits or {}).items() if d in named]
+            with self._generator.knowing(solved):
+                outcomes += maker.make(missing)
         return outcomes
+
+    @cached_property
+    def _edits(self) -> EditSolver:
+        return EditSolver(lambda: self._pipe, self._models)
+
+    def solve_edits(self, requests: Sequence[EditRequest]) -> list[SolvedEdit]:
+        """What these edits' operators are called, and what is wrong with those that can't be solved."""
+        return [self._edits.describe(request) for request in requests]
+
+    def prompt_texts(self, prompts: Sequence[str]) -> PromptTexts:
+        """The classifier's embeddings of prompts."""
+        with self._models:
+            return PromptTexts(self._classifier.texts(prompts), self._classifier.scale)
+
+    def measure(
+        self, tasks: Sequence[MeasureTask], frame: MeasureFrame, texts: PromptTexts, key: str | None = None
+    ) -> PartMeasures:
+        """Decide on these prompts' images; see `measure_part`."""
+        return measure_part(tasks, frame, texts, self._config, self._store, key)
 
     def _stored(self, spec: ShardSpec) -> ShardOutcome | None:
         try:

@@ -20,12 +20,15 @@ import pyarrow.parquet as pq
 
 from manifests.check import RowChecker
 from manifests.errors import Fault, ManifestError
-from manifests.schema import COLUMNS, SCHEMA, TEXT_COLUMNS, Manifest
+from manifests.schema import COLUMNS, TEXT_COLUMNS, Manifest
 
-__all__ = ["PromptChecker", "RawRow", "check_with", "iter_rows", "read_manifest"]
+__all__ = ["Columns", "Layout", "PromptChecker", "RawRow", "check_with", "iter_rows", "read_manifest"]
 
 PromptChecker = Callable[[Sequence[tuple[int, str, str]]], Iterable[Fault]]
 """Checks (row, source, destination) of all rows against something that this package does not know, a tokenizer say."""
+
+Columns = Callable[[Sequence[str], list[Fault], int | None], list[str]]
+"""The usable ones of the columns found, given also the header's line; what is wrong with the others is appended."""
 
 _BATCH_ROWS = 8192
 _PARQUET_MAGIC = b"PAR1"
@@ -99,12 +102,19 @@ def check_with(manifest: Manifest, checker: PromptChecker) -> None:
         raise ManifestError(manifest.name, faults)
 
 
-def iter_rows(source: Path | str | bytes, *, faults: list[Fault]) -> Iterator[RawRow]:
+def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout | None = None) -> Iterator[RawRow]:
     """Stream the rows of a Parquet or CSV file, told apart by content.
 
-    What is wrong with the file or with a whole column is appended to `faults`; a column that can't be used is left out
-    of the rows, so that the others are still checked. A row that can't be taken apart is left out, with a fault.
+    What is wrong with the file or with a whole column is appended to `faults`, with no row; a column that can't be used
+    is left out of the rows, so that the others are still checked. A row that can't be taken apart is left out, with a
+    fault of its own.
+
+    Args:
+        source: a local file, or a file's content.
+        faults: what is wrong is appended here.
+        layout: the columns to be read; default: a manifest's.
     """
+    layout = layout or MANIFEST
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
         head = stream.read(8)
@@ -115,11 +125,11 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault]) -> Iterator[Ra
         elif found:
             faults.append(Fault(None, None, f"is {found}; give plain Parquet or CSV"))
         elif head.startswith(_PARQUET_MAGIC):
-            yield from _parquet_rows(stream, faults)
+            yield from _parquet_rows(stream, faults, layout)
         elif suffix in {".parquet", ".pq"}:
             faults.append(Fault(None, None, f"is called {suffix} but is not Parquet; write it again, or call it .csv"))
         else:
-            yield from _csv_rows(stream, faults)
+            yield from _csv_rows(stream, faults, layout)
 
 
 def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None) -> list[str]:
@@ -140,6 +150,21 @@ def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None)
     return [column for column in COLUMNS if found.count(column) == 1]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A kind of file: which columns it has."""
+
+    noun: str
+    columns: Columns
+    numbers: frozenset[str] = frozenset()
+    """Columns of numbers; all others hold text."""
+    sparse: bool = False
+    """Whether a column of text may be empty from end to end."""
+
+
+MANIFEST = Layout("manifest", _columns, frozenset(COLUMNS) - frozenset(TEXT_COLUMNS))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
@@ -150,7 +175,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
-def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> Iterator[RawRow]:
+def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
     try:
         file = pq.ParquetFile(stream)
     except (pa.ArrowException, OSError) as error:
@@ -164,10 +189,11 @@ def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -
         return
     schema = file.schema_arrow
     usable = []
-    for column in _columns(schema.names, faults):
+    for column in layout.columns(schema.names, faults, None):
         kind = schema.field(column).type
-        wanted = SCHEMA.field(column).type
-        if not (_is_text(kind) if column in TEXT_COLUMNS else _is_number(kind)):
+        empty = layout.sparse and pa.types.is_null(kind)
+        if not (empty or (_is_number(kind) if column in layout.numbers else _is_text(kind))):
+            wanted = pa.float64() if column in layout.numbers else pa.string()
             faults.append(Fault(None, column, f"holds {kind}; write it as {wanted}"))
         else:
             usable.append(column)
@@ -178,7 +204,7 @@ def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
             columns = {}
             for column in usable:
-                columns[column] = _cells(batch.column(column), column, number, faults)
+                columns[column] = _cells(batch.column(column), column, number, faults, layout)
             for cells in zip(*columns.values(), strict=True):
                 number += 1
                 yield RawRow(number, None, {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN})
@@ -190,8 +216,8 @@ _BROKEN = object()
 """Stands for a cell that can't be decoded; its fault is reported where it is found."""
 
 
-def _cells(array: pa.Array, column: str, before: int, faults: list[Fault]) -> list[object]:
-    if column not in TEXT_COLUMNS:
+def _cells(array: pa.Array, column: str, before: int, faults: list[Fault], layout: Layout) -> list[object]:
+    if column in layout.numbers:
         return list(array.cast(pa.float64(), safe=False).to_pylist())
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -205,7 +231,7 @@ def _cells(array: pa.Array, column: str, before: int, faults: list[Fault]) -> li
     return values
 
 
-def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> Iterator[RawRow]:
+def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.reader(text, strict=True)
     usable: list[str] | None = None
@@ -220,10 +246,15 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> It
                     faults.append(Fault(None, None, "is neither Parquet nor CSV; give one of them"))
                     return
                 header = fields
-                usable = _columns(header, faults, started)
-                if not set(header) & set(COLUMNS):
+                usable = layout.columns(header, faults, started)
+                if not usable:
                     faults.append(
-                        Fault(None, None, "has no header, or is no manifest; the first line names the columns", started)
+                        Fault(
+                            None,
+                            None,
+                            f"has no header, or is no {layout.noun}; the first line names the columns",
+                            started,
+                        )
                     )
                     return
                 continue
@@ -238,7 +269,9 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault]) -> It
         message = f"is not UTF-8 text past row {number} (byte 0x{error.object[error.start]:02X}); save it as UTF-8"
         faults.append(Fault(None, None, message, None))
     except csv.Error as error:
-        faults.append(Fault(number + 1, None, f"can't be taken apart as CSV ({error}); mend its quotes", line))
+        # Of no single row: nothing behind it can be read.
+        message = f"can't be taken apart as CSV past row {number} ({error}); mend the quotes"
+        faults.append(Fault(None, None, message, line))
     finally:
         text.detach()
 

@@ -28,7 +28,7 @@ from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionR
 from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
 from jobs.report.templating import page_environment, part
 
-__all__ = ["MAX_BYTES", "VISIBLE_ROWS", "render"]
+__all__ = ["MAX_BYTES", "VISIBLE_ROWS", "flatten", "render", "shown"]
 
 MAX_BYTES = 5_000_000
 """What the page stays under; pictures get what the figures leave."""
@@ -132,7 +132,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             corrected=any(item.base.corrected for item in report.professions),
             lams=lams,
             lam_median=median(lams) if lams else None,
-            provenance=_flatten(
+            provenance=flatten(
                 ({"compared_with": report.reference.model_dump()} if report.reference else {}) | report.provenance
             ),
             shows_edit=edited and (report.reference is None or bool(lams)),
@@ -157,12 +157,12 @@ def _environment() -> Environment:
         at=_at,
         count=figures.count,
         clock=figures.clock,
-        delta=partial(_shown, style=figures.delta),
-        delta2=partial(_shown, style=partial(figures.delta, places=2)),
-        pct=partial(_shown, style=figures.percent),
-        pct0=partial(_shown, style=partial(figures.percent, places=0)),
-        pts=partial(_shown, style=figures.points),
-        num=partial(_shown, style=figures.number),
+        delta=partial(shown, style=figures.delta),
+        delta2=partial(shown, style=partial(figures.delta, places=2)),
+        pct=partial(shown, style=figures.percent),
+        pct0=partial(shown, style=partial(figures.percent, places=0)),
+        pts=partial(shown, style=figures.points),
+        num=partial(shown, style=figures.number),
         when=figures.when,
         measure=figures.gate_measure,
         column=_column,
@@ -246,13 +246,14 @@ def _none(reason: str) -> Markup:
     ).format(reason)
 
 
-def _shown(value: float | None, reason: str = "no value", *, style: Callable[[float], str]) -> str | Markup:
+def shown(value: float | None, reason: str = "no value", *, style: Callable[[float], str]) -> str | Markup:
+    """Write a figure; where there is none, a dash with the reason."""
     known = finite(value)
     return _none(reason) if known is None else style(known)
 
 
 def _figure(value: float | None, kind: Kind, reason: str = "no value") -> str | Markup:
-    return _shown(value, reason, style=partial(figures.in_kind, kind=kind))
+    return shown(value, reason, style=partial(figures.in_kind, kind=kind))
 
 
 def _span(figure: Ranged | None, kind: Kind = "rate", places: int | None = None) -> str | Markup:
@@ -324,12 +325,13 @@ def _column(name: str, names: Names) -> Measure:
     return Measure(title.capitalize(), "rate" if rate else "number")
 
 
-def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows of a table: dotted name, and text or JSON."""
     flat: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat += _flatten(value, f"{name}.")
+            flat += flatten(value, f"{name}.")
         elif isinstance(value, str):
             flat.append((name, value))
         else:

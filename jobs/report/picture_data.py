@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jobs.report.schema import PairedPicture
 
-__all__ = ["Gallery", "Pair", "Picture", "choose_pictures", "data_uri"]
+__all__ = ["Gallery", "Pair", "Picture", "choose_pictures", "data_uri", "picture_of"]
 
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 _SMALL_PX = 128
@@ -74,12 +74,13 @@ def choose_pictures(wanted: Sequence[PairedPicture], pictures: Mapping[str, byte
 
 
 def _pair(meta: PairedPicture, pictures: Mapping[str, bytes]) -> Pair:
-    base = _picture(pictures.get(meta.base), meta.base_label)
-    edited = None if meta.edited is None else _picture(pictures.get(meta.edited), meta.edited_label or "no label")
+    base = picture_of(pictures.get(meta.base), meta.base_label)
+    edited = None if meta.edited is None else picture_of(pictures.get(meta.edited), meta.edited_label or "no label")
     return Pair(meta=meta, base=base, edited=edited)
 
 
-def _picture(content: bytes | None, label: str) -> Picture:
+def picture_of(content: bytes | None, label: str) -> Picture:
+    """A picture as the page embeds it; one without a data URI where there is no content, or it is no picture."""
     if content is None:
         return Picture(uri=None, small=False, label=label)
     small = content.startswith(_SIGNATURES[0][0]) and int.from_bytes(content[16:20], "big") <= _SMALL_PX
