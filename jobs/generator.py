@@ -85,22 +85,22 @@ class Generator:
 
     @contextmanager
     def knowing(self, operators: Sequence[EditOperator]) -> Iterator[None]:
-        """Within the block, operators are known under their digests; they are forgotten when no block needs them.
+        """Within the block, operators are known under their digests; those that were not before are forgotten after it.
 
-        Blocks may overlap, in several threads.
+        Blocks may overlap, in several threads: the last one that needs an operator forgets it.
         """
         with self._lock:
-            for operator in operators:
-                self._operators.setdefault(operator.digest, operator)
-                self._needed[operator.digest] += 1
+            digests = [o.digest for o in operators if o.digest in self._needed or o.digest not in self._operators]
+            self._operators.update({operator.digest: operator for operator in operators})
+            self._needed.update(digests)
         try:
             yield
         finally:
             with self._lock:
-                for operator in operators:
-                    self._needed[operator.digest] -= 1
-                    if not self._needed[operator.digest]:
-                        del self._needed[operator.digest], self._operators[operator.digest]
+                for digest in digests:
+                    self._needed[digest] -= 1
+                    if not self._needed[digest]:
+                        del self._needed[digest], self._operators[digest]
 
     def knows(self, digest: str) -> bool:
         """Whether requests may name this operator."""

@@ -261,6 +261,10 @@ def test_an_operator_is_known_as_long_as_somebody_draws_with_it() -> None:
     leave.set()
     thread.join()
     assert not generator.knows(operator.digest)
+    generator.add_operator(operator)
+    with generator.knowing([operator]):
+        pass
+    assert generator.knows(operator.digest)
 
 
 def test_defaults_are_the_published_ones() -> None:
