@@ -103,7 +103,6 @@ def model_card(
         wordings=_text("; ".join(f"“{each.wording.replace('{source}', '…')}”" for each in report.wordings)),
         licence=_licence_said(licence),
         run=report.run,
-        created=report.created,
         version=versions.get("evenhand", "unknown") if isinstance(versions, dict) else "unknown",
         manifest=provenance.get("manifest"),
     )
