@@ -15,7 +15,7 @@ from jobs.report import figures
 from jobs.report.figures import finite
 from jobs.report.schema import DeltaFigure, GateResult, RateFigure, Report, ShareFigure, VariantSummary
 
-__all__ = ["edited_title", "model_card"]
+__all__ = ["edited_title", "licence_of", "model_card"]
 
 _MOST_LAMS = 40
 """Professions up to which a card lists each one's lam."""
@@ -42,8 +42,9 @@ def model_card(
     hub_id: str | None = None,
     revision: str | None = None,
     base_card: str | None = None,
+    revert: str | None = None,
 ) -> str:
-    """The README.md of `checkpoint/` or `candidate/`.
+    """The README.md of `checkpoint/`, `candidate/` or an export.
 
     Args:
         report: of the run that made it.
@@ -53,6 +54,7 @@ def model_card(
         hub_id: `owner/name` of the base model, where it came from a hub.
         revision: of the base model, where it is known.
         base_card: text of the base model's own card, whose licence is passed on.
+        revert: how the edit is undone; None: as of edited weights.
     """
     summary, name = report.summary, base_model.rstrip("/").rpartition("/")[2]
     licence = _licence(base_card)
@@ -86,6 +88,7 @@ def model_card(
         base_model=_text(hub_id or name),
         revision=revision,
         base_digest=base_digest,
+        revert=revert or _revert(revision),
         operator=provenance.get("operator"),
         lam_rows=_lam_rows(report),
         lam_range=_lam_range(report),
@@ -100,7 +103,6 @@ def model_card(
         wordings=_text("; ".join(f"“{each.wording.replace('{source}', '…')}”" for each in report.wordings)),
         licence=_licence_said(licence),
         run=report.run,
-        created=report.created,
         version=versions.get("evenhand", "unknown") if isinstance(versions, dict) else "unknown",
         manifest=provenance.get("manifest"),
     )
@@ -110,6 +112,18 @@ def model_card(
 def edited_title(base_model: str, professions: int) -> str:
     """What an edited model is called: the base model's last name, and over how many professions."""
     return f"{base_model.rstrip('/').rpartition('/')[2]}, debiased over {professions} professions"
+
+
+def _revert(revision: str | None) -> str:
+    base = "the base model" + (f" at revision `{revision}`" if revision else "")
+    return f"Load {base}: the edit lies in these files' weights only. The prompts need no\nchange either way."
+
+
+def licence_of(base_card: str | None) -> str | None:
+    """What the base model's card calls its licence, in one line; None where it does not say."""
+    said = _licence(base_card)
+    named = said.get("license_name") or said.get("license")
+    return None if named is None else " ".join(named.split())
 
 
 def _licence(base_card: str | None) -> dict[str, Any]:

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from infra.storage import ObjectStore
 from jobs.calibrating import calibrate
 from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
+from jobs.exports.card import NOT_CHECKED
 from jobs.exports.checking import check_export
 from jobs.exports.checksums import CHECKSUMS
 from jobs.exports.header import Provenance, lams_digest
-from jobs.exports.publishing import promote
-from jobs.report.schema import Report, Shipped
+from jobs.exports.publishing import promote, remove
+from jobs.report.schema import Report, Shipped, Verdict
 from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
 from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
 from jobs.session import Session, open_session
@@ -27,10 +29,9 @@ from jobs.shards import BASE
 from manifests import resolved_targets
 from time_ops import EditOperator
 
-__all__ = ["Outcome", "debias", "main"]
+__all__ = ["Outcome", "debias", "main", "settle"]
 
-_CANDIDATE = "candidate"
-_NOT_CHECKED = "Not checked yet: the run that writes this is under way, or has failed.\n"
+_CANDIDATE, _CHECKPOINT = "candidate", "checkpoint"
 
 
 def debias(config: RunConfig, console: Console) -> Outcome:
@@ -106,7 +107,7 @@ class _Job:
             result.verdict.value,
         )
         title = edited_title(self.config.model, len(self.manifest.professions))
-        self.session.pool.call("write_checkpoint", operator, made, title, _NOT_CHECKED, prefix)
+        self.session.pool.call("write_checkpoint", operator, made, title, NOT_CHECKED, prefix)
         return check_export(
             "diffusers",
             prefix,
@@ -121,7 +122,6 @@ class _Job:
     def _publish(self, report: Report) -> None:
         """`checkpoint/` once every gate passes; else it stays `candidate/`, and its card says that it is ungated."""
         self.session.lease.check()
-        name = "checkpoint" if report.verdict == "pass" else _CANDIDATE
         origin = self.session.pool.call("origin")
         card = model_card(
             report,
@@ -132,9 +132,29 @@ class _Job:
             revision=origin.revision,
             base_card=origin.card,
         )
-        below = self.folder.prefix
-        written = promote(self.session.store, f"{below}/{_CANDIDATE}", f"{below}/{name}", {"README.md": card.encode()})
+        name, written = settle(self.session.store, self.folder.prefix, report.verdict, card)
         self.folder.note(f"{name}/{CHECKSUMS}", written)
+
+
+def settle(store: ObjectStore, run: str, verdict: Verdict, card: str) -> tuple[str, str]:
+    """Give a run's candidate the name that its verdict allows, and its card.
+
+    Args:
+        store: of the run's output.
+        run: its folder there, which holds `candidate/`.
+        verdict: of its report; unless it is a pass, no `checkpoint/` of an earlier attempt stays either.
+        card: text of README.md.
+
+    Returns:
+        The name, `checkpoint` or `candidate`, and the digest of its SHA256SUMS.
+
+    Raises:
+        StorageError: the store refuses or fails; the same again goes on.
+    """
+    name = _CHECKPOINT if verdict == "pass" else _CANDIDATE
+    if name != _CHECKPOINT:
+        remove(store, f"{run}/{_CHECKPOINT}")
+    return name, promote(store, f"{run}/{_CANDIDATE}", f"{run}/{name}", {"README.md": card.encode()})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

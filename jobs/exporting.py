@@ -22,17 +22,18 @@ from rich.console import Console
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.audit import audit
-from jobs.card import edited_title, model_card
+from jobs.card import edited_title, licence_of, model_card
 from jobs.cells import audit_cells
 from jobs.config import AuditConfig, RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode, NotPassedError
-from jobs.exports.card import export_card
+from jobs.exports.card import NOT_CHECKED, REVERT, export_card
 from jobs.exports.checking import check_export
 from jobs.exports.forms import RECORD, Dtype, ExportTask, main_file
 from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
+from jobs.exports.sources import refuse_pickled
 from jobs.lease import Lease
 from jobs.models import Origin, cache_folder
 from jobs.pool import Pool
@@ -42,6 +43,8 @@ from time_ops import EditError, EditOperator, ModelError
 __all__ = ["Wanted", "export", "export_config", "known_forms", "main"]
 
 _FORCE = "--force exports it all the same, and says so in its metadata and card"
+_CLOSE = 1e-3
+"""What a LoRA may leave out of the edit and still be asked to draw the very same images."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Wanted:
         rank: .
         error: .
         dtype: .
-        force: export although the run's gates did not pass.
+        force: export although the run's gates did not pass; an export that does not pass its own check stays one.
     """
 
     forms: tuple[Form, ...]
@@ -104,11 +107,12 @@ def export_config(
     stored = yaml.safe_dump({**earlier.configuration, **lying})
     given = {key: value for key, value in flags.items() if value is not None}
     config = load_config(stored, name=f"{url}/run.json", flags={**lying, **given}, assignments=assignments)
-    for key in ("model", "classifier"):
-        value = getattr(config, key)
-        # Of a folder the run's configuration keeps the last name only; a hub's id has an owner.
-        if key not in given and "/" not in value and not Path(value).is_dir():
-            raise ConfigError(f"the run had a folder {value!r} as its {key}; say where it is now: --{key} FOLDER")
+    # Of a folder the run's configuration keeps the last name only; a hub's id has an owner.
+    places = {key: getattr(config, key) for key in ("model", "classifier") if key not in given}
+    lost = {key: value for key, value in places.items() if "/" not in value and not Path(value).is_dir()}
+    if lost:
+        had = " and ".join(f"a folder {value!r} as its {key}" for key, value in lost.items())
+        raise ConfigError(f"the run had {had}; say where it is now: {' '.join(f'--{key} FOLDER' for key in lost)}")
     return config, earlier
 
 
@@ -135,6 +139,8 @@ def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console
         raise NotPassedError(f"the run's verdict is {verdict}, so nothing of it is exported; {_FORCE}", verdict)
     if "single-file" in wanted.forms and wanted.base_file is None:
         raise ConfigError("a single file is made from the base model's own single file: --base-file FILE")
+    if wanted.base_file is not None:
+        refuse_pickled(wanted.base_file)
     return _Export(config, earlier, wanted, console).run()
 
 
@@ -157,7 +163,7 @@ class _Export:
             finally:
                 shutil.rmtree(cache_folder() / self.token, ignore_errors=True)
             found = [self._published(exported, origin) for exported, origin in map(self._audited, checked)]
-        outcomes = {self._outcome(exported) for exported in found}
+        outcomes = {exported.outcome for exported in found}
         code = ExitCode.DONE
         if "inconclusive" in outcomes:
             code = ExitCode.GATE_INCONCLUSIVE
@@ -201,6 +207,7 @@ class _Export:
                     config=self.config,
                     tasks=tasks,
                     texts=texts,
+                    approximate=(exported.error or 0.0) > _CLOSE,
                     say=self._say,
                 )
                 found.append((exported.model_copy(update={"shipped": shipped}), origin))
@@ -223,15 +230,16 @@ class _Export:
             title=edited_title(str(report.provenance["model"]), len(report.professions)),
             date=report.created,
             prefix=self._candidate(form),
-            card=self._card(origin),
+            card=NOT_CHECKED,
             base_file=wanted.base_file if form == "single-file" else None,
             only_unet=wanted.only_unet,
             rank=wanted.rank,
             error=wanted.error,
             dtype=wanted.dtype,
+            licence=licence_of(origin.card),
         )
 
-    def _card(self, origin: Origin) -> str:
+    def _card(self, origin: Origin, form: Form) -> str:
         return model_card(
             self.earlier.report,
             self.config.model,
@@ -240,6 +248,7 @@ class _Export:
             hub_id=origin.hub_id,
             revision=origin.revision,
             base_card=origin.card,
+            revert=REVERT.get(form),
         )
 
     def _audited(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
@@ -270,22 +279,16 @@ class _Export:
     def _published(self, exported: Exported, origin: Origin) -> Exported:
         """Under its own name once it passes; else it stays a candidate, with what was found in it."""
         form, candidate = exported.form, self._candidate(exported.form)
-        passes = self._outcome(exported) == "pass" or self.wanted.force
-        exported = exported.model_copy(update={"forced": exported.forced or self._outcome(exported) != "pass"})
-        target = f"{self.prefix}/{form}" if passes else candidate
+        target = f"{self.prefix}/{form}" if exported.outcome == "pass" else candidate
         changed = {
             RECORD: exported.model_dump_json(indent=1).encode(),
-            "README.md": export_card(self._card(origin), exported, only_unet=self.wanted.only_unet).encode(),
+            "README.md": export_card(self._card(origin, form), exported, only_unet=self.wanted.only_unet).encode(),
         }
         promote(self.store, candidate, target, changed, main=self._main(form))
         shipped = exported.shipped
         same = "" if shipped is None else f"{shipped.same_label.value:.1%} of {shipped.same_label.n} labels as audited"
-        self._say(f"{self.store.url(target)}: {self._outcome(exported)}, {same}")
+        self._say(f"{self.store.url(target)}: {exported.outcome}, {same}")
         return exported
-
-    @staticmethod
-    def _outcome(exported: Exported) -> str:
-        return "inconclusive" if exported.shipped is None else exported.shipped.gate.outcome
 
 
 def _operator_of(earlier: Earlier) -> EditOperator:

@@ -122,6 +122,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         folder = _download(reference, settings, cache)
     elif Path(reference).is_dir():
         folder = Path(reference).resolve()
+        verify_folder(folder, reference)
     else:
         folder = _from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
     marker = "model_index.json" if pipeline else "config.json"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
+from jobs.card import licence_of
 from jobs.classifier import Classifier, TextEmbeddings
 from jobs.config import RunConfig
 from jobs.evaluating_operators import EditRequest, EditSolver, SolvedEdit
@@ -74,8 +75,8 @@ class AuditWorker:
         self._store: ObjectStore = open_store(config.output, settings)
         # Models load once, and the text encoder runs for one call at a time.
         self._models = threading.RLock()
-        # Threads are given where no GPU is asked for. Ray hides no GPU from such a worker, so it has to look away.
         self._opened: tuple[str, tuple[Any, EditOperator | None, torch.dtype]] | None = None
+        # Threads are given where no GPU is asked for. Ray hides no GPU from such a worker, so it has to look away.
         self._device = torch.device("cuda" if threads is None and torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -187,17 +188,19 @@ class AuditWorker:
 
     def write_checkpoint(
         self, operator: EditOperator, provenance: Provenance, title: str, card: str, prefix: str
-    ) -> str:
+    ) -> None:
         """The edited checkpoint, from this worker's copy of the model; see `jobs.exports.diffusers_folder`."""
         run = prefix.rpartition("/")[0]
-        return write_checkpoint(
+        spec = spec_of(self._model_folder, title, license=licence_of(self.origin().card))
+        write_checkpoint(
             self._model_folder,
             provenance.base_digest,
             operator,
             card,
             self._store,
             prefix,
-            header=file_header("tensors", spec_of(self._model_folder, title), provenance),
+            header=file_header("tensors", spec, provenance),
+            operator_header=file_header("operator", spec, provenance),
             scratch=self._cache,
             settings=self._settings,
             beside=(f"{run}/candidate", f"{run}/checkpoint"),

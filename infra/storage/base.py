@@ -27,7 +27,7 @@ class ObjectStat:
     Attributes:
         size: Bytes.
         tag: Its entity tag, as of `get_tagged`: other bytes, another tag.
-        sha256: Of its bytes in hex, where it was uploaded by `ObjectStore.upload` or the store is a folder; else None.
+        sha256: Of its bytes in hex, where an `ObjectStore` wrote it or the store is a folder; else None.
 
     """
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,6 +20,7 @@ from infra.storage.keys import PARTIAL, check_key, join
 __all__ = ["LocalStore"]
 
 _LOCK_TIMEOUT_S = 60.0
+_FOLDER_ATTEMPTS = 5
 _LOCK = f"{PARTIAL}lock"
 
 
@@ -67,8 +68,16 @@ class LocalStore(ObjectStore):
         with self._reporting("write", key):
             if path.is_dir():
                 raise StorageError(f"write {path}: a folder has this name. Choose another key.", self.url(key))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_beside(path, fill, if_absent=if_absent)
+            for attempt in range(_FOLDER_ATTEMPTS):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _write_beside(path, fill, if_absent=if_absent)
+                except FileNotFoundError:
+                    # Another's deletion took the folder away while it was empty.
+                    if path.parent.is_dir() or attempt + 1 == _FOLDER_ATTEMPTS:
+                        raise
+                else:
+                    return
 
     def get(self, key: str) -> bytes:
         """See `ObjectStore.get`."""
@@ -141,11 +150,17 @@ class LocalStore(ObjectStore):
         yield from sorted(found)
 
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`."""
-        path = self._path(key)
+        """See `ObjectStore.delete`; folders that are empty after it go too, as they are none in an object store."""
+        path, root = self._path(key), Path(os.path.realpath(self._root))
         with self._reporting("delete", key):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+            if not path.is_file():
+                return
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or not ours to delete
+            for folder in path.parents:
+                if not folder.is_relative_to(root) or folder == root:
+                    break
+                folder.rmdir()
 
     def download(self, key: str, path: str | os.PathLike[str]) -> None:
         """See `ObjectStore.download`."""

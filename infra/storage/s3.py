@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -130,6 +131,7 @@ class S3Store(ObjectStore):
         if if_absent and if_match is not None:
             raise ValueError("put: if_absent and if_match exclude each other")
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(key), "Body": data}
+        request["Metadata"] = {SHA256: hashlib.sha256(data).hexdigest()}
         if content_type:
             request["ContentType"] = content_type
         if if_absent:
@@ -138,7 +140,7 @@ class S3Store(ObjectStore):
             request["IfMatch"] = if_match
         if if_absent or if_match is not None:
             # A retried put may be refused for its own first try: the object says who wrote it.
-            request["Metadata"] = {_WRITER: uuid.uuid4().hex}
+            request["Metadata"] |= {_WRITER: uuid.uuid4().hex}
             self._request("write", key, lambda client: self._put_once(client, request))
         else:
             self._request("write", key, lambda client: client.put_object(**request))

@@ -6,7 +6,10 @@ from jobs.exports.check import FILES
 from jobs.exports.schema import Exported, Form
 from jobs.report.schema import DeltaFigure, RateFigure
 
-__all__ = ["export_card"]
+__all__ = ["NOT_CHECKED", "REVERT", "export_card"]
+
+NOT_CHECKED = "Not checked yet: the command that writes this is under way, or has failed.\n"
+"""README.md of what is written, until it has been drawn with."""
 
 _LOADING: dict[Form, str] = {
     "diffusers": "pipe = StableDiffusionPipeline.from_pretrained(FOLDER)",
@@ -17,6 +20,11 @@ _LOADING: dict[Form, str] = {
     "tensors": "pipe.unet.load_state_dict(safetensors.torch.load_file"
     f'("{FILES["tensors"]}"), strict=False)     # on the base model',
 }
+REVERT: dict[Form, str] = {
+    "lora": "Leave the LoRA out, or set its strength to 0. The prompts need no change either way.",
+    "operator": "Give the pipeline the prompt as text: the operator changes its embeddings, never the model's files.",
+}
+"""How the edit is undone, of the forms whose model's weights stay as they are."""
 _UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
 
 
@@ -30,7 +38,9 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False) -> st
     """
     lines = ["", f"## This export: {exported.form}", ""]
     if exported.forced:
-        lines += ["**It was forced: a gate did not pass. Do not ship it.**", ""]
+        lines += ["**It was forced: a gate of the run did not pass. Do not ship it.**", ""]
+    if exported.outcome != "pass":
+        lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
     loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
     lines += ["```python", loading, "```", ""]
     if exported.rank is not None:
@@ -67,7 +77,7 @@ def _checked(exported: Exported) -> list[str]:
     )
     return [
         f"Checked once it was stored ({found.dtype}): {found.images} images drawn with it and with the audited edit, "
-        f"on the audit's prompts and seeds; {apart}; labels are the same in {_rate(found.same_label)}: "
+        f"on the audit's prompts, its own seeds first; {apart}; labels are the same in {_rate(found.same_label)}: "
         f"*{found.gate.outcome}*.",
         "",
     ]

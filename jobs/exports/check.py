@@ -8,9 +8,9 @@ same prompts and seeds are drawn with both: the pixels say whether it is the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,21 @@ class Compared:
 
 
 def samples(tasks: Sequence[TallyTask], seed: int, count: int) -> list[Sample]:
-    """The audit's first images, one of each cell, then the second of each, until there are so many; controls apart."""
+    """The audit's first images, one of each cell, then the second of each, until there are so many; controls apart.
 
-    def all_of_them() -> Iterator[Sample]:
-        labelled = [task for task in tasks if task.subject is not None]
-        for index in range(max((task.cell.images for task in labelled), default=0)):
-            for task in labelled:
-                cell: Cell = task.cell
-                if index < cell.images:
-                    at = cell.first + index
-                    yield Sample(
-                        cell.prompt, image_seed(seed, cell.stream, cell.prompt, at), task.subject, task.concept
-                    )
+    Where the audit has fewer, further seeds of the same prompts follow.
+    """
+    labelled = [task for task in tasks if task.subject is not None]
+    most = max((task.cell.images for task in labelled), default=0)
 
-    return list(islice(all_of_them(), count))
+    def sample(task: TallyTask, index: int) -> Sample:
+        cell: Cell = task.cell
+        drawn = image_seed(seed, cell.stream, cell.prompt, cell.first + index)
+        return Sample(cell.prompt, drawn, task.subject, task.concept)
+
+    audited = (sample(task, i) for i in range(most) for task in labelled if i < task.cell.images)
+    further = (sample(task, task.cell.images + i) for i in range(count) for task in labelled)
+    return list(islice(chain(audited, further), count))
 
 
 def is_half(*dtypes: torch.dtype) -> bool:
@@ -236,7 +237,8 @@ def shipped(found: Compared, dtype: str, *, half: bool, limit: float) -> Shipped
     Args:
         found: of all images.
         dtype: as stored.
-        half: whether half precision is in play: labels are then gated at `limit`, else all of them and the pixels.
+        half: whether half precision or a LoRA's rank is in play: labels are then gated at `limit`, else all of them
+            and the pixels.
         limit: see `gates.shipped`.
     """
     kept = ratios.rate(found.same, found.labelled)

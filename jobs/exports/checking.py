@@ -30,6 +30,7 @@ def check_export(
     config: RunConfig,
     tasks: Sequence[TallyTask],
     texts: Any,
+    approximate: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Shipped:
     """Open what was stored, draw with it and with the audited edit, and gate what differs.
@@ -42,6 +43,7 @@ def check_export(
         config: the run's; `export` says how many images, `gates.shipped` what is asked of them.
         tasks: the audit's cells, whose first images are drawn again.
         texts: reference of the classifier's text embeddings.
+        approximate: the export leaves out some of the edit by intent, so it is gated as half precision is.
         say: told what is done.
 
     Raises:
@@ -49,9 +51,14 @@ def check_export(
         StorageError, ClusterError: as `Pool`.
     """
     dtype, half = pool.call("export_precision", form, prefix)
+    half |= approximate
     wanted = samples(tasks, config.seed, config.export.half_images if half else config.export.images)
     say(f"checking {prefix.rpartition('/')[2]}/: {len(wanted)} images with it and with the audited edit")
     parts = [wanted[i : i + _CALL_IMAGES] for i in range(0, len(wanted), _CALL_IMAGES)]
     calls = [(form, prefix, operator, part, texts) for part in parts]
-    found = sum((ray.get(result) for _, result in pool.map("compare_export", calls)), Compared())
+    found = Compared()
+    for _, result in pool.map("compare_export", calls):
+        found += ray.get(result)
+        if found.images < len(wanted):
+            say(f"checked {found.images} of {len(wanted)}")
     return shipped(found, dtype, half=half, limit=config.gates.shipped)

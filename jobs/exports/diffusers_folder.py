@@ -10,18 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageSettings, open_store
+from jobs.exports.operator_file import write_operator
 from jobs.exports.publishing import MODEL_INDEX, Stored, publish
 from jobs.exports.sources import SafetensorsSource, open_safetensors, open_unet
-from jobs.exports.writing import Edits, edited_pieces, tensor_bytes, write_safetensors
+from jobs.exports.writing import Edits, edited_pieces, scratch_folder, tensor_bytes, write_safetensors
 from jobs.models import content_digest, staged_from
 from time_ops import EditOperator, ModelError
 
@@ -43,10 +41,11 @@ def write_checkpoint(
     *,
     only_unet: bool = False,
     header: Mapping[str, str] | None = None,
+    operator_header: Mapping[str, str] | None = None,
     scratch: Path | None = None,
     settings: StorageSettings | None = None,
     beside: Sequence[str] = (),
-) -> str:
+) -> dict[str, int]:
     """Write the edited checkpoint below `prefix`; see `publish`. Memory: one weight and the parts under way.
 
     Args:
@@ -58,12 +57,13 @@ def write_checkpoint(
         prefix: where in it.
         only_unet: leave the other components out; the folder is then opened by `UNet2DConditionModel`.
         header: metadata for the edited files, added to their own; see `jobs.exports.header`.
+        operator_header: likewise for the operator's file beside them.
         scratch: where the edited files (5.1 GB for SDXL in half precision) lie meanwhile; None: the usual place.
         settings: how to reach the store that the base model was staged from; None reads the environment.
         beside: published folders in `store` that may hold some of the same files.
 
     Returns:
-        The digest of SHA256SUMS.
+        Bytes of each file but SHA256SUMS, by its name.
 
     Raises:
         ModelError: the base model is not the one that was audited, or can't be edited.
@@ -72,20 +72,22 @@ def write_checkpoint(
     if content_digest(base) != expected:
         raise ModelError("the model has changed since it was audited; run the job again")
     kept = _kept(base, only_unet=only_unet)
-    with _scratch(scratch) as folder:
+    with scratch_folder(scratch) as folder:
         edited = write_edited_unet(base / _UNET, operator, folder / _UNET, header)
-        operator.save(folder / "operator.safetensors")
+        write_operator(operator, folder / "operator.safetensors", operator_header or {})
         (folder / "README.md").write_text(card, encoding="utf-8")
         made = {name: folder / name for name in ("operator.safetensors", "README.md")}
         made |= {f"{_UNET}/{path.name}": path for path in edited}
-        return publish(
-            kept | made,
+        files = kept | made
+        publish(
+            files,
             store,
             prefix,
             main=_CONFIG if only_unet else MODEL_INDEX,
             stored=_stored(base, kept.keys() - made.keys(), settings),
             beside=beside,
         )
+        return {name: path.stat().st_size for name, path in files.items()}
 
 
 def write_edited_unet(
@@ -182,29 +184,3 @@ def _stored(base: Path, names: set[str], settings: StorageSettings | None) -> di
         return {}
     source = open_store(staged.url, settings)
     return {name: Stored(source, name, staged.tags[name]) for name in names if name in staged.tags}
-
-
-@contextmanager
-def _scratch(folder: Path | None) -> Iterator[Path]:
-    """A folder for the time of the block.
-
-    Raises:
-        StorageError: there can be none, or the disk is full.
-    """
-    made = None
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix="evenhand-", dir=folder))
-        yield made
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"the edited files can't be kept on this node until they are sent: {error.strerror or error}. Free some "
-            "space, or set EVENHAND_CACHE to a folder with more",
-            "" if made is None else made.as_posix(),
-        ) from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,19 @@ from typing import Literal
 
 import torch
 
-from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.exports.check import FILES
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.header import Form as HeaderForm
 from jobs.exports.header import Provenance, file_header, spec_of
 from jobs.exports.lora import LoraWritten, write_lora
-from jobs.exports.operator_file import LOADER, write_loader, write_operator
+from jobs.exports.operator_file import LOADER, check_transform, write_loader, write_operator
 from jobs.exports.publishing import MODEL_INDEX, publish
 from jobs.exports.schema import Exported, Form
 from jobs.exports.single_file import write_single_file
 from jobs.exports.sources import open_unet
 from jobs.exports.tensors import write_tensors
-from jobs.exports.writing import Written
+from jobs.exports.writing import Written, scratch_folder
 from jobs.models import content_digest
 from time_ops import EditOperator, ModelError
 from time_ops.lora import truncate
@@ -113,10 +112,10 @@ def write_export(
         )
     spec = spec_of(base, task.title, date=task.date, license=task.licence)
     header = file_header(_HEADERS[task.form], spec, task.provenance)
+    operator_header = file_header("operator", spec, task.provenance)
     unet = open_unet(base / "unet", d=task.operator.d, values_only=task.operator.values_only)
-    with _scratch(scratch) as name:
-        folder = Path(name)
-        written, others = _written(task, base, folder, header, settings)
+    with scratch_folder(scratch) as folder:
+        written, others = _written(task, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
         if written is not None:
             files[FILES[task.form]] = written.path
@@ -130,7 +129,7 @@ def write_export(
             **(_errors(written) if isinstance(written, LoraWritten) else {}),
         )
         if written is None:
-            write_checkpoint(
+            sizes = write_checkpoint(
                 base,
                 task.provenance.base_digest,
                 task.operator,
@@ -139,11 +138,12 @@ def write_export(
                 task.prefix,
                 only_unet=task.only_unet,
                 header=header,
+                operator_header=operator_header,
                 scratch=scratch,
                 settings=settings,
                 beside=beside,
             )
-            return exported
+            return exported.model_copy(update={"files": {n: size for n, size in sizes.items() if n != "README.md"}})
         (folder / "README.md").write_text(task.card, encoding="utf-8")
         (folder / RECORD).write_text(exported.model_dump_json(indent=1), encoding="utf-8")
         files |= {name: folder / name for name in ("README.md", RECORD)}
@@ -152,13 +152,19 @@ def write_export(
 
 
 def _written(
-    task: ExportTask, base: Path, folder: Path, header: Mapping[str, str], settings: StorageSettings
+    task: ExportTask,
+    base: Path,
+    folder: Path,
+    header: Mapping[str, str],
+    operator_header: Mapping[str, str],
+    settings: StorageSettings,
 ) -> tuple[Written | None, list[Path]]:
     """The file that holds the edit (None: a diffusers folder has several), and other files beside it."""
     if task.form == "diffusers":
         return None, []
     out, unet, operator = folder / FILES[task.form], base / "unet", task.operator
     if task.form == "operator":
+        check_transform(operator)
         return write_operator(operator, out, header), [write_loader(folder / LOADER).path]
     if task.form == "tensors":
         return write_tensors(unet, operator, out, header), []
@@ -168,7 +174,8 @@ def _written(
     lora = write_lora(unet, operator, out, header, rank=task.rank, error=task.error, dtype=dtype)
     source = open_unet(unet, d=operator.d, values_only=operator.values_only)
     low = truncate(operator, (source.read(name) for name in source.names), rank=lora.rank)
-    return lora, [low.operator(operator).save(folder / f"operator-rank-{lora.rank}.safetensors")]
+    cut = folder / f"operator-rank-{lora.rank}.safetensors"
+    return lora, [write_operator(low.operator(operator), cut, operator_header).path]
 
 
 def _base_file(task: ExportTask, folder: Path, settings: StorageSettings) -> Path:
@@ -192,15 +199,3 @@ def _errors(written: LoraWritten) -> dict[str, float | int]:
         "weight_error": written.weight_error,
         "stored_error": written.stored_error,
     }
-
-
-def _scratch(scratch: Path) -> tempfile.TemporaryDirectory[str]:
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix="export-", dir=scratch)
-    except OSError as error:
-        raise StorageError(
-            f"the export's files can't be kept on this node until they are sent: {error.strerror or error}. Free some "
-            "space, or set EVENHAND_CACHE to a folder with more",
-            scratch.as_posix(),
-        ) from error

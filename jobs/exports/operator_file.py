@@ -15,7 +15,7 @@ import torch
 from jobs.exports.writing import Written, entries_of, tensor_bytes, write_file, write_safetensors
 from time_ops import EditError, EditOperator
 
-__all__ = ["LOADER", "write_loader", "write_operator"]
+__all__ = ["LOADER", "check_transform", "write_loader", "write_operator"]
 
 LOADER = "load_operator.py"
 """Name of the loader beside an operator's file."""
@@ -25,8 +25,20 @@ def write_operator(operator: EditOperator, out: Path, header: Mapping[str, str])
     """Write it in float64; `EditOperator.load` reads it too.
 
     Raises:
-        EditError: It is values-only, which no transform of the embeddings is.
         StorageError: The disk is full, or the place can't be written to.
+
+    """
+    own = _own_header(operator.to_bytes())
+    entries = entries_of([("matrix", torch.float64, tuple(operator.matrix.shape))])
+    size = write_safetensors(out, entries, [tensor_bytes(operator.matrix)], {**own, **header})
+    return Written(out, size, 1)
+
+
+def check_transform(operator: EditOperator) -> None:
+    """Refuse an operator that embeddings can't pass through.
+
+    Raises:
+        EditError: It is values-only.
 
     """
     if operator.values_only:
@@ -34,10 +46,6 @@ def write_operator(operator: EditOperator, out: Path, header: Mapping[str, str])
             "a values-only operator is no transform of the embeddings, as keys read them unchanged: "
             "export a checkpoint, a LoRA or the tensors"
         )
-    own = _own_header(operator.to_bytes())
-    entries = entries_of([("matrix", torch.float64, tuple(operator.matrix.shape))])
-    size = write_safetensors(out, entries, [tensor_bytes(operator.matrix)], {**own, **header})
-    return Written(out, size, 1)
 
 
 def write_loader(out: Path) -> Written:

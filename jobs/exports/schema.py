@@ -32,12 +32,23 @@ class Exported(Figure):
     form: Form
     run: str
     verdict: Verdict = Field(description="of the run's audit")
-    forced: bool = Field(description="exported although a gate did not pass")
+    forced: bool = Field(description="exported although a gate of the run did not pass")
     tensors: int = Field(description="how many of the edit's there are")
-    files: dict[str, int] = Field(description="bytes of each file but this one and SHA256SUMS")
+    files: dict[str, int] = Field(description="bytes of each file but README.md, this one and SHA256SUMS")
     rank: int | None = Field(default=None, description="of a LoRA")
     error: float | None = Field(default=None, description="what the rank leaves out, relative to the edit")
     weight_error: float | None = Field(default=None, description="the same, relative to the unedited weights")
     stored_error: float | None = Field(default=None, description="as `error`, of the rounded numbers in the file")
     shipped: Shipped | None = Field(default=None, description="how its images compare; null: not checked yet")
     audit: RankAudit | None = None
+
+    @property
+    def outcome(self) -> Verdict:
+        """Whether it may be published: what its images say and, of a LoRA, that the audit at its rank did not fail.
+
+        An audit that is inconclusive leaves it to the images: it is asked for a regression too, whose interval is wide
+        for few images even where all are the same. Where the run was forced, its LoRA fails the same gates.
+        """
+        if self.audit is not None and self.audit.verdict == "fail" and not self.forced:
+            return "fail"
+        return "inconclusive" if self.shipped is None else self.shipped.gate.outcome

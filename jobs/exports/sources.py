@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from jobs.models import safetensors_header
 from time_ops.errors import ModelError
 
-__all__ = ["DTYPES", "Entry", "SafetensorsSource", "UnetSource", "open_safetensors", "open_unet"]
+__all__ = ["DTYPES", "Entry", "SafetensorsSource", "UnetSource", "open_safetensors", "open_unet", "refuse_pickled"]
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """The dtypes whose weights can be edited, by their names in a header."""
@@ -86,6 +86,22 @@ class SafetensorsSource:
         return torch.frombuffer(data, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
 
+def refuse_pickled(name: str) -> None:
+    """Refuse a checkpoint by its name, before it is opened or fetched.
+
+    Raises:
+        ModelError: It is a pickled one.
+
+    """
+    file = Path(name)
+    if file.suffix.lower() in _PICKLED:
+        raise ModelError(
+            f"{file.name} is a pickled checkpoint: opening it can run code, so it is never opened. Convert it to "
+            "safetensors, on a machine that may be lost, with diffusers' StableDiffusionPipeline.from_single_file(...)"
+            ".save_pretrained(folder, safe_serialization=True), or take the .safetensors file of the same model"
+        )
+
+
 def open_safetensors(path: Path) -> SafetensorsSource:
     """Open a file and check its header.
 
@@ -93,12 +109,7 @@ def open_safetensors(path: Path) -> SafetensorsSource:
         ModelError: A pickled checkpoint, no file, or one that is cut short or tampered with.
 
     """
-    if path.suffix.lower() in _PICKLED:
-        raise ModelError(
-            f"{path.name} is a pickled checkpoint: opening it can run code, so it is never opened. Convert it to "
-            "safetensors, on a machine that may be lost, with diffusers' StableDiffusionPipeline.from_single_file(...)"
-            ".save_pretrained(folder, safe_serialization=True), or take the .safetensors file of the same model"
-        )
+    refuse_pickled(path.name)
     if not path.is_file():
         raise ModelError(f"there is no file {path.name}")
     try:

@@ -10,8 +10,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +24,16 @@ from infra.storage import StorageError
 from jobs.exports.sources import DTYPES, Entry, SafetensorsSource
 from time_ops import EditOperator, ModelError
 
-__all__ = ["Edits", "Written", "edited_pieces", "entries_of", "tensor_bytes", "write_file", "write_safetensors"]
+__all__ = [
+    "Edits",
+    "Written",
+    "edited_pieces",
+    "entries_of",
+    "scratch_folder",
+    "tensor_bytes",
+    "write_file",
+    "write_safetensors",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HASH = "modelspec.hash_sha256"
@@ -194,3 +205,29 @@ def _written_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
         with suppress(OSError):
             beside.unlink()
     return size
+
+
+@contextmanager
+def scratch_folder(folder: Path | None) -> Iterator[Path]:
+    """A folder for the time of the block, in `folder`; None: in the usual place.
+
+    Raises:
+        StorageError: there can be none, or the disk is full.
+    """
+    made = None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix="evenhand-", dir=folder))
+        yield made
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"the edited files can't be kept on this node until they are sent: {error.strerror or error}. Free some "
+            "space, or set EVENHAND_CACHE to a folder with more",
+            "" if made is None else made.as_posix(),
+        ) from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)

@@ -48,6 +48,37 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return request.getfixturevalue("s3").store()
 
 
+def test_what_was_put_is_known_by_its_digest(store: ObjectStore) -> None:
+    store.put("key", b"one")
+    assert store.stat("key").sha256 == hashlib.sha256(b"one").hexdigest()
+    store.put("key", b"two", if_match=store.get_tagged("key")[1])
+    assert store.stat("key").sha256 == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_folder_that_is_empty_is_none(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "objects"))
+    for key in ("runs/a/unet/x", "runs/a/y", "runs/b"):
+        store.put(key, b"")
+    store.sub("runs/a").delete("unet/x")
+    assert not (tmp_path / "objects/runs/a/unet").exists()
+    store.delete("runs/a/y")
+    assert [path.name for path in (tmp_path / "objects/runs").iterdir()] == ["b"]
+    store.delete("runs/b")
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_writes_and_deletions_in_one_local_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def work(name: int) -> None:
+        for _ in range(50):
+            store.put(f"a/b/{name}", b"x")
+            store.delete(f"a/b/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
 @pytest.mark.parametrize(
     "key", ["a", "runs/a/report.json", "é ü/日本 語", "q?x=1&y#%25+z.txt", "'quoted\" (1)", "a" * 255]
 )

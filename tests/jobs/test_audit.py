@@ -259,10 +259,12 @@ def test_what_did_not_pass_is_exported_by_force_only(here: Workplace, capsys: py
     assert "there is no form ckpt" in capsys.readouterr().err
     assert export(here, "--form", "single-file", "--force") == 2
     assert "--base-file" in capsys.readouterr().err
+    assert export(here, "--form", "single-file", "--base-file", "s3://far/away/sd.ckpt", "--force") == 3
+    assert "pickled" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["export", here.debiased.url, "--force"])
     assert ended.value.code == 2
-    assert "say where it is now: --model FOLDER" in capsys.readouterr().err
+    assert "say where it is now: --model FOLDER --classifier FOLDER" in capsys.readouterr().err
     assert not list(here.store.list(f"runs/{here.debiased.run}/exports"))
 
 

@@ -20,10 +20,12 @@ from jobs.exports.card import export_card
 from jobs.exports.check import FILES, Compared, compare, is_half, open_export, samples, shipped
 from jobs.exports.forms import ExportTask, main_file, write_export
 from jobs.exports.header import Provenance, lams_digest
-from jobs.exports.schema import FORMS, Form
+from jobs.exports.schema import FORMS, Exported, Form, RankAudit
+from jobs.exports.sources import open_safetensors
 from jobs.generator import Generator
 from jobs.models import content_digest
 from jobs.pipelines import load_pipeline
+from jobs.report.schema import DeltaFigure, RateFigure
 from jobs.shards import BASE, image_seed
 from jobs.tally import TallyTask
 from tests.jobs.exports.original_layout import single_file
@@ -104,8 +106,12 @@ def test_samples_are_the_audits_own_one_of_each_cell_first() -> None:
     assert [s.prompt for s in found] == [*first, *first[:2]]
     assert found[3].seed == image_seed(7, "audit", first[0], 1)
     assert [s.subject for s in found] == [0, 1, 1, 0, 1]
-    # No control, which has no label; and no more than there are.
-    assert len(samples(tasks(), 7, 500)) == 7
+    # No control, which has no label; beyond the audit's own images further seeds of their prompts, each once.
+    many = samples(tasks(), 7, 500)
+    assert many[:7] == samples(tasks(), 7, 7)
+    assert len({(s.prompt, s.seed) for s in many}) == len(many) == 500
+    assert {s.prompt for s in many[7:]} == set(first)
+    assert samples(tasks()[-1:], 7, 500) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -184,6 +190,46 @@ def test_a_base_that_is_not_the_runs_or_a_missing_single_file_is_refused(
     assert not (tmp_path / "store" / "x").exists()
 
 
+def test_a_lora_whose_audit_fails_at_its_rank_does_not_pass() -> None:
+    passed = shipped(Compared(16, 0, 0.0, 0.0, 16, 16), "float32", half=False, limit=0.95)
+    delta = DeltaFigure(value=0.5, low=0.4, high=0.6, floor=0.1, n=9)
+    explicit = RateFigure(value=1.0, n=4, low=0.5, high=1.0)
+    audited = RankAudit(
+        run="a",
+        verdict="fail",
+        delta=delta,
+        delta_within=delta,
+        explicit=explicit,
+        delta_of_run=delta,
+        delta_within_of_run=delta,
+    )
+    lora = Exported(form="lora", run="r", verdict="pass", forced=False, tensors=8, files={}, shipped=passed)
+    assert lora.outcome == "pass"
+    failed = lora.model_copy(update={"audit": audited})
+    assert failed.outcome == "fail"
+    assert failed.model_copy(update={"audit": audited.model_copy(update={"verdict": "inconclusive"})}).outcome == "pass"
+    # A run that failed was exported by force: its LoRA fails the run's own gates.
+    assert failed.model_copy(update={"forced": True}).outcome == "pass"
+    assert lora.model_copy(update={"shipped": None}).outcome == "inconclusive"
+
+
+def test_every_header_says_where_it_is_from_and_every_file_is_listed(operator: EditOperator, tmp_path: Path) -> None:
+    for form in ("diffusers", "lora"):
+        store = LocalStore(tmp_path / form)
+        asked = task(form, operator, rank=3, licence="openrail")
+        told = write_export(asked, PIPELINE_PATH, store, scratch=tmp_path / "s", settings=StorageSettings())
+        folder = tmp_path / form / asked.prefix
+        found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.*")}
+        assert told.files == {n: size for n, size in found.items() if n not in ("README.md", "export.json")}
+        for file in folder.rglob("*.safetensors"):
+            if file.parent.name in ("vae", "text_encoder"):
+                continue  # the base model's own bytes
+            metadata = open_safetensors(file).metadata
+            assert metadata["evenhand.run"] == "r"
+            assert metadata["modelspec.license"] == "openrail"
+            assert metadata["modelspec.architecture"].endswith("/evenhand-operator") == ("operator" in file.name)
+
+
 def test_exports_say_the_same_to_the_last_byte_twice(operator: EditOperator, checkpoint: Path, tmp_path: Path) -> None:
     for form in FORMS:
         one, two = (
@@ -199,11 +245,16 @@ def test_the_card_says_how_it_is_loaded_and_what_was_found(operator: EditOperato
         task("lora", operator, rank=3), PIPELINE_PATH, store, scratch=tmp_path / "s", settings=StorageSettings()
     )
     figures = shipped(Compared(16, 0, 0.1, 0.16, 15, 16), "float32", half=True, limit=0.95)
-    text = export_card("# Card\n", lora.model_copy(update={"shipped": figures, "forced": True}))
+    text = export_card("# Card\n", lora.model_copy(update={"shipped": figures}))
     assert text.startswith("# Card\n")
     assert FILES["lora"] in text
     assert f"{lora.error:.2e}" in text
     assert "93.8% [69.8%, 99.8%] (n = 16)" in text
-    assert "forced" in text
+    assert "did not pass its own check" in text
+    assert "forced" not in text
+    passed = shipped(Compared(16, 0, 0.0, 0.0, 16, 16), "float32", half=False, limit=0.95)
+    text = export_card("# Card\n", lora.model_copy(update={"shipped": passed, "forced": True}))
+    assert "a gate of the run did not pass" in text
+    assert "its own check" not in text
     assert lora.rank == 3
     assert np.isfinite(lora.weight_error or np.nan)

@@ -61,6 +61,13 @@ def test_lines_that_are_none_are_refused(text: str) -> None:
         parse_checksums(f"{'0' * 64}  fine\n{text}\n")
 
 
+def test_a_folder_of_this_machine_is_checked_too(folder: Path, tmp_path: Path) -> None:
+    assert stage(str(folder), StorageSettings(), tmp_path, pipeline=True) == folder.resolve()
+    (folder / "unet" / "weights.safetensors").write_bytes(b"other bytes")
+    with pytest.raises(ModelError, match=r"unet/weights\.safetensors differs"):
+        stage(str(folder), StorageSettings(), tmp_path, pipeline=True)
+
+
 def test_staging_checks_and_remembers_where_from(folder: Path, tmp_path: Path, s3: object) -> None:
     store: ObjectStore = s3.store()  # type: ignore[attr-defined]
     store.upload_folder(folder)

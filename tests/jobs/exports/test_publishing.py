@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from infra.storage import LocalStore, ObjectStore, StorageError, open_store
+from jobs.debias import settle
 from jobs.exports.checksums import CHECKSUMS, verify_folder
 from jobs.exports.publishing import Stored, promote, publish, remove
 from tests.faults import FaultyProxy
@@ -81,6 +82,19 @@ def test_the_same_files_again_cost_nothing(s3: Any, tmp_path: Path) -> None:
     assert publish(files, store, "c") == digest
     assert wire.written == []
     assert wire.count("DeleteObject") == 0
+
+
+def test_the_same_promotion_again_leaves_what_is_there_alone(s3: Any, tmp_path: Path) -> None:
+    """Nobody may find the folder without its main file meanwhile."""
+    store = s3.store()
+    files = made(tmp_path, "same")
+    for again in (False, True):
+        publish(files, store, "candidate", beside=("checkpoint",))
+        wire = Wire(store)
+        promote(store, "candidate", "checkpoint", {"README.md": b"passed", "export.json": b"{}"})
+        assert [url for url in wire.written if "/checkpoint/" in url] == [] or not again
+    assert wire.count("DeleteObject") == len(NAMES) + 1  # of the candidate only
+    assert store.exists("checkpoint/model_index.json")
 
 
 def test_a_store_that_fails_halfway_holds_no_folder_and_is_gone_on_with(s3: Any, tmp_path: Path) -> None:
@@ -182,6 +196,16 @@ def test_a_folder_is_promoted_with_its_card_changed_and_the_old_one_ends(store: 
     with pytest.raises(StorageError):
         promote(store, "run/candidate", "run/checkpoint", {})
     assert whole(store, "run/checkpoint", wanted, tmp_path / "c")
+
+
+def test_a_run_that_no_longer_passes_keeps_no_checkpoint(store: ObjectStore, tmp_path: Path) -> None:
+    files = made(tmp_path / "new", "new")
+    for verdict, name in (("fail", "candidate"), ("pass", "checkpoint"), ("inconclusive", "candidate")):
+        publish(files, store, "run/candidate")
+        assert settle(store, "run", verdict, verdict)[0] == name
+        (tmp_path / "new" / "README.md").write_text(verdict)
+        assert {key.split("/")[1] for key in store.list("run")} == {name}
+        assert whole(store, f"run/{name}", files, tmp_path / verdict)
 
 
 def test_a_promotion_that_broke_off_is_gone_on_with(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

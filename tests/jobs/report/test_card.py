@@ -57,6 +57,12 @@ def test_figures_are_the_runs(report: Report) -> None:
         assert part in card.text
 
 
+def test_the_same_run_gone_through_again_has_the_same_card(report: Report) -> None:
+    """Else its published checkpoint would be taken away and put back each time."""
+    later = report.model_copy(update={"created": "2031-01-01T00:00:00+00:00"})
+    assert str(card_of(later)) == str(card_of(report))
+
+
 def test_a_pass_is_said_and_long_lists_are_ranges(build: Callable[..., Report]) -> None:
     report = build(professions=41)
     lams = [item.lam for item in report.professions if item.lam]
