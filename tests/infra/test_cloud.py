@@ -1,4 +1,4 @@
-"""infra/cloud and infra/container: what `ray up`, `ray job submit` and an image's build read, checked without either."""
+"""infra/cloud and infra/container: what `ray up`, `ray job submit` and an image build read, checked without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_ray_takes_the_cluster() -> None:
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         start = commands[-1]
         assert "RAY_AUTH_MODE=token" in start
-        assert "0.0.0.0" not in start
+        assert "0.0.0.0" not in start  # noqa: S104
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert not re.search(r"(?i)(access_key|secret|password)\S*:", CLUSTER.read_text(encoding="utf-8"))
 
