@@ -209,3 +209,7 @@ def test_the_command_lines_are_ours() -> None:
 def test_the_configurations_load(file: str) -> None:
     config = load_config((FOLDER / file).read_text(encoding="utf-8"))
     assert config.model.startswith("s3://"), "HF_HUB_OFFLINE is set"
+    patched = (FOLDER / file).with_name("kustomization.yaml").read_text(encoding="utf-8")
+    most = re.search(r"maxReplicas, value: (\d+)", patched)
+    base = read(FOLDER / "base/cluster.yaml")[0]["spec"]["workerGroupSpecs"][0]["maxReplicas"]
+    assert config.workers.count == (int(most[1]) if most else base), "all workers are asked for at once"
