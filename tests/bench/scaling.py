@@ -3,9 +3,9 @@
     python -m tests.bench.scaling                     # the tables of docs/scaling.md
     python -m tests.bench.scaling --rate 3.5          # images/s of one of your GPUs (`evenhand plan` says it)
 
-The rate of a GPU is yours to give; everything else is read from the tables in docs/benchmarks.md and docs/scaling.md, so
-a new measurement is a new model. Simulated is what a stage of generation is: workers with two pieces each, a driver that
-turns, hears who is done and sends more. Not simulated: nodes that are lost, and the minutes in which nodes come.
+The rate of a GPU is yours to give; everything else is read from the tables in docs/benchmarks.md and docs/scaling.md,
+so a new measurement is a new model. Simulated is what a stage of generation is: workers with two pieces each, a driver
+that turns, hears who is done and sends more. Not simulated: lost nodes, and the minutes in which nodes come.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ __all__ = ["Measured", "Outcome", "limits", "main", "measured", "simulate"]
 
 ROOT = Path(__file__).parents[2]
 SHARD_IMAGES = 50
+CORES = 2
+"""Of the machine that docs/benchmarks.md is of; bench_engine keeps them full."""
 PIECE_IMAGES = 100
 """What `jobs.pool` sends at once, of shards of 50."""
 S3_PUTS_PER_S, S3_GETS_PER_S = 3_500, 5_500
@@ -46,10 +48,13 @@ class Measured:
         generation_rows_per_s: of generation alone.
         driver_mb: the driver's memory after a tiny run.
         driver_mb_per_million: its growth per million image rows.
-        cpu_us: CPU microseconds per image row by role (bench_processes).
+        cpu_us: CPU microseconds per image row by role: of both cores over `rows_per_s`, the role's share
+            (bench_processes).
         turn_s: seconds of a turn of the driver's loop by the number of calls under way (bench_turn).
         bare_cpu_s: CPU seconds of an image of the demo model in a bare loop (bench_generation).
-        engine_to_bare: the engine's images per CPU second to the bare loop's: median, least, most.
+        bare_images_per_s: of that loop, on all cores.
+        engine_to_bare: the engine to the bare loop, images per CPU second of the processes that draw: least, most.
+        engine_to_bare_images: the same, images per second, with Ray, store and driver on the same cores.
         stage_bytes_per_s: of one node that stages a model from a store of one server, checks included (bench_export).
     """
 
@@ -60,7 +65,9 @@ class Measured:
     cpu_us: Mapping[str, float]
     turn_s: Mapping[int, float]
     bare_cpu_s: float
-    engine_to_bare: tuple[float, float, float]
+    bare_images_per_s: float
+    engine_to_bare: tuple[float, float]
+    engine_to_bare_images: tuple[float, float]
     stage_bytes_per_s: float
 
     def turn(self, calls: int) -> float:
@@ -99,44 +106,49 @@ def _number(cell: str) -> float:
     return float(re.findall(r"[\d,]*\.?\d+", cell)[0].replace(",", ""))
 
 
+def _range(cell: str) -> tuple[float, float]:
+    """Least and most of "0.993 [0.979, 0.996]"."""
+    least, most = (float(end) for end in re.findall(r"\[(.*?), (.*?)\]", cell)[0])
+    return least, most
+
+
 def measured() -> Measured:
     """Read from the documents."""
     small, large = _rows("benchmarks.md", "bench_engine")
     millions = (_number(large[0]) - _number(small[0])) / 1e6
     generation = {name: cells for name, *cells in _rows("benchmarks.md", "bench_generation")}
-    least, most = (float(end) for end in re.findall(r"\[(.*?), (.*?)\]", generation["engine"][3])[0])
     export = {name: cells for name, *cells in _rows("benchmarks.md", "bench_export")}
     text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     model = re.search(r"model ([\d.]+) GB, written", text)
     if model is None:
         raise SystemExit("docs/benchmarks.md does not say the size of bench_export's model")
+    rows_per_s = _number(large[1])
+    shares = {role: float(cells[3]) for role, *cells in _rows("scaling.md", "bench_processes")}
     return Measured(
-        rows_per_s=_number(large[1]),
+        rows_per_s=rows_per_s,
         generation_rows_per_s=_number(large[2]),
         driver_mb=_number(small[3]),
         driver_mb_per_million=(_number(large[3]) - _number(small[3])) / millions,
-        cpu_us={name: _number(cells[2]) for name, *cells in _rows("scaling.md", "bench_processes")},
+        cpu_us={role: share * CORES * 1e6 / rows_per_s for role, share in shares.items()},
         turn_s={
             int(_number(name.partition("workers")[2])): _number(cells[0]) / 1e3
             for name, *cells in _rows("scaling.md", "bench_turn")
         },
         bare_cpu_s=1 / _number(generation["bare"][2]),
-        engine_to_bare=(_number(generation["engine"][3]), least, most),
+        bare_images_per_s=_number(generation["bare"][0]),
+        engine_to_bare=_range(generation["engine"][3]),
+        engine_to_bare_images=_range(generation["engine"][1]),
         stage_bytes_per_s=float(model[1]) * 1e9 / _number(export["staged from it, checked for changes"][0]),
     )
 
 
 def limits(figures: Measured) -> dict[str, float]:
-    """Images per second at which each part is full, of a run with shards of 50 images; largest demand last.
-
-    One core each for driver, GCS and the head's raylet, as the first two use hardly more than one for this work.
-    """
+    """Images per second at which each part that does not grow with the nodes is full, with shards of 50 images."""
     cpu = figures.cpu_us
     return {
         "driver, one core": 1e6 / cpu["driver"],
         "object store of one server, one core": 1e6 / cpu["object store"],
         "GCS, one core": 1e6 / cpu["gcs_server"],
-        "raylet of one node, one core": 1e6 / cpu["raylet"],
         "S3 PUTs, one partition": S3_PUTS_PER_S * SHARD_IMAGES,
         "S3 GETs, one partition": S3_GETS_PER_S * SHARD_IMAGES,
         f"S3 PUTs, {PREFIXES} partitions": S3_PUTS_PER_S * SHARD_IMAGES * PREFIXES,
@@ -146,8 +158,8 @@ def limits(figures: Measured) -> dict[str, float]:
 def simulate(images: int, gpus: int, rate: float, figures: Measured, *, piece_images: int = PIECE_IMAGES) -> Outcome:
     """One stage of generation: `images` on `gpus` workers that draw `rate` images per second each.
 
-    The driver spends its measured time on each turn and on each image row; what arrives while it is busy waits. A worker
-    draws while it has a piece; a second one waits there, so that it need not wait for the driver.
+    The driver spends its measured time on each turn and on each image row; what arrives while it is busy waits. A
+    worker draws while it has a piece; a second one waits there, so that it need not wait for the driver.
     """
     pieces = -(-images // piece_images)
     each_s = piece_images / rate
@@ -176,10 +188,16 @@ def simulate(images: int, gpus: int, rate: float, figures: Measured, *, piece_im
     return Outcome(seconds, images / rate / gpus / seconds)
 
 
+def _figure(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _duration(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:.3g} h" if seconds < 48 * 3600 else f"{seconds / 86_400:.3g} d"
+    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 72)):
+        if seconds < most * length:
+            return f"{_figure(seconds / length)} {unit}"
+    return f"{_figure(seconds / 86_400)} d"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000, 100_000_000])
     options = parser.parse_args(arguments)
     figures = measured()
-    full = {name: [f"{at:,.0f}", f"{at / 1000:,.3g}"] for name, at in limits(figures).items()}
+    full = {name: [f"{at:,.0f}", _figure(at / 1000)] for name, at in limits(figures).items()}
     lines = [table(["images/s at which it is full", "per GPU of 1,000"], full), ""]
     for rate in options.rate:
         rows = {}
@@ -199,14 +217,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for gpus in options.gpus:
                 found = simulate(images, gpus, rate, figures)
                 hours = gpus * found.seconds / 3600
-                cells.append(f"{_duration(found.seconds)}; {hours:,.3g} GPU-h; {found.gpu_busy:.1%}")
+                cells.append(f"{_duration(found.seconds)}; {_figure(hours)} GPU-h; {found.gpu_busy:.1%}")
             rows[f"{images:,}"] = cells
-        lines += [f"At {rate:g} images/s of one GPU:", "", table([f"{gpus:,} GPUs" for gpus in options.gpus], rows), ""]
+        lines += [
+            f"At {rate:g} images/s of one GPU:",
+            "",
+            table([f"{gpus:,} GPU" + "s" * (gpus > 1) for gpus in options.gpus], rows),
+            "",
+        ]
     memory = {
         f"{images:,}": [f"{(figures.driver_mb + figures.driver_mb_per_million * images / 1e6) / 1e3:.2g} GB"]
         for images in options.images
     }
-    staging = {f"{gpus:,} nodes": [_duration(gpus * MODEL_BYTES / figures.stage_bytes_per_s)] for gpus in options.gpus}
+    staging = {
+        f"{gpus:,} node" + "s" * (gpus > 1): [_duration(gpus * MODEL_BYTES / figures.stage_bytes_per_s)]
+        for gpus in options.gpus
+    }
     lines += [table(["driver's memory"], memory), ""]
     sys.stdout.write("\n".join([*lines, table(["a model of 1.56 GB from a store of one server"], staging), ""]))
 
