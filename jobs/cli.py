@@ -257,6 +257,40 @@ def plan(
         Console().print(plan_text(found))
 
 
+@app.command(epilog="Example: evenhand doctor run.yaml")
+def doctor(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    assignments: SetFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,
+) -> None:
+    """Try what a job will need: manifest, models, store, cluster. One table says what is wrong and how to mend it.
+
+    Without a CONFIG, what is not given is passed over. Writes a few small objects below the output and deletes them
+    again. Ends with 0, or the first of 2 input, 3 model, 4 storage, 8 cluster that has a fault; warnings don't count.
+    """
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output}
+    from jobs.doctor.models import UNGIVEN
+
+    if config is None:
+        text = "".join(f"{key}: '{UNGIVEN}'\n" for key in flags)
+        settings = load_config(text, flags=flags, assignments=assignments or ())
+    else:
+        settings = _config(config, assignments, **flags)
+    from jobs.doctor.examine import examine
+    from jobs.doctor.text import diagnosis_text
+
+    found = examine(settings, _connect)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        Console().print(diagnosis_text(found))
+    raise typer.Exit(found.exit_code)
+
+
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
 def report(
     run: Annotated[str | None, typer.Argument(help="URL or path of a run's folder.")] = None,

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -273,6 +274,19 @@ class S3Store(ObjectStore):
                 "The server is broken.",
                 self.url(key),
             )
+
+    def clock_skew_s(self) -> float | None:
+        """See `ObjectStore.clock_skew_s`; by the Date of any answer, a refusal included."""
+
+        def ask(client: S3Client) -> float | None:
+            try:
+                answer: Any = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            except aws.ClientError as error:
+                answer = error.response
+            date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return time.time() - parsedate_to_datetime(date).timestamp() if date else None
+
+        return self._request("ask for the time", "", ask)
 
     def discard_unfinished(self, prefix: str = "") -> None:
         """See `ObjectStore.discard_unfinished`; credentials that may not list uploads leave them."""
