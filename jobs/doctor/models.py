@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cells import check_held_out
@@ -55,6 +56,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
     yield hub(given, os.environ)
     if room.outcome == "fault":
         return
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     cache = cache_folder() / token
     if config.model != UNGIVEN:
         folders: list[Path] = []
@@ -91,14 +93,14 @@ def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, 
 
 
 def disk(free: int, needed: int | None, where: Path) -> Finding:
-    """Whether the cache folder's disk holds what is to be staged; `needed` bytes, None where a hub does not say."""
+    """Whether the cache folder's disk holds what is to be staged; `needed` bytes, None where that is nothing."""
     found = f"{where} has {free / 1e9:.1f} GB free"
     if needed is None:
-        found += "; a hub's models go to the hub's own cache"
+        found += "; nothing of this run goes there"
     else:
         found += f"; the models in the store have {needed / 1e9:.1f} GB, once for each run on this node"
     fault = needed is not None and free < needed
-    tight = not fault and free < 2 * (needed or 0) + 1_000_000_000
+    tight = not fault and needed is not None and free < 2 * needed
     return Finding.model_validate(
         {
             "area": "storage",
@@ -182,7 +184,7 @@ def _room(references: list[str], settings: StorageSettings) -> Finding:
     stores = [open_store(reference, settings) for reference in references if reference.startswith("s3://")]
     where = cache_folder()
     there = next(each for each in (where, *where.parents) if each.exists())
-    needed = None if any(map(is_on_hub, references)) and not stores else sum(map(_size, stores))
+    needed = sum(map(_size, stores)) if stores else None
     return disk(shutil.disk_usage(there).free, needed, where)
 
 
