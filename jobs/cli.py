@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -21,6 +22,7 @@ from rich.console import Console
 from infra.local.commands import app as local_app
 from jobs.config import MlflowConfig, RunConfig, WordingsConfig, load_config, read_text
 from jobs.errors import ClusterError, ConfigError, ExitCode, exit_code_of
+from jobs.redact import redact
 from manifests.commands import build, check_manifest, split_labels
 
 __all__ = ["app", "main"]
@@ -436,9 +438,11 @@ def _explained(error: Exception, console: Console) -> int:
         return int(error.exit_code)
     code = exit_code_of(error)
     if code is None:
-        console.print_exception(show_locals=False)
+        # Not drawn by rich, which wraps lines: a secret in two pieces would not be found.
+        text = redact("".join(traceback.format_exception(error)))
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         return int(ExitCode.FAULT)
-    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(redact(f"error: {error}"), style="red", markup=False, highlight=False, soft_wrap=True)
     return int(code)
 
 

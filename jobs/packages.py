@@ -6,7 +6,6 @@ that is installed there, would take our package's place; it is told by comparing
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.errors import ClusterError
 
-__all__ = ["PACKAGES", "Found", "check_packages", "differences", "found_here", "on_nodes", "package_reader"]
+__all__ = [
+    "PACKAGES",
+    "Found",
+    "check_packages",
+    "differences",
+    "found_here",
+    "on_nodes",
+    "package_reader",
+    "refuse_others",
+]
 
 PACKAGES = ("infra", "jobs", "manifests", "time_ops")
 
@@ -90,25 +98,26 @@ def on_nodes(function: Callable[..., Any], nodes: Iterable[str], *args: Any) -> 
 
 
 def check_packages(nodes: Iterable[str]) -> None:
-    """Refuse to begin where a node would import other packages than this process has.
-
-    A node that does not answer is passed over: its workers are checked one by one, see `jobs.crew`.
+    """Refuse to go on where a node would import other packages than this process has; one that is silent passes.
 
     Raises:
         ClusterError: naming what is found instead, and where.
     """
-    here = found_here()
-    answers = on_nodes(package_reader(), nodes, PACKAGES)
-    lines = [
-        f"  node {node[:8]}: {line}"
-        for node, there in answers.items()
-        if not isinstance(there, Exception)
-        for line in differences(here, there)
-    ]
-    if lines:
+    for node, there in on_nodes(package_reader(), nodes, PACKAGES).items():
+        if not isinstance(there, Exception):
+            refuse_others(found_here(), there, node)
+
+
+def refuse_others(here: Found, there: Found, node: str) -> None:
+    """Compare what a worker on a node has with what this process has.
+
+    Raises:
+        ClusterError: there is a difference.
+    """
+    if lines := differences(here, there):
+        places = ", ".join(sorted({place for _, place in here.values()}))
         raise ClusterError(
-            f"workers would not run this job's own code, which on {platform.node()} is in "
-            f"{sorted({place for _, place in here.values()})}:\n" + "\n".join(lines) + "\n"
-            "Install the same version of Evenhand on every node; and let no folder of these names lie in the "
-            "working directory or in PYTHONPATH"
+            f"workers on node {node[:8]} would not run this job's own code ({places}): {'; '.join(lines)}. Install the "
+            f"same version of Evenhand on every node, and let no folder named {', '.join(PACKAGES)} lie in the working "
+            "directory or in PYTHONPATH"
         )

@@ -18,7 +18,7 @@ from jobs.doctor.models import UNGIVEN
 from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
 from jobs.identity import KEYED_LIBRARIES
-from jobs.packages import PACKAGES, differences, found_here, on_nodes, package_reader
+from jobs.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 
 __all__ = ["Facts", "check_cluster", "facts_here", "gpus", "versions_of"]
 
@@ -146,19 +146,15 @@ def places(config: RunConfig, nodes: int) -> Finding:
 
 
 def _packages(nodes: Mapping[str, object]) -> str:
-    here = found_here()
-    answers = on_nodes(package_reader(), nodes, PACKAGES)
-    lines = [
-        f"on node {node[:8]} {line}"
-        for node, there in answers.items()
-        for line in ([f"{type(there).__name__}"] if isinstance(there, Exception) else differences(here, there))
-    ]
-    if lines:
-        raise ClusterError(
-            f"{'; '.join(lines)}. Install this version of Evenhand on every node, and let no folder named "
-            f"{', '.join(PACKAGES)} lie in the working directory or in PYTHONPATH."
-        )
-    return f"a worker would import the same as this process on {len(answers)} of {len(answers)} nodes"
+    here, silent = found_here(), 0
+    for node, there in on_nodes(package_reader(), nodes, PACKAGES).items():
+        if isinstance(there, Exception):
+            silent += 1
+        else:
+            refuse_others(here, there, node)
+    if silent:
+        raise ClusterError(f"{silent} of {len(nodes)} nodes ran no task in time. See `ray status`.")
+    return f"workers import the same as this process, on {len(nodes)} of {len(nodes)} nodes"
 
 
 def versions_of(here: Facts, there: Sequence[Facts], *, silent: int = 0) -> Finding:
