@@ -102,7 +102,8 @@ def _storage() -> dict[str, str]:
     """Where this machine's storage is, as far as it is no secret: anyone who may list jobs can read it."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
     checksums = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
-    return {name: os.environ[name] for name in (*names, *checksums) if os.environ.get(name)}
+    encryption = ("EVENHAND_S3_SSE", "EVENHAND_S3_SSE_KMS_KEY_ID")
+    return {name: os.environ[name] for name in (*names, *checksums, *encryption) if os.environ.get(name)}
 
 
 def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:

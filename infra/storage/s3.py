@@ -131,6 +131,7 @@ class S3Store(ObjectStore):
         if if_absent and if_match is not None:
             raise ValueError("put: if_absent and if_match exclude each other")
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(key), "Body": data}
+        request |= self.settings.encrypted
         if content_type:
             request["ContentType"] = content_type
         if if_absent:
@@ -216,7 +217,7 @@ class S3Store(ObjectStore):
 
         def send(client: S3Client) -> None:
             if not self._holds(client, name, digests.size, digests.sha256):
-                Upload(client, self._bucket, name, source, digests, crc).send()
+                Upload(client, self._bucket, name, source, digests, crc, self.settings.encrypted).send()
 
         self._request("upload", key, send)
 
@@ -254,6 +255,7 @@ class S3Store(ObjectStore):
             "CopySourceIfMatch": found.tag,
             "MetadataDirective": "REPLACE",
             "Metadata": {SHA256: digest} if digest else {},
+            **self.settings.encrypted,
         }
 
         def copy(client: S3Client) -> None:
