@@ -293,6 +293,26 @@ def doctor(
     raise typer.Exit(found.exit_code)
 
 
+@app.command(epilog="Example: evenhand stage CompVis/stable-diffusion-v1-4 s3://bucket/models/sd14")
+def stage(
+    model: Annotated[str, typer.Argument(help="Hub id (name or name@revision), local folder or s3:// prefix.")],
+    target: Annotated[str, typer.Argument(help="s3://bucket/prefix or a folder; whatever else is in it is deleted.")],
+    classifier: Annotated[bool, typer.Option("--classifier", help="A CLIP model, not a pipeline.")] = False,
+) -> None:
+    """Keep a model under a prefix of the object store, whole, with checksums, for clusters without internet.
+
+    Done again it sends what is missing. Then `--model s3://bucket/prefix` is all that a run needs; see docs/offline.md.
+    """
+    from jobs.staging import stage_to
+
+    done = stage_to(model, target, pipeline=not classifier)
+    Console().print(
+        f"{done.url}: {done.files} files, {done.size / 1e9:.2f} GB, content {done.digest}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
 def report(
     run: Annotated[str | None, typer.Argument(help="URL or path of a run's folder.")] = None,

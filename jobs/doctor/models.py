@@ -22,6 +22,7 @@ from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
 from jobs.inputs import read_bytes, read_inputs
 from jobs.models import cache_folder, check_kind, load_tokenizers, safetensors_header, stage
+from jobs.staging import is_pickled
 from manifests import read_manifest
 from time_ops import ModelError
 
@@ -31,7 +32,6 @@ UNGIVEN = "-"
 """In place of a key of the configuration that was not given: nothing of it is tried."""
 
 _PROMPT = "A photo of a CEO"
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _EDITED = ".attn2.to_v.weight"
 
 
@@ -129,9 +129,9 @@ def hub(references: list[str], environment: Any) -> Finding:
         source = "the cache alone (HF_HUB_OFFLINE)" if offline else f"the hub, {token} a token"
         found = f"{', '.join(asked)} from {source}, on every node"
         mend = (
-            "See that the cache of every node has them, or keep them under an s3:// prefix."
+            "See that the cache of every node has them, or keep them under an s3:// prefix (`evenhand stage`)."
             if offline
-            else "Keep them under an s3:// prefix: then no worker depends on the hub, nor on its limits."
+            else "Keep them under an s3:// prefix (`evenhand stage`): then no worker depends on the hub, nor on its limits."
         )
     return Finding.model_validate(
         {
@@ -157,8 +157,7 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
     dtypes: Counter[str] = Counter()
     edited = size = 0
     for part in sorted(each for each in folder.iterdir() if each.is_dir() and each.name not in left_out):
-        names = [each.name for each in part.iterdir()]
-        if any(n.endswith(_PICKLED) for n in names) and not any(n.endswith(".safetensors") for n in names):
+        if is_pickled(part):
             raise ModelError(
                 f"{part.name} holds pickled weights alone, which are never opened. Save the model again with "
                 "safe_serialization=True on a machine that you trust with it."
