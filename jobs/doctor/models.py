@@ -131,7 +131,7 @@ def hub(references: list[str], environment: Any) -> Finding:
         mend = (
             "See that the cache of every node has them, or keep them under an s3:// prefix (`evenhand stage`)."
             if offline
-            else "Keep them under an s3:// prefix (`evenhand stage`): then no worker depends on the hub, nor on its limits."
+            else "Keep them under an s3:// prefix (`evenhand stage`): then no worker depends on the hub."
         )
     return Finding.model_validate(
         {
