@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -71,7 +72,7 @@ def submit(
     try:
         client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
         existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (ConnectionError, RuntimeError, OSError, RayError) as error:
         raise ClusterError(
             f"no Ray dashboard answers at {address} ({error}); `evenhand local up` starts one here"
         ) from error

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
 from jobs import placement
@@ -104,9 +105,10 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
 def _dashboard(address: str) -> Finding:
     try:
         found = JobSubmissionClient(address).get_version()
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (ConnectionError, RuntimeError, OSError, RayError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClusterError(
-            f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]:.200}). Correct RAY_ADDRESS; where "
+            f"no Ray dashboard answers at {address} ({reason:.200}). Correct RAY_ADDRESS; where "
             "the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         ) from error
     return Finding(

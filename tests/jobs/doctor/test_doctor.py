@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ import ray
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import S3Store, StorageSettings
 from jobs.cli import main
-from jobs.doctor.cluster import Facts, gpus, places, versions_of
+from jobs.doctor.cluster import Facts, check_cluster, gpus, places, versions_of
 from jobs.doctor.models import UNGIVEN, check_models, disk, hub
 from jobs.doctor.schema import Diagnosis, Finding, said
 from jobs.doctor.storage import check_storage, clock, reaching
@@ -217,6 +219,32 @@ def test_a_classifier_that_is_none_and_a_prefix_without_objects_are_told(s3: S3S
     empty = config(model=s3.store().url(), classifier=UNGIVEN)
     findings = list(check_models(empty, s3.settings, "t"))
     assert (findings[0].outcome, Diagnosis(findings=findings).exit_code) == ("fault", 4)
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A dashboard that asks for a token."""
+
+    def do_GET(self) -> None:
+        self.send_error(401, "Unauthorized: Missing authentication token")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dashboard_that_refuses_or_is_not_there_is_told(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        port = server.server_port
+        if there:
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        else:
+            server.server_close()
+        monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
+        (found,) = check_cluster(config(), lambda: None)
+        if there:
+            server.shutdown()
+    assert (found.outcome, Diagnosis(findings=[found]).exit_code) == ("fault", 8)
+    assert "RAY_AUTH_TOKEN" in found.mend
 
 
 @pytest.fixture
