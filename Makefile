@@ -26,6 +26,7 @@ bench:
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest -q tests/test_dependencies.py
 
 type: setup
 	.venv/bin/mypy

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -21,6 +22,7 @@ from rich.console import Console
 from infra.local.commands import app as local_app
 from jobs.config import MlflowConfig, RunConfig, WordingsConfig, load_config, read_text
 from jobs.errors import ClusterError, ConfigError, ExitCode, exit_code_of
+from jobs.redact import redact
 from manifests.commands import build, check_manifest, split_labels
 
 __all__ = ["app", "main"]
@@ -288,6 +290,60 @@ def plan(
         Console().print(plan_text(found))
 
 
+@app.command(epilog="Example: evenhand doctor run.yaml")
+def doctor(
+    config: ConfigFile = None,
+    manifest: ManifestFlag = None,
+    model: ModelFlag = None,
+    classifier: ClassifierFlag = None,
+    output: OutputFlag = None,
+    assignments: SetFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,
+) -> None:
+    """Try what a job will need: manifest, models, store, cluster. One table says what is wrong and how to mend it.
+
+    Without a CONFIG, what is not given is passed over. Writes a few small objects below the output and deletes them
+    again. Ends with 0, or the first of 2 input, 3 model, 4 storage, 8 cluster that has a fault; warnings don't count.
+    """
+    flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output}
+    from jobs.doctor.models import UNGIVEN
+
+    if config is None:
+        text = "".join(f"{key}: '{UNGIVEN}'\n" for key in flags)
+        settings = load_config(text, flags=flags, assignments=assignments or ())
+    else:
+        settings = _config(config, assignments, **flags)
+    from jobs.doctor.examine import examine
+    from jobs.doctor.text import diagnosis_text
+
+    found = examine(settings, _connect)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        Console().print(diagnosis_text(found))
+    raise typer.Exit(found.exit_code)
+
+
+@app.command(epilog="Example: evenhand stage CompVis/stable-diffusion-v1-4 s3://bucket/models/sd14")
+def stage(
+    model: Annotated[str, typer.Argument(help="Hub id (name or name@revision), local folder or s3:// prefix.")],
+    target: Annotated[str, typer.Argument(help="s3://bucket/prefix or a folder; whatever else is in it is deleted.")],
+    classifier: Annotated[bool, typer.Option("--classifier", help="A CLIP model, not a pipeline.")] = False,
+) -> None:
+    """Keep a model under a prefix of the object store, whole, with checksums, for clusters without internet.
+
+    Done again it sends what is missing. Then `--model s3://bucket/prefix` is all that a run needs; see docs/offline.md.
+    """
+    from jobs.staging import stage_to
+
+    done = stage_to(model, target, pipeline=not classifier)
+    Console().print(
+        f"{done.url}: {done.files} files, {done.size / 1e9:.2f} GB, content {done.digest}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")
 def report(
     run: Annotated[str | None, typer.Argument(help="URL or path of a run's folder.")] = None,
@@ -433,9 +489,11 @@ def _explained(error: Exception, console: Console) -> int:
         return int(error.exit_code)
     code = exit_code_of(error)
     if code is None:
-        console.print_exception(show_locals=False)
+        # Not drawn by rich, which wraps lines: a secret in two pieces would not be found.
+        text = redact("".join(traceback.format_exception(error)))
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         return int(ExitCode.FAULT)
-    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(redact(f"error: {error}"), style="red", markup=False, highlight=False, soft_wrap=True)
     return int(code)
 
 

@@ -11,6 +11,7 @@ import ray
 from jobs import placement
 from jobs.config import WorkersConfig
 from jobs.errors import ClusterError
+from jobs.packages import PACKAGES, Found, check_packages, found_here, package_reader, refuse_others
 
 __all__ = ["CONCURRENCY", "Crew"]
 
@@ -21,8 +22,16 @@ _SAY_EVERY_S = 15.0
 _START_S = 600.0
 
 
-def _node_id(_: object) -> str:
-    return str(ray.get_runtime_context().get_node_id())
+def _introduction() -> Callable[[object], tuple[str, Found]]:
+    """What a worker is asked first: its node, and its packages. It travels by value, see `jobs.packages`."""
+    read, names = package_reader(), PACKAGES
+
+    def answer(_: object) -> tuple[str, Found]:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id()), read(names)
+
+    return answer
 
 
 def _invoke(worker: object, method: str, *args: Any) -> tuple[None, Any]:
@@ -52,6 +61,7 @@ class Crew:
     ) -> None:
         self._worker, self._arguments, self._config, self._say = worker, arguments, config, say
         self.demand = placement.demand_of(config)
+        self._packages = found_here()
         self._actors: dict[int, Any] = {}
         self._starting: dict[Any, int] = {}
         self._where: dict[int, str] = {}
@@ -114,7 +124,7 @@ class Crew:
         )
         number, self._next = self._next, self._next + 1
         self._actors[number] = actor
-        self._starting[actor.__ray_call__.remote(_node_id)] = number
+        self._starting[actor.__ray_call__.remote(_introduction())] = number
         self.largest = max(self.largest, len(self._actors))
 
     def _end(self, number: int) -> bool:
@@ -148,16 +158,25 @@ class Crew:
         return bool(self.proved & self._actors.keys() - {number} - self._shunned)
 
     def ready(self) -> list[int]:
-        """Workers that have answered once. One that Ray can't place yet gets no work, so none is stuck with it."""
+        """Workers that have answered once. One that Ray can't place yet gets no work, so none is stuck with it.
+
+        Raises:
+            ClusterError: one has, or could not start for having, other packages than this process.
+        """
         if self._starting:
             answered, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0, fetch_local=False)
             for ref in answered:
                 number = self._starting.pop(ref)
                 # A failed start is seen, and counted, by the first call given to it.
                 try:
-                    self._where[number] = ray.get(ref)
+                    node, packages = ray.get(ref)
                 except ray.exceptions.RayError:
                     self._where.pop(number, None)
+                    # Unless it is for the lack of our code there, which no other start would mend.
+                    check_packages(placement.nodes())
+                else:
+                    refuse_others(self._packages, packages, node)
+                    self._where[number] = node
         idle = set(self._starting.values()) | self._shunned
         return [number for number in self._actors if number not in idle]
 

@@ -15,6 +15,7 @@ from typing import Any
 from infra.storage import ObjectMissing, ObjectStore, StorageError
 from jobs.errors import ConfigError
 from jobs.progress import Counts, Stage
+from jobs.redact import redact
 
 __all__ = ["BEAT_S", "RunFolder"]
 
@@ -162,7 +163,7 @@ class RunFolder:
         Raises:
             StorageError: run.json can't be read or written.
         """
-        text = f"{type(error).__name__}: {str(error)[:2000]}"
+        text = redact(f"{type(error).__name__}: {error}")[:2000]
         # A write that waits for a store that is away is not waited for in turn.
         if not self._writing.acquire(timeout=_LAST_WAIT_S):
             return

@@ -27,6 +27,7 @@ from infra.storage import StorageError, StorageSettings
 from jobs.config import MlflowConfig, without_credentials
 from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode, JobError
+from jobs.redact import redact
 from jobs.report.figures import finite, plain_text
 from jobs.report.schema import DeltaFigure, RateFigure, Report, ShareFigure, VariantSummary
 
@@ -76,7 +77,7 @@ def sink(config: MlflowConfig, url: str, console: Console) -> None:
     try:
         console.print(f"mlflow: {log_run(url, config)}", highlight=False, soft_wrap=True)
     except (JobError, StorageError) as error:
-        text = f"the run is complete, but MLflow does not have it: {error}\nlater: evenhand mlflow {url}"
+        text = f"the run is complete, but MLflow does not have it: {redact(str(error))}\nlater: evenhand mlflow {url}"
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

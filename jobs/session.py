@@ -30,6 +30,7 @@ from jobs.metrics import Metrics
 from jobs.models import cache_folder
 from jobs.pool import Pool, Tallied
 from jobs.progress import Reporter
+from jobs.redact import redact
 from jobs.shards import BASE, Recipe, ShardSpec
 from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
@@ -310,7 +311,7 @@ def open_run(
         with _folders(store, hasty, config.run) as folders, ExitStack() as held:
 
             def say(text: str) -> None:
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
             def take(folder: RunFolder) -> tuple[Lease, Metrics]:
                 metrics = Metrics(folder.run)

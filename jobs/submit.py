@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -71,7 +72,7 @@ def submit(
     try:
         client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
         existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (ConnectionError, RuntimeError, OSError, RayError) as error:
         raise ClusterError(
             f"no Ray dashboard answers at {address} ({error}); `evenhand local up` starts one here"
         ) from error
@@ -102,7 +103,8 @@ def _storage() -> dict[str, str]:
     """Where this machine's storage is, as far as it is no secret: anyone who may list jobs can read it."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
     checksums = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
-    return {name: os.environ[name] for name in (*names, *checksums) if os.environ.get(name)}
+    encryption = ("EVENHAND_S3_SSE", "EVENHAND_S3_SSE_KMS_KEY_ID")
+    return {name: os.environ[name] for name in (*names, *checksums, *encryption) if os.environ.get(name)}
 
 
 def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:

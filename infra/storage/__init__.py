@@ -13,6 +13,7 @@ from infra.storage.keys import check_key, safe_name
 from infra.storage.local import LocalStore
 from infra.storage.opening import open_store
 from infra.storage.s3 import S3Store
+from infra.storage.s3_client import credentials_source
 from infra.storage.settings import StorageSettings
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "StorageError",
     "StorageSettings",
     "check_key",
+    "credentials_source",
     "in_parallel",
     "open_store",
     "safe_name",

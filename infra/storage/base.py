@@ -249,6 +249,10 @@ class ObjectStore(ABC):
             self.delete(key)
         return False
 
+    def clock_skew_s(self) -> float | None:
+        """Return how far this machine's clock is ahead of the server's, to a second; None where there is no server."""
+        return None
+
     def _refused(
         self, kind: type[StorageError], key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> bool:

@@ -34,6 +34,11 @@ def open_store(url: str, settings: StorageSettings | None = None) -> ObjectStore
         return LocalStore(Path(url).expanduser())
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
+        if "@" in bucket:
+            raise StorageError(
+                f"open s3://***@{bucket.rpartition('@')[2]}: a URL carries no credentials. Put them in the AWS "
+                "credentials file or environment, and give s3://bucket/prefix."
+            )
         if not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", bucket):
             raise StorageError(f"open {url}: {bucket!r} is no bucket name. Give s3://bucket/prefix.", url)
         return S3Store(bucket, prefix.removesuffix("/"), settings)

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -132,6 +133,7 @@ class S3Store(ObjectStore):
             raise ValueError("put: if_absent and if_match exclude each other")
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(key), "Body": data}
         request["Metadata"] = {SHA256: hashlib.sha256(data).hexdigest()}
+        request |= self.settings.encrypted
         if content_type:
             request["ContentType"] = content_type
         if if_absent:
@@ -217,7 +219,7 @@ class S3Store(ObjectStore):
 
         def send(client: S3Client) -> None:
             if not self._holds(client, name, digests.size, digests.sha256):
-                Upload(client, self._bucket, name, source, digests, crc).send()
+                Upload(client, self._bucket, name, source, digests, crc, self.settings.encrypted).send()
 
         self._request("upload", key, send)
 
@@ -255,6 +257,7 @@ class S3Store(ObjectStore):
             "CopySourceIfMatch": found.tag,
             "MetadataDirective": "REPLACE",
             "Metadata": {SHA256: digest} if digest else {},
+            **self.settings.encrypted,
         }
 
         def copy(client: S3Client) -> None:
@@ -275,6 +278,19 @@ class S3Store(ObjectStore):
                 "The server is broken.",
                 self.url(key),
             )
+
+    def clock_skew_s(self) -> float | None:
+        """See `ObjectStore.clock_skew_s`; by the Date of any answer, a refusal included."""
+
+        def ask(client: S3Client) -> float | None:
+            try:
+                answer: Any = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            except aws.ClientError as error:
+                answer = error.response
+            date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return time.time() - parsedate_to_datetime(date).timestamp() if date else None
+
+        return self._request("ask for the time", "", ask)
 
     def discard_unfinished(self, prefix: str = "") -> None:
         """See `ObjectStore.discard_unfinished`; credentials that may not list uploads leave them."""

@@ -8,14 +8,33 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import boto3.session
+from botocore import exceptions as aws
 from botocore.config import Config
 
+from infra.storage.errors import StorageError
 from infra.storage.settings import StorageSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-__all__ = ["Client"]
+__all__ = ["Client", "credentials_source"]
+
+
+def credentials_source() -> str | None:
+    """Where boto3 finds credentials on this machine, by its own name for the place; None where it finds none.
+
+    Raises:
+        StorageError: a profile or a service that should give them fails.
+
+    """
+    try:
+        found = boto3.session.Session().get_credentials()
+        if found is None or not found.get_frozen_credentials().secret_key:
+            return None
+    except aws.BotoCoreError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise StorageError(f"look for credentials: {reason}. Correct AWS_PROFILE, the role or its service.") from error
+    return found.method
 
 
 def _is_loopback(endpoint_url: str | None) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,7 @@ class Upload:
         path: The file.
         digests: Of the file.
         crc: Requests carry CRC32 instead of Content-MD5.
+        encrypted: What asks for encryption, see `StorageSettings.encrypted`.
 
     """
 
@@ -99,6 +100,7 @@ class Upload:
     path: Path
     digests: FileDigests
     crc: bool
+    encrypted: Mapping[str, str]
 
     @property
     def _object(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Upload:
         """
         metadata = {SHA256: self.digests.sha256}
         if len(self.digests.parts) == 1:
-            self.client.put_object(**self._object, Metadata=metadata, **self._part(1))
+            self.client.put_object(**self._object, Metadata=metadata, **self.encrypted, **self._part(1))  # type: ignore[arg-type]
             recorded = self._recorded()
         else:
             self._send_parts(metadata, fresh=False)
@@ -136,6 +138,7 @@ class Upload:
             upload_id = self.client.create_multipart_upload(
                 **self._object,
                 Metadata=metadata,
+                **self.encrypted,  # type: ignore[arg-type]
                 **checked,  # type: ignore[arg-type]
             )["UploadId"]
         missing = [number for number in range(1, len(self.digests.parts) + 1) if number not in done]

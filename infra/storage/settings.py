@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 import botocore.session
 from botocore import exceptions as aws
 from botocore.configprovider import ConfiguredEndpointProvider
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from infra.storage.errors import StorageError
 
@@ -35,6 +44,10 @@ class StorageSettings(BaseModel):
         default_factory=lambda data: "when_required" if data.get("endpoint_url") else "when_supported"
     )
     """Whether requests carry checksums that S3-compatible stores may refuse; by default only AWS gets them."""
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """What objects are encrypted with at rest; None is the bucket's own default."""
+    kms_key_id: str | None = None
+    """The key of `aws:kms`; None is the account's default key."""
     max_attempts: PositiveInt = 5
     """Tries of one request, the first included, with exponential back-off."""
     connect_timeout_s: PositiveFloat = 5.0
@@ -56,9 +69,23 @@ class StorageSettings(BaseModel):
             raise ValueError("an endpoint carries no credentials: put them in the AWS credentials file or environment")
         return value
 
+    @model_validator(mode="after")
+    def _key_is_of_kms(self) -> StorageSettings:
+        if self.kms_key_id is not None and self.encryption not in ("aws:kms", "aws:kms:dsse"):
+            raise ValueError("EVENHAND_S3_SSE_KMS_KEY_ID is of EVENHAND_S3_SSE=aws:kms or aws:kms:dsse")
+        return self
+
+    @property
+    def encrypted(self) -> dict[str, str]:
+        """What asks for the encryption, for requests that make an object: put, the beginning of parts, copy."""
+        asked = {"ServerSideEncryption": self.encryption, "SSEKMSKeyId": self.kms_key_id}
+        return {name: value for name, value in asked.items() if value is not None}
+
     @classmethod
     def from_environment(cls) -> StorageSettings:
         """Read the usual AWS settings: environment variables first, then the profile in the AWS config file.
+
+        Encryption is ours to name, as AWS has no variable for it: EVENHAND_S3_SSE and EVENHAND_S3_SSE_KMS_KEY_ID.
 
         Raises:
             StorageError: the profile named by AWS_PROFILE, or the config file, can't be read.
@@ -83,6 +110,8 @@ class StorageSettings(BaseModel):
             "checksum_mode": (
                 os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") or scoped.get("request_checksum_calculation") or ""
             ).lower(),
+            "encryption": os.environ.get("EVENHAND_S3_SSE"),
+            "kms_key_id": os.environ.get("EVENHAND_S3_SSE_KMS_KEY_ID"),
         }
         try:
             return cls.model_validate({name: value for name, value in found.items() if value})

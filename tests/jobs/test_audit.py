@@ -49,15 +49,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROFESSIONS = ("nurse", "mechanic")
 # 2 professions x 2 wordings x 4 images, 4 explicit prompts of 2, a control of 2; of one variant.
 IMAGES = 2 * 2 * 4 + 4 * 2 + 2
+SECRETS = {"HF_TOKEN": "hf_plantedHubToken", "MLFLOW_TRACKING_PASSWORD": "plantedMlflowPassword"}
+IN_A_URL = "plantedUrlPassword"
 
 
 @dataclass
 class Workplace:
-    """A bucket's prefix, a configuration, and the `debias` run that is there."""
+    """A bucket's prefix, a configuration, and the `debias` run that is there, with what it printed."""
 
     store: ObjectStore
     file: Path
     debiased: Outcome
+    printed: str
+    secrets: tuple[str, ...]
 
     def config(self, **keys: Any) -> RunConfig:
         return load_config(self.file.read_text(), flags=keys)
@@ -102,11 +106,17 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "workers": {"count": 1},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        keys = s3_server.credentials
+        secrets = (*SECRETS.values(), IN_A_URL, keys.access_key, keys.secret_key)
+        told = {"tracking_uri": f"http://somebody:{IN_A_URL}@127.0.0.1:9"}
+        printed = io.StringIO()
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
-            loaded = load_config(yaml.safe_dump(config), flags={"run": "debiased"})
-            debiased = debias(loaded, Console(file=io.StringIO()))
-            yield Workplace(store, folder / "run.yaml", debiased)
+            loaded = load_config(yaml.safe_dump(config), flags={"run": "debiased", "mlflow": told})
+            debiased = debias(loaded, Console(file=printed))
+            yield Workplace(store, folder / "run.yaml", debiased, printed.getvalue(), secrets)
         finally:
             ray.shutdown()
 
@@ -115,6 +125,17 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def compared(here: Workplace) -> Outcome:
     """The folded candidate against the model that it was made from."""
     return here.audit(model=f"{here.debiased.url}/candidate", audit={"base": str(PIPELINE_PATH)})
+
+
+def test_a_run_writes_and_prints_no_secret(here: Workplace) -> None:
+    """Everything below the output, what the driver printed, and the logs of Ray's own processes and workers."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    seen = {"printed": here.printed.encode()}
+    seen |= {key: here.store.get(key) for key in here.store.list()}
+    seen |= {f"log {file.name}": file.read_bytes() for file in logs.rglob("*") if file.is_file()}
+    assert "runs/debiased/run.json" in seen
+    assert len([name for name in seen if name.startswith("log ")]) > 3
+    assert not [name for name, data in seen.items() if any(secret.encode() in data for secret in here.secrets)]
 
 
 def figures(report: Report) -> dict[str, Any]:

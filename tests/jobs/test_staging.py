@@ -1,0 +1,72 @@
+"""A model kept in the store is the same model, whole, and free of what is never opened."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.storage import S3Store
+from jobs.cli import main
+from jobs.errors import ConfigError
+from jobs.exports.checksums import CHECKSUMS, parse_checksums
+from jobs.models import content_digest, stage
+from jobs.staging import stage_to
+from tests.conftest import S3Server
+from time_ops import ModelError
+
+
+def test_a_kept_model_is_the_same_model(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = s3.store()
+    own = Path(shutil.copytree(PIPELINE_PATH, tmp_path / "own"))
+    (own / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickled beside safetensors")
+    (own / ".cache").mkdir()
+    (own / ".cache" / "note.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        main(["stage", str(own), store.url("sd")])
+    assert ended.value.code == 0
+    assert content_digest(PIPELINE_PATH) in capsys.readouterr().out
+    back = stage(store.url("sd"), s3.settings, tmp_path / "cache", pipeline=True)
+    assert content_digest(back) == content_digest(PIPELINE_PATH)
+    names = {name.removeprefix("sd/") for name in store.list("sd")}
+    assert names == {*parse_checksums(store.get(f"sd/{CHECKSUMS}").decode()), CHECKSUMS}
+    assert not [name for name in names if name.endswith(".bin") or name.startswith(".")]
+    # What is there is not sent again.
+    assert isinstance(store, S3Store)
+    tags = {name: store.stat(name).tag for name in store.list()}
+    written = store._client.get().head_object(Bucket=s3.bucket, Key=_key(store, "sd/model_index.json"))["LastModified"]
+    assert stage_to(str(own), store.url("sd"), pipeline=True).files == len(names) - 1
+    assert {name: store.stat(name).tag for name in store.list()} == tags
+    again = store._client.get().head_object(Bucket=s3.bucket, Key=_key(store, "sd/model_index.json"))["LastModified"]
+    assert again == written
+
+
+def _key(store: S3Store, name: str) -> str:
+    return store.url(name).removeprefix("s3://").partition("/")[2]
+
+
+def test_a_classifier_goes_to_a_folder_as_well(tmp_path: Path) -> None:
+    kept = stage_to(str(CLASSIFIER_PATH), str(tmp_path / "models" / "clip"), pipeline=False)
+    assert kept.digest == content_digest(tmp_path / "models" / "clip") == content_digest(CLASSIFIER_PATH)
+
+
+def test_nothing_else_is_overwritten(s3: S3Server, tmp_path: Path) -> None:
+    store = s3.store()
+    store.put("runs/a/report.json", b"{}")
+    with pytest.raises(ConfigError, match="holds 1 objects and is no model"):
+        stage_to(str(PIPELINE_PATH), store.url("runs"), pipeline=True)
+    assert list(store.list()) == ["runs/a/report.json"]
+    with pytest.raises(ConfigError, match="prefix of the model's own"):
+        stage_to(str(PIPELINE_PATH), f"s3://{s3.bucket}", pipeline=True)
+
+
+def test_a_part_with_pickled_weights_alone_is_refused(s3: S3Server, tmp_path: Path) -> None:
+    store = s3.store()
+    own = Path(shutil.copytree(PIPELINE_PATH, tmp_path / "own"))
+    weights = next((own / "vae").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="vae has pickled weights alone"):
+        stage_to(str(own), store.url("sd"), pipeline=True)
+    assert list(store.list()) == []
