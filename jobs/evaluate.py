@@ -35,7 +35,7 @@ from jobs.evaluating import (
     texts_of,
 )
 from jobs.evaluating_operators import SolvedEdit
-from jobs.evaluating_tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of, measure_parts
+from jobs.evaluating_tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
 from jobs.identity import last_name, made_on, provenance_of
 from jobs.report.evaluation import render_evaluation
 from jobs.report.evaluation_schema import EvaluationReport, LeftOut, PictureRow
@@ -43,7 +43,7 @@ from jobs.report.evaluation_text import evaluation_table
 from jobs.reporting import cost_of
 from jobs.session import Run, open_run
 from jobs.shards import BASE, Shard, ShardSpec
-from jobs.tally import part_name
+from jobs.tally import part_name, parts_of
 from manifests import Fault
 from manifests.errors import in_order
 
@@ -165,7 +165,7 @@ class _Evaluation:
         controls = self._config.controls if self._config.evaluate.control_images else ()
         texts = ray.put(run.pool.call("prompt_texts", texts_of(solved.edits, controls)))
         frame = MeasureFrame(run.recipe, self._config.evaluate.lam, frozenset(run.spent.failed))
-        parts = list(measure_parts(tasks, len(frame.variants)))
+        parts = list(parts_of(tasks, len(frame.variants)))
         calls = ((part, frame, texts, f"{run.folder.prefix}/{part_name(i)}") for i, part in enumerate(parts))
         found: dict[int, PartMeasures] = {}
         for i, reference in run.pool.map("measure", calls):

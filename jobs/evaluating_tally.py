@@ -6,7 +6,7 @@ Workers do it part by part, and write one row for each image; the driver gets a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,15 +32,12 @@ __all__ = [
     "Role",
     "cell_of",
     "measure_part",
-    "measure_parts",
 ]
 
 Role = Literal["source", "positive", "negative", "control"]
 
 NONE, SOURCE, DESTINATION = 0, 1, 2
 """What an image is: none that can be decided on, its pair's source, its pair's destination; a control's is `SOURCE`."""
-
-_PART_IMAGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +132,6 @@ class PartMeasures:
 def cell_of(prompt: str, images: int, subject: str = "") -> Cell:
     """The cell of a prompt: seeds are the audit's, so that runs on one bucket share the base model's images."""
     return Cell("edit", subject or prompt, prompt, prompt, images)
-
-
-def measure_parts(tasks: Iterable[MeasureTask], variants: int) -> Iterator[tuple[MeasureTask, ...]]:
-    """The tasks in parts of some twenty thousand images."""
-    part: list[MeasureTask] = []
-    size = 0
-    for task in tasks:
-        images = task.images * variants
-        if part and size + images > _PART_IMAGES:
-            yield tuple(part)
-            part, size = [], 0
-        part.append(task)
-        size += images
-    if part:
-        yield tuple(part)
 
 
 def measure_part(

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,19 @@ class TallyTask:
     cell: Cell
     subject: int | None
     concept: int
+
+    @property
+    def images(self) -> int:
+        """How many the cell has, of each variant."""
+        return self.cell.images
+
+
+class _Counted(Protocol):
+    @property
+    def images(self) -> int: ...
+
+
+_Task = TypeVar("_Task", bound=_Counted)
 
 
 @dataclass(frozen=True)
@@ -197,12 +211,12 @@ def part_name(number: int) -> str:
     return f"images/part-{number:05d}.parquet"
 
 
-def parts_of(tasks: Iterable[TallyTask], variants: int) -> Iterator[tuple[TallyTask, ...]]:
-    """The cells in parts of some twenty thousand images."""
-    part: list[TallyTask] = []
+def parts_of(tasks: Iterable[_Task], variants: int) -> Iterator[tuple[_Task, ...]]:
+    """The tasks in parts of some twenty thousand images."""
+    part: list[_Task] = []
     size = 0
     for task in tasks:
-        images = task.cell.images * variants
+        images = task.images * variants
         if part and size + images > _PART_IMAGES:
             yield tuple(part)
             part, size = [], 0

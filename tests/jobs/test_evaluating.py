@@ -38,11 +38,11 @@ from jobs.evaluating_tally import (
     PromptTexts,
     cell_of,
     measure_part,
-    measure_parts,
 )
 from jobs.generator import Generator
 from jobs.identity import evaluation_identity, identity_of
 from jobs.shards import BASE, STATUSES, Shard, ShardSpec
+from jobs.tally import parts_of
 from manifests import EditSet, Fault, ManifestError, PromptPair, TestedEdit
 from tests.jobs.helpers import RECIPE, config, manifest
 from time_ops import EditOperator
@@ -123,7 +123,7 @@ def test_a_control_that_speaks_of_an_edits_source_is_not_unrelated_to_it() -> No
 
 def test_parts_hold_whole_prompts_in_order() -> None:
     tasks = [MeasureTask(i, "source", str(i), 9_000, 0, 1, None, ()) for i in range(5)]
-    parts = list(measure_parts(tasks, 2))
+    parts = list(parts_of(tasks, 2))
     assert [task for part in parts for task in part] == tasks
     assert len(parts) == 5
 
