@@ -74,9 +74,9 @@ def test_packages_are_known_by_their_files(tmp_path: Path) -> None:
 def test_what_differs_is_named_with_its_place() -> None:
     here = {"jobs": ("a", "/here/jobs"), "infra": ("b", "/here/infra"), "time_ops": ("c", "/here/time_ops")}
     assert differences(here, dict(here)) == []
-    there = {"jobs": ("x", "/work/jobs"), "infra": ("", ""), "time_ops": ("c", "/elsewhere/time_ops")}
-    assert differences(here, there) == ["`jobs` is another one, in /work/jobs", "`infra` is not installed"]
-    with pytest.raises(ClusterError, match="`jobs` is another one, in /work/jobs"):
+    there = {"jobs": ("x", "/there/jobs"), "infra": ("", ""), "time_ops": ("c", "/elsewhere/time_ops")}
+    assert differences(here, there) == ["`jobs` is another one, in /there/jobs", "`infra` is not installed"]
+    with pytest.raises(ClusterError, match="`jobs` is another one, in /there/jobs"):
         refuse_others(here, there, "0123456789")
 
 
