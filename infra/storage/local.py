@@ -20,8 +20,9 @@ from infra.storage.keys import PARTIAL, check_key, join
 __all__ = ["LocalStore"]
 
 _LOCK_TIMEOUT_S = 60.0
-_FOLDER_ATTEMPTS = 5
+_FOLDER_ATTEMPTS = 100
 _LOCK = f"{PARTIAL}lock"
+_FILE_IN_THE_WAY = "A file stands where the key needs a folder: choose another key or folder."
 
 
 class LocalStore(ObjectStore):
@@ -57,7 +58,8 @@ class LocalStore(ObjectStore):
                 errno.EPERM: "Give this user access to the folder.",
                 errno.ENOSPC: "Free some space.",
                 errno.EROFS: "Choose a folder that can be written.",
-                errno.ENOTDIR: "A file stands where the key needs a folder: choose another key or folder.",
+                errno.ENOTDIR: _FILE_IN_THE_WAY,
+                errno.EEXIST: _FILE_IN_THE_WAY,
             }.get(error.errno or 0, "Check the folder and its disk.")
             raise StorageError(
                 f"{operation} {self.url(key)}: {error.strerror or error}. {advice}", self.url(key)
@@ -68,16 +70,7 @@ class LocalStore(ObjectStore):
         with self._reporting("write", key):
             if path.is_dir():
                 raise StorageError(f"write {path}: a folder has this name. Choose another key.", self.url(key))
-            for attempt in range(_FOLDER_ATTEMPTS):
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    _write_beside(path, fill, if_absent=if_absent)
-                except FileNotFoundError:
-                    # Another's deletion took the folder away while it was empty.
-                    if path.parent.is_dir() or attempt + 1 == _FOLDER_ATTEMPTS:
-                        raise
-                else:
-                    return
+            _write_beside(path, fill, if_absent=if_absent)
 
     def get(self, key: str) -> bytes:
         """See `ObjectStore.get`."""
@@ -168,7 +161,6 @@ class LocalStore(ObjectStore):
         with self._reporting("download", key):
             if not source.is_file():
                 raise ObjectMissing(f"download {source}: no such object.", self.url(key))
-            target.parent.mkdir(parents=True, exist_ok=True)
             _write_beside(target, lambda beside: shutil.copyfile(source, beside), if_absent=False)
 
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
@@ -223,7 +215,7 @@ def _tag(data: bytes) -> str:
 
 def _write_beside(path: Path, fill: Callable[[Path], object], *, if_absent: bool) -> None:
     """Fill a file beside `path`, sync it, then rename it (or link it, which refuses to replace) and sync the folder."""
-    beside = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    beside = _file_beside(path)
     try:
         fill(beside)
         with beside.open("rb") as stream:
@@ -237,8 +229,23 @@ def _write_beside(path: Path, fill: Callable[[Path], object], *, if_absent: bool
             beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(FileNotFoundError):  # `path` was deleted since, and its folder with it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _file_beside(path: Path) -> Path:
+    """An empty file in the folder of `path`; while it is there, no deletion beside takes the folder away."""
+    beside = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    for _ in range(_FOLDER_ATTEMPTS):
+        # A deletion may take the empty folder away before the file is in it, or while mkdir looks what stands there.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.touch(exist_ok=False)
+            return beside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside.touch()
+    return beside

@@ -71,12 +71,12 @@ def test_writes_and_deletions_in_one_local_folder_do_not_disturb_each_other(tmp_
     store = open_store(str(tmp_path))
 
     def work(name: int) -> None:
-        for _ in range(50):
+        for _ in range(100):
             store.put(f"a/b/{name}", b"x")
             store.delete(f"a/b/{name}")
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
 
 
 @pytest.mark.parametrize(
