@@ -79,11 +79,14 @@ class Crew:
         return max(1, self._config.count or placement.room(self.demand))
 
     def _wanted(self) -> int:
-        """As `size`, and as many again as an autoscaler may bring: what waits for room is the demand that it sees."""
+        """As `size`, and as many again as work already, as far as an autoscaler may bring room for them.
+
+        Doubled, not all at once: what does not work at all is then found on few nodes.
+        """
         if self._config.count:
             return self._config.count
-        later = sum(self.demand.fits(resources) for resources in placement.node_types())
-        return self.size + min(max(1, sum(map(self.has_answered, self._actors))), later)
+        answered = sum(map(self.has_answered, self._actors))
+        return self.size + int(min(max(1, answered), placement.room_to_come(self.demand)))
 
     def __len__(self) -> int:
         return len(self._actors)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import ray
 
 from jobs.config import WorkersConfig
 from jobs.errors import ClusterError
 
-__all__ = ["Demand", "demand_of", "node_types", "nodes", "room"]
+__all__ = ["Demand", "NodeType", "demand_of", "node_types", "nodes", "room", "room_to_come"]
 
 Resources = Mapping[str, float]
 
@@ -32,13 +33,21 @@ class Demand:
         return min(int(resources.get(name, 0) / need + 1e-9) for name, need in self.needs.items())
 
 
+@dataclass(frozen=True)
+class NodeType:
+    """What an autoscaler may start: nodes with these resources, so many of them at most; None: without a limit."""
+
+    resources: Resources
+    most: int | None
+
+
 def nodes() -> dict[str, Resources]:
     """Resources of the nodes that are alive, by node id."""
     return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}  # type: ignore[no-untyped-call]
 
 
-def node_types() -> list[Resources]:
-    """Resources of the node types that an autoscaler may start; empty where there is none, or it does not say.
+def node_types() -> list[NodeType]:
+    """The node types that an autoscaler may start; empty where there is none, or it does not say.
 
     Ray's second autoscaler tells the cluster what it may bring, the first one does not.
     """
@@ -50,12 +59,20 @@ def node_types() -> list[Resources]:
     except Exception:  # noqa: BLE001 - a private interface: whatever it does, not knowing must not end a run
         return []
     groups = getattr(config, "node_group_configs", ())
-    return [dict(group.resources) for group in groups if group.max_count != 0]
+    # -1 is Ray's word for no limit.
+    return [NodeType(dict(g.resources), g.max_count if g.max_count >= 0 else None) for g in groups if g.max_count != 0]
 
 
 def room(demand: Demand) -> int:
     """How many workers the nodes that are alive hold. Per node: what two have together is of no use to one worker."""
     return sum(demand.fits(resources) for resources in nodes().values())
+
+
+def room_to_come(demand: Demand) -> float:
+    """How many workers the node types hold that an autoscaler may start, those included that it has started already."""
+    return sum(
+        demand.fits(t.resources) * (inf if t.most is None else t.most) for t in node_types() if demand.fits(t.resources)
+    )
 
 
 def demand_of(workers: WorkersConfig) -> Demand:
@@ -65,7 +82,7 @@ def demand_of(workers: WorkersConfig) -> Demand:
         ClusterError: neither a node nor a node type that an autoscaler may start can hold one. Where no autoscaler
             says what it may bring, a `workers.wait_s` that was set on purpose says that one will.
     """
-    here, later = list(nodes().values()), node_types()
+    here, later = list(nodes().values()), [node_type.resources for node_type in node_types()]
     has_gpu = any(resources.get("GPU", 0) > 0 for resources in [*here, *later])
     demand = Demand(workers.num_cpus, workers.num_gpus if workers.num_gpus is not None else float(has_gpu))
     will_come = not later and "wait_s" in workers.model_fields_set and workers.wait_s > 0

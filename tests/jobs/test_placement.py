@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from infra.local.ports import is_free
 from infra.storage import StorageSettings
 from jobs.errors import ClusterError
-from jobs.placement import Demand, node_types
+from jobs.placement import Demand, NodeType, node_types, room_to_come
 from jobs.pool import Pool
 from tests.jobs.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
@@ -101,9 +102,9 @@ def autoscaling() -> Iterator[str]:
     pytest.fail("no head came to listen:\n" + "\n".join(said))
 
 
-def tell_node_types(address: str) -> None:
+def tell_node_types(address: str, most: int = 1) -> None:
     told = ClusterConfig()
-    told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=1)
+    told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=most)
     # As Ray's second autoscaler tells it to the cluster; the wheel lacks a file that it needs with nodes such as these.
     GcsClient(address).report_cluster_config(told.SerializeToString())
 
@@ -117,9 +118,18 @@ def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Pat
 
 def test_what_no_node_type_has_is_refused_at_once(autoscaling: str, tmp_path: Path) -> None:
     tell_node_types(autoscaling)
-    assert node_types() == [{"CPU": 2, "GPU": 1}]
+    assert node_types() == [NodeType({"CPU": 2, "GPU": 1}, 1)]
     with pytest.raises(ClusterError, match="autoscaler's node types"):
         Pool(config(output=str(tmp_path), workers={"num_cpus": 3}), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
+
+
+def test_what_node_types_hold_is_counted_over_all_their_nodes(autoscaling: str) -> None:
+    tell_node_types(autoscaling, most=3)
+    assert [room_to_come(Demand(1, gpus)) for gpus in (0, 0.5, 1, 2)] == [6, 6, 3, 0]
+    tell_node_types(autoscaling, most=-1)
+    assert [room_to_come(Demand(1, gpus)) for gpus in (1, 2)] == [inf, 0]
+    tell_node_types(autoscaling, most=0)
+    assert room_to_come(Demand(1, 1)) == 0
 
 
 def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_path: Path) -> None:
