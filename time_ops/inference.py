@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from time_ops.ratios import DeltaBounds, Estimate, delta_per_wording, exact_interval, shares, total_variation
 
@@ -153,6 +152,9 @@ def _holm(chances: Floats, confidence: float) -> Bools:
     """Which of several p-values `[P]` are called at once; none of none."""
     if not len(chances):
         return np.zeros(0, dtype=bool)
+    # Not above, see `ratios`: workers would load pandas with it.
+    from statsmodels.stats.multitest import multipletests
+
     called: Bools = multipletests(np.minimum(1.0, chances), 1 - confidence, method="holm")[0]
     return called
 

@@ -39,7 +39,6 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 __all__ = [
     "DeltaBounds",
@@ -370,6 +369,9 @@ def _interval(k: ArrayLike, n: ArrayLike, confidence: float, method: str) -> tup
     k, n = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
     if np.any(k < 0) or np.any(k > n):
         raise ValueError("k must be from 0 to n")
+    # Not above: statsmodels brings pandas, half a second in each worker, none of which counts anything.
+    from statsmodels.stats.proportion import proportion_confint
+
     some = n > 0
     low, high = proportion_confint(np.where(some, k, 0.0), np.where(some, n, 1.0), alpha=1 - confidence, method=method)
     low, high = np.nan_to_num(np.asarray(low), nan=0.0), np.nan_to_num(np.asarray(high), nan=1.0)

@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,16 +180,13 @@ class Run:
     def disturbed(self, *faults: tuple[int, Callable[[], None]]) -> dict[str, str]:
         """Run, with each fault once so many shards are stored; returns those that were stored at the last one."""
         before: dict[str, str] = {}
-
-        def disturb() -> None:
+        # Ray starts nodes in the main thread only, so the faults are here and the run is beside.
+        with ThreadPoolExecutor(1) as beside:
+            going = beside.submit(self.go)
             for after, fault in faults:
                 before.update(self.wait_for_shards(after))
                 fault()
-
-        with ThreadPoolExecutor(1) as beside:
-            disturbed = beside.submit(disturb)
-            self.go()
-            disturbed.result()
+            going.result()
         assert faults[-1][0] <= len(before) < SHARDS
         return before
 
@@ -213,13 +212,47 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if "ray::AuditWorker" in " ".join(p.info["cmdline"] or [])]
 
 
-def test_a_worker_killed_in_mid_shard_and_then_a_node_removed(
+@contextmanager
+def watched() -> Iterator[set[int]]:
+    """The raylets, one a node, under which workers are seen while the block runs, by process id."""
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            with suppress(psutil.NoSuchProcess):
+                seen.update(worker.ppid() for worker in workers())
+
+    with ThreadPoolExecutor(1) as beside:
+        watching = beside.submit(watch)
+        try:
+            yield seen
+        finally:
+            ended.set()
+    watching.result()
+
+
+def raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def test_a_worker_killed_in_mid_shard_and_then_one_node_joins_for_two_that_go(
     calm: Run, server: Server, nodes: Cluster, tmp_path: Path
 ) -> None:
     run = Run.at(server, tmp_path)
-    node = next(iter(nodes.worker_nodes))
-    killed = (6, lambda: os.kill(workers()[0].pid, signal.SIGKILL))
-    before = run.disturbed(killed, (20, lambda: nodes.remove_node(node, allow_graceful=False)))
+    first = list(nodes.worker_nodes)
+    raylets = {raylet(node) for node in first}
+
+    def exchange() -> None:
+        # All that is left to do is the new node's.
+        raylets.add(raylet(nodes.add_node(num_cpus=1)))
+        for node in first:
+            nodes.remove_node(node, allow_graceful=False)
+
+    with watched() as seen:
+        before = run.disturbed((6, lambda: os.kill(workers()[0].pid, signal.SIGKILL)), (20, exchange))
+    assert seen == raylets
+    assert len(raylets) == 3
     nodes.add_node(num_cpus=1)
     run.assert_same_as(calm, before)
 
