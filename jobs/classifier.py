@@ -1,13 +1,8 @@
-"""The zero-shot classifier: CLIP embeddings of images and texts, and the labels that follow from them.
-
-Embeddings are made once, in the workers, and stored in the shards; labels are computed from them at the tally. So a
-changed label prompt or margin costs no image.
-"""
+"""The zero-shot classifier: CLIP embeddings of images and texts. Labels follow from them, in `jobs.labels`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +13,10 @@ from transformers import CLIPModel, CLIPProcessor
 from jobs.generator import padded
 from time_ops import ModelError
 
-__all__ = ["FAILED", "Classifier", "Labels", "TextEmbeddings"]
+__all__ = ["Classifier"]
 
 # Always so many at a time: a text's bits, and with them a label at the margin, depend on nothing but the text.
 _TEXT_BATCH = 32
-FAILED = 255
-"""Label code of an image that can't be labelled: black, or not finite."""
 
 
 class Classifier:
@@ -94,97 +87,3 @@ def _unit(features: Any) -> np.ndarray:
     values = getattr(features, "pooler_output", features).float()
     array: np.ndarray = torch.nn.functional.normalize(values, dim=-1).cpu().numpy()
     return array
-
-
-@dataclass(frozen=True)
-class TextEmbeddings:
-    """What labels are computed with.
-
-    Attributes:
-        labels: [S, L, D], for each subject the mean unit embedding of each label's prompts; subjects are professions.
-        concepts: [C, D], one for each thing that can be recognised: professions first, then controls.
-        scale: factor from cosine similarity to logit.
-    """
-
-    labels: np.ndarray
-    concepts: np.ndarray
-    scale: float
-
-    @classmethod
-    def of(
-        cls,
-        classifier: Classifier,
-        attribute: Mapping[str, Sequence[str]],
-        recognition: Sequence[str],
-        professions: Sequence[tuple[str, str]],
-        controls: Sequence[str],
-    ) -> TextEmbeddings:
-        """Encode the zero-shot prompts.
-
-        Args:
-            classifier: the CLIP model.
-            attribute: label -> prompts with `{profession}` or `{source}`.
-            recognition: prompts with `{source}` or `{profession}` by which a profession is recognised.
-            professions: (name, source prompt) of each.
-            controls: prompts of the controls, as they are.
-        """
-
-        def filled(prompts: Sequence[str], name: str, source: str) -> tuple[str, ...]:
-            return tuple(p.replace("{profession}", name).replace("{source}", source) for p in prompts)
-
-        by_label = [[filled(prompts, *p) for prompts in attribute.values()] for p in professions]
-        by_concept = [*(filled(recognition, *p) for p in professions), *((prompt,) for prompt in controls)]
-        ensembles = [*(ensemble for row in by_label for ensemble in row), *by_concept]
-        distinct = list(dict.fromkeys(prompt for ensemble in ensembles for prompt in ensemble))
-        found = dict(zip(distinct, classifier.texts(distinct), strict=True))
-
-        def mean(prompts: Sequence[str]) -> np.ndarray:
-            average = np.mean([found[p] for p in prompts], axis=0)
-            return np.asarray(average / np.linalg.norm(average), dtype=np.float32)
-
-        labels = np.stack([np.stack([mean(ensemble) for ensemble in row]) for row in by_label])
-        concepts = [mean(ensemble) for ensemble in by_concept]
-        return cls(labels, np.stack(concepts), classifier.scale)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of images.
-
-    Attributes:
-        codes: [n] uint8: index of the label; L where undetermined; `FAILED` where the image can't be labelled.
-        scores: [n, L] float32 probabilities over the labels.
-        recognised: [n] bool, the image's own concept comes first among all.
-    """
-
-    codes: np.ndarray
-    scores: np.ndarray
-    recognised: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        embeddings: np.ndarray,
-        ok: np.ndarray,
-        texts: TextEmbeddings,
-        subject: int | None,
-        concept: int,
-        margin: float,
-    ) -> Labels:
-        """Label unit embeddings [n, D]; `ok` [n] bool says which are of real images.
-
-        `subject` is the row of `texts.labels` (None for a control, which has no label); `concept` that of
-        `texts.concepts`. An image is undetermined when the first label leads the second by less than `margin`.
-        """
-        n = len(embeddings)
-        recognised = ((embeddings @ texts.concepts.T).argmax(axis=1) == concept) & ok
-        if subject is None:
-            return cls(np.full(n, FAILED, np.uint8), np.zeros((n, texts.labels.shape[1]), np.float32), recognised)
-        logits = texts.scale * (embeddings @ texts.labels[subject].T)
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-        ranked = np.sort(scores, axis=1)
-        codes = scores.argmax(axis=1).astype(np.uint8)
-        codes[ranked[:, -1] - ranked[:, -2] < margin] = scores.shape[1]
-        codes[~ok] = FAILED
-        return cls(codes, scores.astype(np.float32), recognised)

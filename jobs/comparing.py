@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from infra.storage import ObjectMissing, ObjectStore
 from jobs.cells import Cell
-from jobs.classifier import FAILED
 from jobs.config import RunConfig
 from jobs.earlier import Earlier, EarlierRunError
 from jobs.identity import keyed_versions, sampler_facts
+from jobs.labels import FAILED
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
 from jobs.tally import MARGINS, PartTally, pack, swept_counts
 from manifests import Manifest, resolved_targets

@@ -34,16 +34,26 @@ def _introduction() -> Callable[[object], tuple[str, Found]]:
     return answer
 
 
-def _invoke(worker: object, method: str, *args: Any) -> tuple[None, Any]:
+class EvenhandWorker:
+    """The actor: a process, and in it the worker that `make` makes there.
+
+    So a driver need not import what its workers do, nor the models' libraries that come with it.
+    """
+
+    def __init__(self, make: Callable[..., object], *args: Any) -> None:
+        self.worker = make(*args)
+
+
+def _invoke(actor: EvenhandWorker, method: str, *args: Any) -> tuple[None, Any]:
     """The result behind a marker, so that whoever waits can see success without fetching the result."""
-    return None, getattr(worker, method)(*args)
+    return None, getattr(actor.worker, method)(*args)
 
 
 class Crew:
     """Actors by number; a number is never used twice.
 
     Args:
-        worker: the class that does the work.
+        make: makes what does the work, in its own process: a class, or a function that imports one there.
         arguments: what the next one is made with.
         config: how many, of which size, how long to wait for an autoscaler.
         say: tells people what is waited for.
@@ -54,12 +64,12 @@ class Crew:
 
     def __init__(
         self,
-        worker: type,
+        make: Callable[..., object],
         arguments: Callable[[], Sequence[Any]],
         config: WorkersConfig,
         say: Callable[[str], None],
     ) -> None:
-        self._worker, self._arguments, self._config, self._say = worker, arguments, config, say
+        self._make, self._arguments, self._config, self._say = make, arguments, config, say
         self.demand = placement.demand_of(config)
         self._packages = found_here()
         self._actors: dict[int, Any] = {}
@@ -115,7 +125,7 @@ class Crew:
     def spawn(self) -> None:
         """Start one worker. Where there is no room for it yet, its demand is what an autoscaler sees."""
         actor: Any = (
-            ray.remote(self._worker)
+            ray.remote(EvenhandWorker)
             .options(
                 num_cpus=self.demand.cpus,
                 num_gpus=self.demand.gpus,
@@ -123,7 +133,7 @@ class Crew:
                 max_task_retries=0,
                 max_concurrency=CONCURRENCY,
             )
-            .remote(*self._arguments())
+            .remote(self._make, *self._arguments())
         )
         number, self._next = self._next, self._next + 1
         self._actors[number] = actor

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from infra.storage import ObjectStore, safe_name
-from jobs.classifier import FAILED
+from jobs.labels import FAILED
 from jobs.report.schema import PairedPicture, ProfessionReport
 from jobs.shards import Shard, ShardSpec
 from jobs.tally import CellTally, Tallies, TallyTask

@@ -20,10 +20,9 @@ from jobs.identity import Probe
 from jobs.progress import Advance
 from jobs.remote import raised_there
 from jobs.shards import ShardOutcome, ShardSpec
-from jobs.worker import AuditWorker
 from time_ops import EditOperator
 
-__all__ = ["Pool", "Tallied"]
+__all__ = ["Pool", "Tallied", "audit_worker"]
 
 # A piece holds enough images to fill a device's batches, and not so many that a lost worker costs much.
 _PIECE_IMAGES = 64
@@ -31,6 +30,13 @@ _MOST_IMAGES = 256
 _MOST_WASTE = 0.1
 # So many failed shards above the limit are no accident: what is left would fail too, and cost as much.
 _HOPELESS = 10
+
+
+def audit_worker(*args: Any) -> object:
+    """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
+    from jobs.worker import AuditWorker
+
+    return AuditWorker(*args)
 
 
 @dataclass
@@ -77,7 +83,7 @@ class Pool:
         config: the run's configuration.
         settings: how workers reach object storage.
         token: the run's staging folder, see `AuditWorker`.
-        worker: the class that makes shards; tests put another one here.
+        worker: makes what makes shards; tests put another class here.
         say: tells people what is waited for.
 
     Raises:
@@ -89,7 +95,7 @@ class Pool:
         config: RunConfig,
         settings: StorageSettings,
         token: str,
-        worker: type[AuditWorker] = AuditWorker,
+        worker: Callable[..., object] = audit_worker,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._config = config

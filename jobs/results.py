@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.classifier import FAILED
 from jobs.config import GatesConfig
 from jobs.gates import (
     Found,
@@ -23,6 +22,7 @@ from jobs.gates import (
     regression_gates,
     shows_its_label,
 )
+from jobs.labels import FAILED
 from jobs.report.schema import (
     Control,
     DeltaFigure,

@@ -28,13 +28,12 @@ from jobs.inputs import read_inputs
 from jobs.lease import Lease
 from jobs.metrics import Metrics
 from jobs.models import cache_folder
-from jobs.pool import Pool, Tallied
+from jobs.pool import Pool, Tallied, audit_worker
 from jobs.progress import Reporter
 from jobs.redact import redact
 from jobs.shards import BASE, Recipe, ShardSpec
 from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
-from jobs.worker import AuditWorker
 from manifests import Manifest
 from time_ops import EditOperator
 
@@ -248,14 +247,14 @@ def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) ->
 
 @contextmanager
 def open_session(
-    config: RunConfig, console: Console, worker: type[AuditWorker] = AuditWorker, job: Job = DEBIAS
+    config: RunConfig, console: Console, worker: Callable[..., object] = audit_worker, job: Job = DEBIAS
 ) -> Iterator[Session]:
     """Check a manifest and what goes with it, and open a run over its professions; see `open_run`.
 
     Args:
         config: the run.
         console: for people.
-        worker: what workers are.
+        worker: makes a worker, in its process.
         job: what it is for.
 
     Raises:
@@ -279,7 +278,7 @@ def open_run(
     read: Callable[[StorageSettings, str], InputsT],
     *,
     kind: Kind,
-    worker: type[AuditWorker] = AuditWorker,
+    worker: Callable[..., object] = audit_worker,
     again: bool = True,
 ) -> Iterator[tuple[Run, InputsT]]:
     """Read the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
@@ -289,7 +288,7 @@ def open_run(
         console: for people.
         read: reads and checks the inputs, given how to reach object storage and the run's staging token.
         kind: the first word of a derived run's name.
-        worker: what workers are.
+        worker: makes a worker, in its process.
         again: see `Job`.
 
     Raises:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
 from jobs.cells import Cell, cut_cell
-from jobs.classifier import FAILED, Labels, TextEmbeddings
 from jobs.config import RunConfig
+from jobs.labels import FAILED, Labels, TextEmbeddings
 from jobs.shards import STATUSES, Recipe, Shard, ShardSpec
 
 __all__ = [

@@ -19,18 +19,20 @@ import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.card import licence_of
-from jobs.classifier import Classifier, TextEmbeddings
+from jobs.classifier import Classifier
 from jobs.config import RunConfig
 from jobs.evaluating_operators import EditRequest, EditSolver, SolvedEdit
 from jobs.evaluating_tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
-from jobs.exports.check import Compared, Sample, compare, is_half, open_export
+from jobs.exports.check import compare, is_half, open_export
 from jobs.exports.checksums import verify_folder
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.forms import ExportTask, write_export
 from jobs.exports.header import Provenance, file_header, spec_of
+from jobs.exports.samples import Compared, Sample
 from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
+from jobs.labels import TextEmbeddings
 from jobs.maker import ShardMaker
 from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline

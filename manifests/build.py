@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-
-import inflect
+from typing import Any
 
 from manifests.read import read_manifest
 from manifests.schema import Manifest, ManifestRow
@@ -19,10 +19,16 @@ __all__ = ["article", "build_manifest", "build_shipped", "shipped_manifest_path"
 
 _DATA = Path(__file__).parent / "data"
 
-_ENGLISH = inflect.engine()
-for _pattern in ("usher.*", "s[eqv][orm] .*"):  # an usher; initials read letter by letter: an SEO, SQR, SVM ...
-    _ENGLISH.defan(_pattern)
-_ENGLISH.defa("u[xi] .*")  # a UX designer, a UI designer
+
+@cache
+def _english() -> Any:
+    import inflect  # not above: it takes seconds, which every command would spend
+
+    english = inflect.engine()
+    for pattern in ("usher.*", "s[eqv][orm] .*"):  # an usher; initials read letter by letter: an SEO, SQR, SVM ...
+        english.defan(pattern)
+    english.defa("u[xi] .*")  # a UX designer, a UI designer
+    return english
 
 
 def article(words: str) -> str:
@@ -32,7 +38,7 @@ def article(words: str) -> str:
     Where it is wrong for a profession, give `build_manifest` the article.
     """
     plain = "".join(c for c in unicodedata.normalize("NFKD", words) if not unicodedata.combining(c))
-    return str(_ENGLISH.a(plain)).split(" ", 1)[0] if plain.strip() else "a"
+    return str(_english().a(plain)).split(" ", 1)[0] if plain.strip() else "a"
 
 
 def build_manifest(

@@ -1,6 +1,8 @@
 """Imports point one way: jobs -> {infra, manifests, time_ops}, and `time_ops` knows neither Ray nor storage."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,24 @@ def test_no_package_imports_what_lies_above_or_beside_it(package: str) -> None:
     assert files
     wrong = {str(f.relative_to(ROOT)): sorted(imported(f) & FORBIDDEN[package]) for f in files}
     assert {name: found for name, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        ("jobs.cli", "torch transformers diffusers ray scipy pandas inflect"),
+        (
+            "jobs.debias, jobs.audit, jobs.evaluate, jobs.scheduled, jobs.exporting",
+            "transformers diffusers pandas inflect",
+        ),
+        ("jobs.worker", "pandas inflect"),
+    ],
+    ids=["a command", "a driver", "a worker"],
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(modules: str, without: str) -> None:
+    code = f"import sys, {modules}; print(*sorted(set({without.split()}) & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.split() == []
 
 
 def test_no_pickled_weights_and_no_remote_code() -> None:

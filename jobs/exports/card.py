@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.exports.check import FILES
-from jobs.exports.schema import Exported, Form
+from jobs.exports.schema import FILES, Exported, Form
 from jobs.report.schema import DeltaFigure, RateFigure
 
 __all__ = ["NOT_CHECKED", "REVERT", "export_card"]

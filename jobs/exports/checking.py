@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from jobs.config import RunConfig
-from jobs.exports.check import Compared, samples, shipped
+from jobs.exports.samples import Compared, samples, shipped
 from jobs.exports.schema import Form
 from jobs.pool import Pool
 from jobs.report.schema import Shipped

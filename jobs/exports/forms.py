@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 
 from infra.storage import ObjectStore, StorageSettings, open_store
-from jobs.exports.check import FILES
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.header import Form as HeaderForm
 from jobs.exports.header import Provenance, file_header, spec_of
 from jobs.exports.lora import LoraWritten, write_lora
 from jobs.exports.operator_file import LOADER, check_transform, write_loader, write_operator
 from jobs.exports.publishing import MODEL_INDEX, publish
-from jobs.exports.schema import Exported, Form
+from jobs.exports.schema import FILES, Exported, Form
 from jobs.exports.single_file import write_single_file
 from jobs.exports.sources import open_unet
 from jobs.exports.tensors import write_tensors

@@ -8,10 +8,18 @@ from pydantic import Field
 
 from jobs.report.schema import DeltaFigure, Figure, RateFigure, Shipped, Verdict
 
-__all__ = ["FORMS", "Exported", "Form", "RankAudit"]
+__all__ = ["FILES", "FORMS", "Exported", "Form", "RankAudit"]
 
 Form = Literal["diffusers", "single-file", "lora", "operator", "tensors"]
 FORMS: tuple[Form, ...] = ("diffusers", "single-file", "lora", "operator", "tensors")
+FILES: dict[Form, str] = {
+    "single-file": "model.safetensors",
+    # The name that diffusers looks for in a folder.
+    "lora": "pytorch_lora_weights.safetensors",
+    "operator": "operator.safetensors",
+    "tensors": "tensors.safetensors",
+}
+"""The file that holds the weights of each form but a diffusers folder."""
 
 
 class RankAudit(Figure):

@@ -174,7 +174,7 @@ def engine_config(settings: Settings, url: str) -> RunConfig:
 
 
 def _workers(cluster: local.LocalCluster) -> list[psutil.Process]:
-    return [p for p in members(Home.at(cluster.home)) if any("AuditWorker" in part for part in p.cmdline())]
+    return [p for p in members(Home.at(cluster.home)) if any("ray::EvenhandWorker" in part for part in p.cmdline())]
 
 
 def _cpu_s(process: psutil.Process) -> float:

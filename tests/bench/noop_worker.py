@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.classifier import TextEmbeddings
 from jobs.generator import ImageRequest, Images
+from jobs.labels import TextEmbeddings
 from jobs.maker import ShardMaker
 from jobs.worker import AuditWorker
 

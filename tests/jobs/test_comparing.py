@@ -21,7 +21,6 @@ import torch
 from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_operator
 from jobs.cells import Cell, audit_cells, cut_cell
-from jobs.classifier import TextEmbeddings
 from jobs.comparing import Matched, check_comparable, match, reference_shard
 from jobs.config import RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
@@ -29,6 +28,7 @@ from jobs.errors import ConfigError, ExitCode
 from jobs.folder import RunFolder
 from jobs.generator import encode_picture
 from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
+from jobs.labels import TextEmbeddings
 from jobs.pictures import choose_pictures
 from jobs.report.page import render
 from jobs.report.schema import Cost, Report

@@ -209,7 +209,7 @@ def calm(server: Server, nodes: Cluster, tmp_path_factory: pytest.TempPathFactor
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::AuditWorker" in " ".join(p.info["cmdline"] or [])]
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::EvenhandWorker" in " ".join(p.info["cmdline"] or [])]
 
 
 @contextmanager

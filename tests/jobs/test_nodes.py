@@ -37,7 +37,7 @@ def nodes() -> Iterator[Cluster]:
 
 def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Tallied:
     say = (said if said is not None else []).append
-    with Pool(config(output=str(folder)), StorageSettings(), "t", FakeWorker, say) as pool:  # type: ignore[arg-type]
+    with Pool(config(output=str(folder)), StorageSettings(), "t", FakeWorker, say) as pool:
         pool.probe()
         specs = [spec(prompt=p, first=4 * i) for i, p in enumerate(prompts)]
         return pool.run(specs, None, lambda *_, **__: None, len(specs))

@@ -113,14 +113,14 @@ def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Pat
     """Ray's first autoscaler keeps to itself what it may bring."""
     assert node_types() == []
     with pytest.raises(ClusterError, match=r"no node has that(.|\n)*set workers\.wait_s"):
-        Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
+        Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker)
 
 
 def test_what_no_node_type_has_is_refused_at_once(autoscaling: str, tmp_path: Path) -> None:
     tell_node_types(autoscaling)
     assert node_types() == [NodeType({"CPU": 2, "GPU": 1}, 1)]
     with pytest.raises(ClusterError, match="autoscaler's node types"):
-        Pool(config(output=str(tmp_path), workers={"num_cpus": 3}), StorageSettings(), "t", FakeWorker)  # type: ignore[arg-type]
+        Pool(config(output=str(tmp_path), workers={"num_cpus": 3}), StorageSettings(), "t", FakeWorker)
 
 
 def test_what_node_types_hold_is_counted_over_all_their_nodes(autoscaling: str) -> None:
@@ -135,7 +135,7 @@ def test_what_node_types_hold_is_counted_over_all_their_nodes(autoscaling: str) 
 def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_path: Path) -> None:
     tell_node_types(autoscaling)
     said: list[str] = []
-    with Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker, said.append) as pool:  # type: ignore[arg-type]
+    with Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker, said.append) as pool:
         assert pool.probe()
         tallied = pool.run([spec(prompt="fine")], None, lambda *_, **__: None, 1)
     assert tallied.shards == 1

@@ -37,7 +37,7 @@ def run(folder: Path, prompts: list[str], **keys: object) -> tuple[Tallied, int,
         assert (reused, failed_images) == (False, 0)
         done += 0 if shard_failed else images
 
-    with Pool(config(output=str(folder), **keys), StorageSettings(), "t", FakeWorker) as pool:  # type: ignore[arg-type]
+    with Pool(config(output=str(folder), **keys), StorageSettings(), "t", FakeWorker) as pool:
         pool.probe()
         specs = [spec(prompt=p, first=4 * i) for i, p in enumerate(prompts)]
         try:

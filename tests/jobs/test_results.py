@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jobs.cells import Cell
-from jobs.classifier import FAILED, Labels, TextEmbeddings
 from jobs.config import GatesConfig
 from jobs.gates import number
+from jobs.labels import FAILED, Labels, TextEmbeddings
 from jobs.report.schema import GateResult
 from jobs.results import AuditResult, EditedProfession, evaluate, sentence
 from jobs.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack

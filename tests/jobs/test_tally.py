@@ -12,7 +12,7 @@ import pytest
 
 from infra.storage import LocalStore
 from jobs.cells import Cell, cut_cell
-from jobs.classifier import FAILED, TextEmbeddings
+from jobs.labels import FAILED, TextEmbeddings
 from jobs.shards import BASE, STATUSES, Shard, ShardError, ShardSpec
 from jobs.tally import CellTally, Frame, Tallies, TallyTask, pack, parts_of, tally_part
 from tests.jobs.helpers import RECIPE, config

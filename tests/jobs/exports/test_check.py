@@ -14,15 +14,17 @@ from safetensors.torch import load_file, save_file
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import LocalStore, StorageSettings
 from jobs.cells import Cell
-from jobs.classifier import Classifier, TextEmbeddings
+from jobs.classifier import Classifier
 from jobs.config import SamplerConfig
 from jobs.exports.card import export_card
-from jobs.exports.check import FILES, Compared, compare, is_half, open_export, samples, shipped
+from jobs.exports.check import compare, is_half, open_export
 from jobs.exports.forms import ExportTask, main_file, write_export
 from jobs.exports.header import Provenance, lams_digest
-from jobs.exports.schema import FORMS, Exported, Form, RankAudit
+from jobs.exports.samples import Compared, samples, shipped
+from jobs.exports.schema import FILES, FORMS, Exported, Form, RankAudit
 from jobs.exports.sources import open_safetensors
 from jobs.generator import Generator
+from jobs.labels import TextEmbeddings
 from jobs.models import content_digest
 from jobs.pipelines import load_pipeline
 from jobs.report.schema import DeltaFigure, RateFigure
