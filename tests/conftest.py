@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch and NumPy are loaded, and for every process that a test starts: models this small gain nothing from
+# threads, and threads that wait for a core which another test has cost tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from infra import local
 from infra.local import seaweed
 from infra.local.home import REGION, Credentials, Home

@@ -81,15 +81,6 @@ def config_of(folder: Path, *wordings: str, **preserve: Any) -> RunConfig:
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and threads that wait for a busy core cost tenfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     return StableDiffusionPipeline.from_pretrained(PIPELINE_PATH)
