@@ -116,12 +116,16 @@ def test_the_pixel_rule_does_not_call_a_blank_picture():
 def test_captions_keep_their_shares():
     drawn = scenes(7, 20_000)
     people = [s for s in drawn if s.gender]
-    named = [s for s in people if " female " in f" {s.caption}" or " male " in f" {s.caption}"]
+
+    def is_named(scene):
+        return any(f" {gender} " in f" {scene.caption}" for gender in ("female", "male"))
+
+    named = [s for s in people if is_named(s)]
     assert len(people) / len(drawn) == pytest.approx(1 - CONTROL_SHARE, abs=0.01)
     assert len(named) / len(people) == pytest.approx(NAMED_SHARE, abs=0.02)
     for scene in named:
         assert f" {scene.gender} " in f" {scene.caption}"
-    neutral = [s for s in people if s not in named]
+    neutral = [s for s in people if not is_named(s)]
     ambiguous = sum(s.gender == "undetermined" for s in neutral) / len(neutral)
     assert ambiguous == pytest.approx(AMBIGUOUS_SHARE, abs=0.01)
     for p in PROFESSIONS:
