@@ -88,7 +88,7 @@ def export_config(
     """The configuration of a finished run, as it stands in its folder, and the run.
 
     Args:
-        url: of the run's folder, `<output>/runs/<run>`.
+        url: of the run's folder, `<output>/runs/<run>`; a local one may be relative.
         settings: how to reach it.
         flags: `model` and `classifier`, where the run's own were folders of another machine.
         assignments: `key=value` texts.
@@ -97,6 +97,8 @@ def export_config(
         ConfigError: there is no such run, or it says too little.
         StorageError: it can't be read.
     """
+    if "://" not in url:
+        url = Path(url).absolute().as_posix()
     earlier = read_earlier(url, settings)
     if earlier.report.kind != "debias":
         raise ConfigError(f"{url} is an audit: it edited nothing. Give the folder of a run of `evenhand debias`")

@@ -81,8 +81,10 @@ class Provenance:
 def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str, str]:
     """Metadata of one file; the hash of its tensors is added where it is written.
 
+    A licence is the words of the base model's card: one that names a place is left out, as no fault of the run's.
+
     Raises:
-        ValueError: A value names a path, or a place in a store.
+        ValueError: Any other value names a path, or a place in a store.
 
     """
     implementation = {"single_file": "sgm", "lora": "diffusers", "tensors": "diffusers", "operator": "evenhand"}[form]
@@ -90,6 +92,8 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
     if form == "lora" and spec.architecture.startswith("stable-diffusion-xl"):
         # Its names are those of the original code.
         implementation = "sgm"
+    if spec.license is not None and _PLACE.search(spec.license):
+        spec = replace(spec, license=None)
     fields = {
         "sai_model_spec": _VERSION,
         "implementation": implementation,

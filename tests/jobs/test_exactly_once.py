@@ -15,9 +15,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,20 +208,26 @@ def calm(server: Server, nodes: Cluster, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
-def workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::EvenhandWorker" in " ".join(p.info["cmdline"] or [])]
+def raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def workers(raylets: Collection[int]) -> list[psutil.Process]:
+    """Under these raylets, one a node: another test's Ray may run beside."""
+    every = psutil.process_iter(["cmdline", "ppid"])
+    ours = [process for process in every if process.info["ppid"] in raylets]
+    return [process for process in ours if "ray::EvenhandWorker" in " ".join(process.info["cmdline"] or [])]
 
 
 @contextmanager
-def watched() -> Iterator[set[int]]:
-    """The raylets, one a node, under which workers are seen while the block runs, by process id."""
+def watched(raylets: Collection[int]) -> Iterator[set[int]]:
+    """Those under which workers are seen while the block runs."""
     seen: set[int] = set()
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.2):
-            with suppress(psutil.NoSuchProcess):
-                seen.update(worker.ppid() for worker in workers())
+            seen.update(worker.info["ppid"] for worker in workers(list(raylets)))
 
     with ThreadPoolExecutor(1) as beside:
         watching = beside.submit(watch)
@@ -230,10 +236,6 @@ def watched() -> Iterator[set[int]]:
         finally:
             ended.set()
     watching.result()
-
-
-def raylet(node: Any) -> int:
-    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def test_a_worker_killed_in_mid_shard_and_then_one_node_joins_for_two_that_go(
@@ -249,8 +251,8 @@ def test_a_worker_killed_in_mid_shard_and_then_one_node_joins_for_two_that_go(
         for node in first:
             nodes.remove_node(node, allow_graceful=False)
 
-    with watched() as seen:
-        before = run.disturbed((6, lambda: os.kill(workers()[0].pid, signal.SIGKILL)), (20, exchange))
+    with watched(raylets) as seen:
+        before = run.disturbed((6, lambda: os.kill(workers(raylets)[0].pid, signal.SIGKILL)), (20, exchange))
     assert seen == raylets
     assert len(raylets) == 3
     nodes.add_node(num_cpus=1)
@@ -270,7 +272,8 @@ def driver(run: Run, nodes: Cluster, folder: Path, endpoint: str | None = None) 
 def test_the_driver_killed_in_its_calibration_and_the_same_command_again(
     server: Server, nodes: Cluster, tmp_path: Path
 ) -> None:
-    run = Run.at(server, tmp_path, lam=None)
+    # One worker: it is the driver that is lost here.
+    run = Run.at(server, tmp_path, lam=None, workers={"count": 1})
     killed = driver(run, nodes, tmp_path)
     # In the last round of the calibration: two stand in calibration.parquet.
     before = run.wait_for_shards(AUDIT_SHARDS + 2 * ROUND_SHARDS + 2)

@@ -56,6 +56,8 @@ def test_no_place_gets_out(place: str) -> None:
         file_header("lora", replace(SPEC, title=place), PROVENANCE)
     with pytest.raises(ValueError, match=r"evenhand\.run"):
         file_header("lora", SPEC, replace(PROVENANCE, run=place))
+    # A stranger's words, after hours of generation: no reason to end the run.
+    assert "modelspec.license" not in file_header("lora", replace(SPEC, license=f"as in {place}"), PROVENANCE)
 
 
 def test_words_and_links_are_no_places() -> None:
