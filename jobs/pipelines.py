@@ -43,7 +43,7 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
         ModelError: not a Stable Diffusion 1.x or 2.x pipeline, or one that can't be loaded.
     """
     check_kind(folder)
-    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     if not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()

@@ -65,7 +65,7 @@ def open_export(
         if (folder / "model_index.json").is_file():
             return load_pipeline(folder, sampler, device, dtype), None, dtype
         unet = type(base.unet).from_pretrained(
-            folder / "unet", torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            folder / "unet", dtype=dtype, use_safetensors=True, local_files_only=True
         )
         return prepared(_with_unet(base, unet, dtype), sampler, device, dtype), None, dtype
     source = open_safetensors(folder / FILES[form])
@@ -76,7 +76,7 @@ def open_export(
         raise ModelError(f"{FILES[form]} holds none of the edit's tensors")
     dtype = DTYPES[edited[0].dtype]
     if form == "single-file":
-        options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "config": str(base_folder)}
+        options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
         if base.safety_checker is None:
             options |= {"safety_checker": None}
         try:

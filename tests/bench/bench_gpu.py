@@ -111,7 +111,7 @@ def manners(
     """All manners with their pipelines on the device."""
 
     def pipeline(dtype: torch.dtype) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(device)
         return pipe, *(encode_prompts(pipe, [prompt]).to(device, dtype) for prompt in (PROMPT, ""))
