@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ from jobs.models import content_digest, stage
 from jobs.staging import stage_to
 from tests.conftest import S3Server
 from time_ops import ModelError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_kept_model_is_the_same_model(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +76,19 @@ def test_a_part_with_pickled_weights_alone_is_refused(s3: S3Server, tmp_path: Pa
     with pytest.raises(ModelError, match="vae has pickled weights alone"):
         stage_to(str(own), store.url("sd"), pipeline=True)
     assert list(store.list()) == []
+
+
+def test_offline_a_model_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    """Not once the store's patience is over: nothing that waiting brings."""
+    code = (
+        "from pathlib import Path; from infra.storage import StorageSettings; from jobs.models import stage; "
+        f"stage('org/none', StorageSettings(patience_s=100), Path({str(tmp_path)!r}), pipeline=False)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert time.monotonic() - begun < 60
+    assert "ModelError: org/none" in done.stderr
+    assert "HF_HUB_OFFLINE" in done.stderr
