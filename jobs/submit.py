@@ -103,8 +103,9 @@ def submit(
 def _refused(error: Exception, address: str, what: str, hint: str) -> ClusterError:
     if isinstance(error, AuthenticationError):
         # Its own message is a page long, and advises a token for a cluster that is to be started.
-        what, hint = "Ray's token is not there or refused", (
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+        what, hint = (
+            "Ray's token is not there or refused",
+            ("set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"),
         )
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ClusterError(f"{what} at {address} ({reason:.200}); {hint}")

@@ -93,7 +93,9 @@ def test_a_token_that_is_not_there_or_refused(
     assert "local up" not in said, "it is there already"
 
 
-@pytest.mark.parametrize("answer", [(200, {}), (200, ["other"]), (200, "<html>"), (404, ""), (502, "Bad Gateway"), (0, "")])
+@pytest.mark.parametrize(
+    "answer", [(200, {}), (200, ["other"]), (200, "<html>"), (404, ""), (502, "Bad Gateway"), (0, "")]
+)
 def test_what_is_no_dashboard(answer: Answer, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with answering({}, answer) as address:
         assert "no Ray dashboard answers" in refused(file, address, capsys)
