@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 __all__ = ["redact"]
 
-# AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN, MLFLOW_TRACKING_PASSWORD, RAY_AUTH_TOKEN and what is named like them.
+# AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN, MLFLOW_TRACKING_PASSWORD, RAY_AUTH_TOKEN and what is like them.
 _NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY|API_KEY)$")
 # A shorter value is no secret, and black-out of it would take words apart.
 _SHORTEST = 6
