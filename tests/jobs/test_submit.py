@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from jobs.cli import main
 from jobs.errors import ExitCode
 
+ROOT = Path(__file__).parents[2]
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": "s"}
 
 Answer = tuple[int, object]
@@ -113,3 +116,21 @@ def test_an_address_that_is_no_dashboards(file: Path, capsys: pytest.CaptureFixt
         main(["submit", str(file), "--address", "ray://head:10001"])
     assert ended.value.code == ExitCode.CLUSTER
     assert "give --address http://host:8265" in capsys.readouterr().err
+
+
+def test_a_ray_of_the_commands_own_asks_for_a_token(tmp_path: Path) -> None:
+    """A process of its own: Ray's mode is that of its import."""
+    code = (
+        "import os, sys; from jobs.cli import _guard\n"
+        "def said(command, **more):\n"
+        "    for name in ('RAY_AUTH_MODE', 'RAY_AUTH_TOKEN', 'RAY_ADDRESS'): os.environ.pop(name, None)\n"
+        "    os.environ |= more; _guard(command)\n"
+        "    print(os.environ.get('RAY_AUTH_MODE'), len(os.environ.get('RAY_AUTH_TOKEN', '')))\n"
+        "assert 'ray' not in sys.modules\n"
+        "said('debias'); said('submit'); said('audit', RAY_ADDRESS='auto'); said('audit', RAY_AUTH_MODE='disabled')\n"
+    )
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split("\n")[:-1] == ["token 64", "None 0", "None 0", "disabled 0"], done.stderr
