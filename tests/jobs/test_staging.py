@@ -53,6 +53,32 @@ def _key(store: S3Store, name: str) -> str:
     return store.url(name).removeprefix("s3://").partition("/")[2]
 
 
+def test_workers_of_a_node_fetch_a_model_once(s3: S3Server, tmp_path: Path) -> None:
+    """Processes that begin at once, each of which says how many objects it has asked the store for."""
+    url = s3.store().url("clip")
+    stage_to(str(CLASSIFIER_PATH), url, pipeline=False)
+    code = (
+        "from pathlib import Path; from infra.storage import StorageSettings; from jobs.models import stage\n"
+        "from infra.storage.s3_client import Client\n"
+        "gets, made = [], Client.get\n"
+        "def counted(self):\n"
+        "    client = made(self)\n"
+        "    client.meta.events.register('before-call.s3.GetObject', lambda **_: gets.append(1), unique_id='count')\n"
+        "    return client\n"
+        "Client.get = counted\n"
+        f"cache = Path({str(tmp_path / 'cache')!r})\n"
+        f"folder = stage({url!r}, StorageSettings.from_environment(), cache, pipeline=False)\n"
+        "print(len(gets), folder)\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0].split() for process in started]
+    assert sorted(int(gets) > 0 for gets, _ in said) == [False, False, True], said
+    (folder,) = {folder for _, folder in said}
+    assert content_digest(Path(folder)) == content_digest(CLASSIFIER_PATH)
+
+
 def test_a_classifier_goes_to_a_folder_as_well(tmp_path: Path) -> None:
     kept = stage_to(str(CLASSIFIER_PATH), str(tmp_path / "models" / "clip"), pipeline=False)
     assert kept.digest == content_digest(tmp_path / "models" / "clip") == content_digest(CLASSIFIER_PATH)
