@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -39,6 +40,9 @@ app.add_typer(local_app, name="local")
 manifest_app = typer.Typer(name="manifest", help="Check and build manifests.", no_args_is_help=True)
 manifest_app.command("build", epilog="Example: evenhand manifest build professions.csv professions.parquet")(build)
 app.add_typer(manifest_app, name="manifest")
+
+# What `_connect` is called by.
+_ON_RAY = ("debias", "audit", "export", "evaluate", "doctor")
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; keys may also come by flag or environment.")]
 ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="Parquet or CSV: a path, or s3://bucket/key.")]
@@ -445,7 +449,7 @@ def _connect() -> None:
             f"RAY_ADDRESS is a dashboard ({address}); use `evenhand submit`, or unset it to run on this machine"
         )
     if not address:
-        # A cluster of this process's own, on loopback. Left open, the mode would make Ray write a token for later ones.
+        # Left open, the mode would make Ray write a token for later clusters. See `_guard`.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options |= {"include_dashboard": False}
@@ -455,6 +459,17 @@ def _connect() -> None:
         raise ClusterError(f"no Ray cluster: {error}; start one with `evenhand local up`") from error
 
 
+def _guard(command: str | None) -> None:
+    """Let a Ray of the command's own ask for a token, which this process and its children alone have.
+
+    It has to be said before Ray is imported; and not where a Ray is joined, of this environment or of this machine.
+    """
+    here = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 - Ray's own place
+    joins = bool(os.environ.get("RAY_ADDRESS")) or here.exists()
+    if command in _ON_RAY and not joins and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 def _terminated(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
@@ -462,6 +477,7 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its documented code."""
     signal.signal(signal.SIGTERM, _terminated)
+    _guard(next(iter(sys.argv[1:] if arguments is None else arguments), None))
     # Libraries' advice to their own users says nothing to ours; their errors still come through.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("ray").setLevel(logging.ERROR)

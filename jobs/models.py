@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -179,7 +179,7 @@ def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
             return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            if status is None or status == 429 or status >= 500:
+            if not is_offline_mode() and (status is None or status == 429 or status >= 500):
                 raise StorageError(f"{type(error).__name__}: {error}", retriable=True) from error
             raise
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from urllib.parse import quote
 
 __all__ = ["redact"]
 
-_NAMES = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
-    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-    "RAY_AUTH_TOKEN",
-)
+# AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN, MLFLOW_TRACKING_PASSWORD, RAY_AUTH_TOKEN and what is like them.
+_NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY|API_KEY)$")
 # A shorter value is no secret, and black-out of it would take words apart.
 _SHORTEST = 6
 _HIDDEN = "***"
@@ -25,17 +22,20 @@ _IN_URL = re.compile(
     r"(?<=://)(?:[^\s/?#:@'\"<>]*:(?!\d{1,5}(?:[/?#\s]|$))[^\s'\"<>]*|[^\s/?#'\"<>]+)@",
 )
 _QUERY = re.compile(r"(?i)([?&](?:x-amz-signature|x-amz-credential|x-amz-security-token|token|signature)=)[^&\s'\"<>]+")
+_HEADER = re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*b?['\"]?(?:bearer|basic)\s+)[^\s'\",]+")
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """`text` without the values of variables that hold secrets, and without credentials in URLs.
+    """`text` without the values of variables that hold secrets, and without credentials in URLs and headers.
 
     Args:
         text: anything that is to be shown.
-        environment: variables whose secrets are looked for.
+        environment: variables whose secrets are looked for: those whose names end as such names do.
     """
-    for name in _NAMES:
-        value = environment.get(name, "")
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, _HIDDEN)
-    return _QUERY.sub(rf"\1{_HIDDEN}", _IN_URL.sub(f"{_HIDDEN}@", text))
+    secrets = {value for name, value in environment.items() if _NAME.search(name) and len(value) >= _SHORTEST}
+    # Also as they stand in a URL; the longest first, as one may begin with another.
+    for secret in sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    for pattern in (_QUERY, _HEADER):
+        text = pattern.sub(rf"\1{_HIDDEN}", text)
+    return _IN_URL.sub(f"{_HIDDEN}@", text)

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 import yaml
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -31,6 +31,8 @@ __all__ = ["submit"]
 
 # They set a level of their own, so that of "ray" does not reach them.
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+# What Ray's client raises: of its own, of requests (an OSError), and where an answer is not what it thinks it is.
+_FAILURES = (RuntimeError, OSError, RayError, LookupError, TypeError, ValueError)
 _POLL_S = 1.0
 _SILENCE_S = 300.0
 
@@ -65,17 +67,15 @@ def submit(
         The driver's exit code; 143 where the job was stopped, 1 where Ray does not say.
 
     Raises:
-        ClusterError: the cluster can't be reached or refuses the job.
+        ClusterError: the cluster can't be reached, refuses the token, or does not take the job.
     """
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address, headers=dict(headers) if headers else None)
         existing = {job.submission_id for job in client.list_jobs()} if submission_id else set()
-    except (ConnectionError, RuntimeError, OSError, RayError) as error:
-        raise ClusterError(
-            f"no Ray dashboard answers at {address} ({error}); `evenhand local up` starts one here"
-        ) from error
+    except _FAILURES as error:
+        raise _refused(error, address, "no Ray dashboard answers", "`evenhand local up` starts one here") from error
     with tempfile.TemporaryDirectory(prefix="evenhand-submit-") as scratch:
         if submission_id in existing:
             job = str(submission_id)
@@ -89,14 +89,26 @@ def submit(
                     submission_id=submission_id,
                     runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json", **_storage()}},
                 )
-            except RuntimeError as error:
-                raise ClusterError(f"the cluster at {address} refuses the job: {error}") from error
+            except _FAILURES as error:
+                hint = "see the log of Ray's dashboard on the head"
+                raise _refused(error, address, "the dashboard does not take the job", hint) from error
             console.print(f"submitted as {job} to {address}")
         try:
             asyncio.run(_follow(client, job, console))
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             console.print(f"lost the job's log ({error}); waiting for its end", markup=False, highlight=False)
     return _exit_code(client, job)
+
+
+def _refused(error: Exception, address: str, what: str, hint: str) -> ClusterError:
+    if isinstance(error, AuthenticationError):
+        # Its own message is a page long, and advises a token for a cluster that is to be started.
+        what, hint = (
+            "Ray's token is not there or refused",
+            ("set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"),
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ClusterError(f"{what} at {address} ({reason:.200}); {hint}")
 
 
 def _storage() -> dict[str, str]:
@@ -182,7 +194,7 @@ def _exit_code(client: JobSubmissionClient, job: str) -> int:
     while True:
         try:
             info = client.get_job_info(job)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, RayError) as error:
             if time.monotonic() - silent_since > _SILENCE_S:
                 raise ClusterError(f"the cluster has not answered for {_SILENCE_S:.0f} s: {error}") from error
             time.sleep(_POLL_S)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 
 from jobs.errors import ExitCode, exit_code_of
+from jobs.redact import redact
 
 __all__ = ["Area", "Diagnosis", "Finding", "of_error", "said", "tried"]
 
@@ -31,6 +32,11 @@ class Finding(BaseModel):
     outcome: Literal["ok", "warning", "fault"] = Field(description="fault: a job would end with the area's exit code")
     found: str
     mend: str = Field("", description="what to do about it")
+
+    @field_validator("found", "mend")
+    @classmethod
+    def _without_secrets(cls, value: str) -> str:
+        return redact(value)
 
 
 class Diagnosis(BaseModel):

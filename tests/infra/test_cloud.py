@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 from ray.runtime_env import RuntimeEnv
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +97,25 @@ def test_the_image_runs_as_nobody_and_holds_no_secret() -> None:
     assert pinned
     assert f"torch=={pinned[1]}" in installs[0]
     assert f"torch=={pinned[1]}" in CLUSTER.read_text(encoding="utf-8")
+
+
+def test_the_head_may_start_and_end_its_own_nodes_and_no_others() -> None:
+    cluster = yaml.safe_load(CLUSTER.read_text(encoding="utf-8"))
+    statements = json.loads((ROOT / "infra/cloud/autoscaler-policy.json").read_text(encoding="utf-8"))["Statement"]
+    by_action = {action: each for each in statements for action in each["Action"]}
+    assert set(by_action) == {
+        *("ec2:DescribeInstances", "ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances", "iam:PassRole")
+    }, "what Ray's AWS provider asks for with cache_stopped_nodes off"
+    assert cluster["provider"]["cache_stopped_nodes"] is False
+    own = {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": cluster["cluster_name"]}
+    assert by_action["ec2:TerminateInstances"]["Condition"] == {"StringEquals": own}
+    worker = cluster["available_node_types"]["gpu-spot"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert by_action["iam:PassRole"]["Resource"].endswith(f":role/{worker.strip('<>')}")
+
+
+def test_only_a_listing_is_held_to_a_prefix() -> None:
+    """AWS knows `s3:prefix` of requests that list objects: under this condition all others are refused."""
+    for file in sorted((ROOT / "infra/cloud/iam").glob("*.json")):
+        for statement in json.loads(file.read_text(encoding="utf-8"))["Statement"]:
+            if "s3:prefix" in statement.get("Condition", {}).get("StringLike", {}):
+                assert statement["Action"] == ["s3:ListBucket"], file.name

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ def test_the_cluster() -> None:
     assert spec["authOptions"] == {"mode": "token"}
     head, (gpu,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head["serviceType"] == "ClusterIP"
-    assert head["rayStartParams"]["num-cpus"] == "0", "no work on the head"
+    start = head["rayStartParams"]
+    assert (start["num-cpus"], start["num-gpus"]) == ("0", "0"), "no work on the head"
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert gpu["minReplicas"] == 0
     worker = gpu["template"]["spec"]
@@ -170,6 +172,26 @@ def test_the_cluster() -> None:
     assert worker["automountServiceAccountToken"] is False
     grace = int(worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
     assert grace < worker["terminationGracePeriodSeconds"]
+
+
+def test_the_network_gives_names_and_no_credentials_of_the_node() -> None:
+    (policy,) = (d for d in read(FOLDER / "base/network.yaml") if "Egress" in d["spec"]["policyTypes"])
+    reached = set()
+    for rule in policy["spec"]["egress"]:
+        ports = {port["port"] for port in rule.get("ports", [])}
+        for block in (place["ipBlock"] for place in rule["to"] if "ipBlock" in place):
+            for name, address in {
+                "metadata": "169.254.169.254",
+                "names": "169.254.20.10",
+                "store": "203.0.113.9",
+            }.items():
+                if ip_address(address) in ip_network(block["cidr"]) and not any(
+                    ip_address(address) in ip_network(hole) for hole in block.get("except", [])
+                ):
+                    reached |= {(name, port) for port in ports}
+    assert not [port for name, port in reached if name == "metadata"]
+    assert {("names", 53), ("store", 443)} <= reached
+    assert not {("store", 53), ("store", 80)} & reached
 
 
 def test_a_verdict_is_not_retried() -> None:

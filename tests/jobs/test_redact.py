@@ -30,9 +30,11 @@ SECRETS = {
         ("http://host:8080/models@v2 and org/model@main", "http://host:8080/models@v2 and org/model@main"),
         ("s3://bucket/key, mail a@b.org", "s3://bucket/key, mail a@b.org"),
         ("https://h/k?X-Amz-Signature=abc123&list-type=2", "https://h/k?X-Amz-Signature=***&list-type=2"),
+        ("{'Authorization': 'Bearer abc.def-1', 'a': 1}", "{'Authorization': 'Bearer ***', 'a': 1}"),
+        ("authorization: Basic dTpw, a bearer certificate", "authorization: Basic ***, a bearer certificate"),
     ],
 )
-def test_credentials_in_urls_are_blacked_out(text: str, shown: str) -> None:
+def test_credentials_in_urls_and_headers_are_blacked_out(text: str, shown: str) -> None:
     assert redact(text, {}) == shown
 
 
@@ -40,6 +42,14 @@ def test_values_of_secret_variables_are_blacked_out_but_no_words() -> None:
     text = " ".join(f"<{value}>" for value in SECRETS.values())
     assert redact(text, SECRETS) == " ".join(["<***>"] * len(SECRETS))
     assert redact("a short word", {"HF_TOKEN": "word", "AWS_SESSION_TOKEN": ""}) == "a short word"
+    assert redact("in a URL: plantedAwsSecret%2F%2B%3D", SECRETS) == "in a URL: ***"
+
+
+def test_variables_are_told_by_the_ends_of_their_names() -> None:
+    ours = {"MY_API_KEY": "planted-1", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "planted-2", "REDIS_PASSWORD": "planted"}
+    plain = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "TOKENIZERS_PARALLELISM": "disabled", "TOKEN_LIMIT": "100000"}
+    text = " ".join([*ours.values(), *plain.values()])
+    assert redact(text, ours | plain) == " ".join(["***"] * 3 + list(plain.values()))
 
 
 def test_a_failed_run_says_why_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

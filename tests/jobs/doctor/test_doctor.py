@@ -24,9 +24,10 @@ from infra.storage import S3Store, StorageSettings
 from jobs.cli import main
 from jobs.doctor.cluster import Facts, check_cluster, gpus, places, versions_of
 from jobs.doctor.models import UNGIVEN, check_models, disk, hub
-from jobs.doctor.schema import Diagnosis, Finding, said
+from jobs.doctor.schema import Diagnosis, Finding, of_error, said
 from jobs.doctor.storage import check_storage, clock, reaching
 from jobs.doctor.text import diagnosis_text
+from jobs.errors import ConfigError
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import config, manifest
@@ -61,6 +62,14 @@ def test_the_exit_code_is_that_of_the_first_area_with_a_fault(faulty: tuple[str,
 )
 def test_a_message_is_told_apart_from_its_advice(message: str, parts: tuple[str, str]) -> None:
     assert said(message) == parts
+
+
+def test_no_finding_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    error = ConfigError("s3://key:planted@bucket/p: no hf_planted there; give s3://key:planted@bucket/q")
+    shown = Diagnosis(findings=[of_error("input", "manifest", error)]).model_dump_json()
+    assert "planted" not in shown
+    assert "s3://***@bucket/q" in shown
 
 
 @pytest.mark.parametrize(
