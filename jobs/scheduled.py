@@ -39,6 +39,7 @@ from jobs.history import (
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, last_name, recipe_of
 from jobs.inputs import read_bytes
 from jobs.models import cache_folder, content_digest, stage
+from jobs.redact import redact
 from jobs.report.figures import percent, plain_text
 from jobs.report.schema import Report
 from jobs.report.trend import MAX_ENTRIES, render_trend
@@ -277,5 +278,5 @@ def _drawn(history: History, console: Console) -> str | None:
 
 
 def _say(console: Console, text: str) -> None:
-    lines = "\n".join(plain_text(line) for line in text.splitlines())
+    lines = "\n".join(plain_text(line) for line in redact(text).splitlines())
     console.print(lines, markup=False, highlight=False, soft_wrap=True)
