@@ -250,7 +250,6 @@ def test_an_operator_of_another_text_encoder_is_refused(here: Workplace) -> None
     assert not here.store.exists(spec.object_key)
 
 
-@pytest.mark.parametrize(("against", "said"), [("runs/nothing", "no finished run"), ("runs/half", "status is running")])
 def test_a_local_run_may_be_named_by_where_it_lies_from_here(
     here: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +260,7 @@ def test_a_local_run_may_be_named_by_where_it_lies_from_here(
     assert ended.value.code == {"fail": 5, "inconclusive": 6}[here.debiased.report.verdict], capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("against", "said"), [("runs/nothing", "no finished run"), ("runs/half", "status is running")])
 def test_what_is_no_finished_run_ends_with_2_and_writes_nothing(
     here: Workplace, against: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
