@@ -293,7 +293,7 @@ class WorkersConfig(Section):
         900.0,
         ge=0,
         description="how long to wait for an autoscaler to bring what a worker needs; set it on purpose where Ray's "
-        "autoscaler does not say what it may bring (its first version)",
+        "autoscaler does not say what it may bring (those of Ray 2.60 don't)",
     )
 
 

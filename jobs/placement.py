@@ -47,9 +47,9 @@ def nodes() -> dict[str, Resources]:
 
 
 def node_types() -> list[NodeType]:
-    """The node types that an autoscaler may start; empty where there is none, or it does not say.
+    """The node types that an autoscaler may start; empty where there is none, or nobody says.
 
-    Ray's second autoscaler tells the cluster what it may bring, the first one does not.
+    Ray keeps a place for it, and its own libraries read it; nothing in the wheel of Ray 2.60 fills it.
     """
     # Ray has no public name for this; its own libraries read it here. Without it, a run only sees what is there.
     from ray._private.state import state
@@ -70,9 +70,8 @@ def room(demand: Demand) -> int:
 
 def room_to_come(demand: Demand) -> float:
     """How many workers the node types hold that an autoscaler may start, those included that it has started already."""
-    return sum(
-        demand.fits(t.resources) * (inf if t.most is None else t.most) for t in node_types() if demand.fits(t.resources)
-    )
+    held = ((demand.fits(node_type.resources), node_type.most) for node_type in node_types())
+    return sum(workers * (inf if most is None else most) for workers, most in held if workers)
 
 
 def demand_of(workers: WorkersConfig) -> Demand:

@@ -105,12 +105,12 @@ def autoscaling() -> Iterator[str]:
 def tell_node_types(address: str, most: int = 1) -> None:
     told = ClusterConfig()
     told.node_group_configs.add(name="large", resources={"CPU": 2, "GPU": 1}, min_count=0, max_count=most)
-    # As Ray's second autoscaler tells it to the cluster; the wheel lacks a file that it needs with nodes such as these.
+    # Where Ray's own libraries look for it. Nothing in the wheel tells it, so the test does.
     GcsClient(address).report_cluster_config(told.SerializeToString())
 
 
 def test_what_no_node_has_is_refused_with_a_hint(autoscaling: str, tmp_path: Path) -> None:
-    """Ray's first autoscaler keeps to itself what it may bring."""
+    """The autoscaler keeps to itself what it may bring."""
     assert node_types() == []
     with pytest.raises(ClusterError, match=r"no node has that(.|\n)*set workers\.wait_s"):
         Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker)
