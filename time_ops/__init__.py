@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from time_ops.encoders import EncoderDigest, encoder_digest
     from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts
     from time_ops.errors import EditError, ModelError
+    from time_ops.mixture import Component, Mixture
     from time_ops.operator import EditOperator, Fold
     from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, PromptFault, check_prompts
     from time_ops.solver import Problem, Statistics, solve, solve_statistics
 
 __all__ = [
     "DEFAULT_AUGMENTATIONS",
+    "Component",
     "EditError",
     "EditOperator",
     "EncoderDigest",
     "Fold",
+    "Mixture",
     "ModelError",
     "Problem",
     "PromptEdit",
@@ -56,6 +59,7 @@ _HOMES = {
     "encoders": ("EncoderDigest", "encoder_digest"),
     "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts"),
     "errors": ("EditError", "ModelError"),
+    "mixture": ("Component", "Mixture"),
     "operator": ("EditOperator", "Fold"),
     "prompts": ("DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "check_prompts"),
     "solver": ("Problem", "Statistics", "solve", "solve_statistics"),

@@ -28,9 +28,19 @@ from safetensors.torch import save as safetensors_bytes
 
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
+from time_ops.files import write_beside
 from time_ops.surfaces import text_projections
 
-__all__ = ["ChangedWeight", "EditOperator", "EditRecord", "Fold", "Inputs", "check_loaded"]
+__all__ = [
+    "ChangedWeight",
+    "EditOperator",
+    "EditRecord",
+    "Fold",
+    "Inputs",
+    "check_loaded",
+    "operator_from_header",
+    "operator_header",
+]
 
 _FORMAT = "evenhand-operator/1"
 _HEADER = "evenhand"
@@ -329,33 +339,13 @@ class EditOperator:
             EditError: Another dtype.
 
         """
-        if dtype not in (torch.float64, torch.float32):
-            raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            beside.write_bytes(self.to_bytes(dtype=dtype))
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
-        return target
+        return write_beside(path, self.to_bytes(dtype=dtype))
 
     def to_bytes(self, *, dtype: torch.dtype = torch.float64) -> bytes:
         """Give the file's bytes; see `save`."""
-        stored = self.matrix.to(dtype)
-        header = {
-            "format": _FORMAT,
-            "d": self.d,
-            "digest": self.digest,
-            "checksum": replace(self, matrix=stored).checksum,
-            "condition": _number(self.condition),
-            "values_only": self.values_only,
-            "versions": dict(self.versions),
-            "steps": [_canonical_step(step) for step in self.steps],
-        }
+        header = {"format": _FORMAT, "d": self.d, **operator_header(self, dtype=dtype)}
         # One metadata key: safetensors keeps several in no fixed order, and the bytes shall be.
-        return safetensors_bytes({"matrix": stored}, metadata={_HEADER: _json(header)})
+        return safetensors_bytes({"matrix": self.matrix.to(dtype)}, metadata={_HEADER: _json(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EditOperator:
@@ -382,15 +372,11 @@ class EditOperator:
             header = json.loads(metadata[_HEADER])
             if header["format"] != _FORMAT:
                 raise EditError(f"{name} has format {header['format']!r}; this version reads {_FORMAT!r}")
-            steps = tuple(_step_from(step) for step in header["steps"])
-            found = cls(matrix, steps, _from_number(header["condition"]), header["versions"])
-            checks = {"d": found.d, "checksum": found.checksum, "digest": found.digest}
-            wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
+            if header["d"] != matrix.shape[-1]:
+                raise EditError(f"{name} is damaged: its matrix is {list(matrix.shape)}, the header says {header['d']}")
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise EditError(f"{name} has a header that can't be read: {error!r}") from error
-        if wrong:
-            raise EditError.listing(f"{name} is damaged:", wrong)
-        return found
+        return operator_from_header(matrix, header, str(name))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -433,6 +419,49 @@ class EditOperator:
                 f"no weight changed: the edit is below the resolution of {rows[0].dtype}. Lower lam, or fold in float32"
             )
         return Fold(tuple(rows))
+
+
+def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, Any]:
+    """What a file says of an operator that it holds in this dtype: provenance and checksums.
+
+    Raises:
+        EditError: another dtype than float64 or float32.
+
+    """
+    if dtype not in (torch.float64, torch.float32):
+        raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
+    return {
+        "digest": operator.digest,
+        "checksum": replace(operator, matrix=operator.matrix.to(dtype)).checksum,
+        "condition": _number(operator.condition),
+        "values_only": operator.values_only,
+        "versions": dict(operator.versions),
+        "steps": [_canonical_step(step) for step in operator.steps],
+    }
+
+
+def operator_from_header(matrix: torch.Tensor, header: Mapping[str, Any], name: str) -> EditOperator:
+    """An operator from its stored matrix and what `operator_header` said of it.
+
+    Args:
+        matrix: [d, d].
+        header: as stored.
+        name: what to call it in messages.
+
+    Raises:
+        EditError: the header can't be read, or matrix and provenance are not those that it was written with.
+
+    """
+    try:
+        steps = tuple(_step_from(step) for step in header["steps"])
+        found = EditOperator(matrix, steps, _from_number(header["condition"]), header["versions"])
+        checks = {"checksum": found.checksum, "digest": found.digest}
+        wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EditError(f"{name} has a header that can't be read: {error!r}") from error
+    if wrong:
+        raise EditError.listing(f"{name} is damaged:", wrong)
+    return found
 
 
 def check_loaded(module: torch.nn.Module) -> None:

@@ -29,6 +29,7 @@ from time_ops.alignment import Alignment
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import encode_checked
 from time_ops.errors import EditError
+from time_ops.files import header_of
 from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
@@ -40,6 +41,9 @@ Floats = npt.NDArray[np.float64]
 
 # As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
 _SHARE_TOLERANCE = 1e-6
+
+MOST_OVERSHOOT = 4.0
+"""The largest sum of an edit's shares. Beyond it an edit leaves the line between its prompts for nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +92,8 @@ class TokenRows:
             lam: Strength of each edit.
             shares: For each edit other shares of its destinations, in their order: [K], or [W, K] with those of each
                 of the `augmentations`. What they leave of 1 stays with the source: all zeros preserve the edit's
-                prompts at its lam. None: each edit's own.
+                prompts at its lam. A sum beyond 1 overshoots, c + s (c* - c), and the source's share is then negative.
+                None: each edit's own.
             preserve_lam: Strength of the preserved prompts, or of each of `preserved`; inf leaves one out. None: the
                 smallest lam given here.
             device: Where to compute; needs float64.
@@ -173,8 +178,7 @@ class TokenRows:
         """
         try:
             arrays = load_arrays(data)
-            size = int.from_bytes(data[:8], "little")
-            facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["rows"])
+            facts = json.loads(header_of(data)["rows"])
             return cls(
                 tokens=arrays["tokens"],
                 edits=tuple(PromptEdit(source, dict(destinations)) for source, destinations in facts["edits"]),
@@ -215,7 +219,7 @@ class TokenRows:
         for shares, template in zip(blend.tolist(), self.augmentations, strict=True):
             blended = dict(zip(edit.destinations, shares, strict=True))
             rest = 1 - math.fsum(shares)
-            if rest > _SHARE_TOLERANCE:
+            if abs(rest) > _SHARE_TOLERANCE:
                 blended[edit.source] = blended.get(edit.source, 0.0) + rest
             templates.setdefault(tuple(sorted(blended.items())), []).append(template)
         for destinations, those in templates.items():
@@ -255,7 +259,7 @@ def checked_blends(
         sources: Source prompt of each edit.
         destinations: Its number of destinations, K.
         augmentations: Number of augmentations, W.
-        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most 1.
+        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most `MOST_OVERSHOOT`.
 
     Returns:
         For each edit [W, K] float64, read only.
@@ -282,10 +286,15 @@ def checked_blends(
             continue
         rows = np.atleast_2d(values)
         with np.errstate(invalid="ignore", over="ignore"):
-            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (rows.sum(axis=1) <= 1 + _SHARE_TOLERANCE)
+            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (
+                rows.sum(axis=1) <= MOST_OVERSHOOT + _SHARE_TOLERANCE
+            )
         if not good.all():
             bad = rows[~good].tolist()
-            faults.append(f"edit of {source!r}: shares must be finite, not negative and sum to at most 1, not {bad}")
+            faults.append(
+                f"edit of {source!r}: shares must be finite, not negative and sum to at most {MOST_OVERSHOOT:g}, "
+                f"not {bad}"
+            )
         blends.append(np.broadcast_to(values, (augmentations, count)))
     if faults:
         raise EditError.listing("these shares must be mended:", faults)

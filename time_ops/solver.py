@@ -27,6 +27,7 @@ from scipy.linalg import lapack
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
+from time_ops.files import header_of
 from time_ops.operator import EditOperator, EditRecord, Inputs
 
 __all__ = ["Problem", "Statistics", "solve", "solve_statistics"]
@@ -177,8 +178,7 @@ class Statistics:
         """
         try:
             tensors = load_tensors(data)
-            size = int.from_bytes(data[:8], "little")
-            records = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["statistics"])
+            records = json.loads(header_of(data)["statistics"])
             encoder = records["encoder"]
             return cls(
                 tensors["G"],

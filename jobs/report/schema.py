@@ -16,25 +16,34 @@ __all__ = [
     "Calibration",
     "CalibrationRound",
     "CalibrationStep",
+    "ComponentEdit",
+    "ComponentReport",
+    "ComponentWording",
     "Control",
     "Cost",
     "DeltaFigure",
     "GateResult",
     "LabelCounts",
+    "MixtureReport",
     "Movement",
     "PairedPicture",
     "Parity",
     "ProfessionReport",
+    "ProfessionWeights",
     "RateFigure",
     "Reference",
     "Report",
+    "SaturatedProfession",
+    "Saturation",
+    "SaturationRound",
     "ShareFigure",
     "Summary",
     "VariantSummary",
     "WordingReport",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""2: before there were mixtures; read as it is, since all that 3 has more may be absent."""
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 
@@ -138,6 +147,18 @@ class LabelCounts(Figure):
     )
 
 
+class ComponentEdit(Figure):
+    """What one component of a mixture does with one profession."""
+
+    lam: float | None = Field(description="strength of its edit; null: left alone, or not one and the same")
+    overshoot: float | None = Field(
+        description="how far the edit goes: 1 is the destination, 1.2 a fifth of the way beyond it; null: left alone"
+    )
+    left_alone: bool = Field(
+        default=False, description="the manifest has no destination of this label, so its prompts are preserved"
+    )
+
+
 class ProfessionReport(Figure):
     """One profession, base beside edited, pooled and per wording."""
 
@@ -145,6 +166,9 @@ class ProfessionReport(Figure):
     source: str
     lam: float | None
     shares: dict[str, float] = Field(description="destination prompt -> its share of the edit's destination")
+    components: dict[str, ComponentEdit] | None = Field(
+        default=None, description="of a mixture: label -> what that component does; null: there is no mixture"
+    )
     target: dict[str, float] = Field(description="label -> wanted share of the determined images")
     base: LabelCounts
     edited: LabelCounts | None
@@ -221,6 +245,9 @@ class PairedPicture(Figure):
     base_label: str
     edited: str | None = None
     edited_label: str | None = None
+    component: str | None = Field(
+        default=None, description="label of the mixture's component that drew the edited image; null: no mixture"
+    )
 
 
 class CalibrationStep(Figure):
@@ -275,6 +302,100 @@ class Calibration(Figure):
     images: int = Field(description="in all rounds together")
 
 
+class ComponentWording(Figure):
+    """One component's labels in one audit wording, over all professions."""
+
+    wording: str
+    n: int = Field(description="determined images that the component drew")
+    labels: dict[str, int] = Field(description="determined images per label")
+    undetermined: int
+    share: float | None = Field(description="share of the component's own label among the determined")
+    low: float | None
+    high: float | None
+
+
+class ComponentReport(Figure):
+    """One component of a mixture, by the images that it drew. It is no debiased model by itself."""
+
+    label: str = Field(description="the label that it sends professions to; `unedited`: it is the model itself")
+    operator: str | None = Field(description="digest of its operator; null: the unedited model")
+    weight: float = Field(description="how often it draws an image of a prompt without weights of its own")
+    images: int = Field(description="images of the audit that it drew, all kinds")
+    own: RateFigure = Field(description="determined audit images that show its own label; `worst` names a profession")
+    wordings: list[ComponentWording]
+    explicit: RateFigure = Field(description="its images of explicit prompts that show the label they name")
+    explicit_by_label: dict[str, RateFigure] = Field(default_factory=dict)
+    recognised: RateFigure
+    controls: RateFigure
+    undetermined: RateFigure
+
+
+class ProfessionWeights(Figure):
+    """A profession whose images are drawn by weights of its own."""
+
+    profession: str
+    source: str
+    weights: dict[str, float] = Field(description="label of the component -> weight")
+
+
+class MixtureReport(Figure):
+    """The mixture that the edited variant was drawn with."""
+
+    digest: str
+    route: int = Field(description="version of the function that picks a component by an image's seed")
+    weights: dict[str, float] = Field(
+        description="label of the component -> weight, where a prompt has none of its own"
+    )
+    professions: list[ProfessionWeights] = Field(description="those with weights of their own")
+    components: list[ComponentReport]
+    left_alone: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="label -> professions that lack a destination of it, and keep their prompts in that component",
+    )
+
+
+class SaturationRound(Figure):
+    """One round of the search for strengths: one component, on wordings that its solve has not seen."""
+
+    round: int
+    component: str
+    lam: float = Field(description="median over professions, in units of the edits' own scale")
+    overshoot: float = Field(description="median over professions")
+    professions: int = Field(description="professions that took images")
+    images: int = Field(description="images that the round asked for, failed ones included")
+    own: RateFigure = Field(description="determined images that show the component's label")
+    explicit: RateFigure
+    recognised: RateFigure
+    controls: RateFigure
+    undetermined: RateFigure
+    chosen: bool = Field(description="whether the component went on at this round's strength")
+
+
+class SaturatedProfession(Figure):
+    """How the search ended for one profession in one component."""
+
+    profession: str
+    component: str
+    state: Literal["fixed", "left alone", "saturated", "short"] = Field(
+        description="fixed: by the manifest; left alone: without a destination of this label; saturated: as far as its "
+        "images tell; short: at the end of what strength allows"
+    )
+    lam: float | None
+    overshoot: float | None
+    own: RateFigure = Field(description="of its images at the chosen strength, on wordings the solve had not seen")
+
+
+class Saturation(Figure):
+    """How a mixture's strengths and weights were found."""
+
+    rule: str = Field(description="in one sentence")
+    wordings: list[str] = Field(description="held out of the solve while strengths were tried")
+    rounds: list[SaturationRound]
+    professions: list[SaturatedProfession]
+    images: int = Field(description="in all rounds together")
+    images_per_profession: float = Field(description="of these, the largest number that one profession took")
+
+
 class Cost(Figure):
     """What the run spent."""
 
@@ -324,7 +445,9 @@ class Report(Figure):
         default_factory=list,
         description="the same labels under other margins: margin, delta_base, delta_edited, undetermined_base, ...",
     )
-    calibration: Calibration | None = Field(default=None, description="null: every strength was given")
+    mixture: MixtureReport | None = Field(default=None, description="null: one operator, or none")
+    calibration: Calibration | None = Field(default=None, description="null: every strength was given, or a mixture")
+    saturation: Saturation | None = Field(default=None, description="of a mixture whose strengths were found")
     shipped: Shipped | None = Field(default=None, description="the run's checkpoint as stored; null: it wrote none")
     pictures: list[PairedPicture]
     cost: Cost

@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(encoded: tuple[Any, TokenRows]) -> None:
     ):
         rows.statistics([1.0] * 4, list(bad.values()))
     for wrong in ([-0.1, 0.5], [math.inf, -math.inf], [[0.5, 0.5], [0.5, 0.501]]):
-        with pytest.raises(EditError, match="'a nurse': shares must be finite, not negative and sum to at most 1"):
+        with pytest.raises(EditError, match="'a nurse': shares must be finite, not negative and sum to at most 4"):
             rows.norms([wrong, *good[1:]])
     with pytest.raises(EditError, match=r"3 preserved prompts, but preserve_lam of shape \[2\]"):
         rows.statistics([1.0] * 4, None, [1.0, 2.0])
