@@ -196,16 +196,16 @@ def test_what_does_not_fit_is_refused(encoded: tuple[Any, TokenRows]) -> None:
     with pytest.raises(EditError, match="4 edits, but shares for 3"):
         rows.norms([[1.0]] * 3)
     good = [[0.5, 0.5], [1.0], [1.0, 0.0, 0.0], [1.0]]
-    bad: dict[int, Any] = {0: [[0.5, 0.5]] * 3, 1: [[1.0], [1.1]], 2: [math.nan, 0.0, 0.0], 3: ["most"]}
+    bad: dict[int, Any] = {0: [[0.5, 0.5]] * 3, 1: [[1.0], [4.1]], 2: [math.nan, 0.0, 0.0], 3: ["most"]}
     for number, edit in enumerate(EDITS):
         with pytest.raises(EditError, match=edit.source) as caught:
             rows.statistics([1.0] * 4, [bad[i] if i == number else s for i, s in enumerate(good)])
         assert str(caught.value).count("edit of") == 1
     with pytest.raises(
-        EditError, match=r"(?s)'a nurse'.*\[2\] or \[2, 2\], not \[3, 2\].*'a ceo'.*1\.1.*'an eng.*'a cat'"
+        EditError, match=r"(?s)'a nurse'.*\[2\] or \[2, 2\], not \[3, 2\].*'a ceo'.*4\.1.*'an eng.*'a cat'"
     ):
         rows.statistics([1.0] * 4, list(bad.values()))
-    for wrong in ([-0.1, 0.5], [math.inf, -math.inf], [[0.5, 0.5], [0.5, 0.501]]):
+    for wrong in ([-0.1, 0.5], [math.inf, -math.inf], [[0.5, 0.5], [3.5, 0.501]]):
         with pytest.raises(EditError, match="'a nurse': shares must be finite, not negative and sum to at most 4"):
             rows.norms([wrong, *good[1:]])
     with pytest.raises(EditError, match=r"3 preserved prompts, but preserve_lam of shape \[2\]"):
