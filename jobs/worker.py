@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
@@ -37,7 +36,7 @@ from jobs.maker import ShardMaker
 from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
+from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
 from time_ops import EditOperator, ModelError, Statistics
 
@@ -164,10 +163,10 @@ class AuditWorker:
         )
 
     def chunk_statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
-    ) -> Statistics:
+        self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None = None
+    ) -> tuple[Statistics, ...]:
         """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
-        return self._chunks.statistics(chunk, lam, shares, preserve)
+        return self._chunks.statistics(chunk, operators, wordings)
 
     def chunk_norms(self, chunk: EditChunk) -> list[float]:
         """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""
