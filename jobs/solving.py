@@ -42,8 +42,8 @@ from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
 from time_ops.calibration import scale_of
-from time_ops.prompts import augment
-from time_ops.rows import MOST_OVERSHOOT, Strengths, TokenRows, checked_blends, encode_rows
+from time_ops.prompts import MOST_OVERSHOOT, augment
+from time_ops.rows import Strengths, TokenRows, checked_blends, encode_rows
 from time_ops.solver import check_lams
 
 __all__ = [
@@ -144,6 +144,7 @@ class ChunkStrengths:
     lam: tuple[float, ...]
     shares: tuple[npt.NDArray[np.float64], ...]
     preserve: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,14 @@ class ComponentStrengths:
         lam: strength; smaller is stronger.
         overshoot: how far the edit goes, 1 is the destination.
         ratio: lambda of the other labels' destination prompts, in units of the profession's own lam.
+        push: how far those are pushed away from the source, see `time_ops.rows.Strengths`.
     """
 
     label: str
     lam: tuple[float, ...]
     overshoot: tuple[float, ...]
     ratio: tuple[float, ...]
+    push: float = 0.0
 
 
 def _explicit(manifest: Manifest, wordings: Sequence[str]) -> Iterator[str]:
@@ -177,8 +180,12 @@ def _digest(group: Manifest) -> str:
 
 
 def _named(config: RunConfig) -> tuple[str, ...]:
-    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts."""
-    prompts, negative = config.preserve.prompts, config.sampler.negative_prompt
+    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts.
+
+    A mixture keeps its neutral prompts too.
+    """
+    neutral = config.mixture.neutral if config.form == "mixture" else ()
+    prompts, negative = tuple(dict.fromkeys((*config.preserve.prompts, *neutral))), config.sampler.negative_prompt
     return (*prompts, negative) if "" in prompts and negative not in prompts else prompts
 
 
@@ -250,7 +257,8 @@ class ChunkEncoder:
         if wordings is not None:
             rows = rows.of_augmentations(wordings)
         strengths = [
-            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows)) for one in operators
+            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows), one.push)
+            for one in operators
         ]
         return tuple(rows.component_statistics(strengths, device=self._device))
 
@@ -376,7 +384,7 @@ class Solver:
     def _component(self, strengths: ComponentStrengths, wordings: tuple[bool, ...] | None) -> _Operator:
         lams = [float(s) for s in strengths.lam]
         check_lams(lams, "lam", self._sources)
-        blends, explicit = [], []
+        blends, explicit, push = [], [], []
         for labels, own, overshoot, lam, ratio in zip(
             self._labels, self._shares, strengths.overshoot, lams, strengths.ratio, strict=True
         ):
@@ -385,12 +393,14 @@ class Solver:
             given = np.where(mine, own, 0.0) if np.where(mine, own, 0.0).any() else mine.astype(float)
             blends.append(overshoot * given / given.sum() if mine.any() else np.zeros(len(labels)))
             explicit.append(tuple(math.inf if is_own else ratio * lam for is_own in mine))
+            push.append(tuple(0.0 if is_own else strengths.push for is_own in mine))
         used = self._wordings if wordings is None else sum(wordings)
         kept = self._preserve_lams(lams, self._preserve.lam, used)
         return _Operator(
             lams,
             checked_blends(self._sources, self._counts, self._wordings, blends, MOST_OVERSHOOT),
             PreserveLams(kept.named, tuple(explicit)),
+            tuple(push) if strengths.push else None,
         )
 
     def solve(
@@ -484,11 +494,13 @@ class _Operator:
     lams: Sequence[float]
     blends: Sequence[npt.NDArray[np.float64]]
     kept: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
 
     def of_chunk(self, part: slice, *, named: bool) -> ChunkStrengths:
         """What of it is a chunk's; `named`: whether the named prompts are in it."""
         kept = PreserveLams(self.kept.named if named else (), self.kept.explicit[part])
-        return ChunkStrengths(tuple(self.lams[part]), tuple(self.blends[part]), kept)
+        push = None if self.push is None else self.push[part]
+        return ChunkStrengths(tuple(self.lams[part]), tuple(self.blends[part]), kept, push)
 
 
 class _Tree:

@@ -254,7 +254,7 @@ class AuditWorker:
     def run(
         self,
         specs: Sequence[ShardSpec],
-        operator: EditOperator | None = None,
+        operators: Sequence[EditOperator] = (),
         edits: Mapping[str, EditRequest] | None = None,
     ) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.
@@ -264,7 +264,7 @@ class AuditWorker:
 
         Args:
             specs: the shards.
-            operator: the edit that they name, or None for the base.
+            operators: those that they name, the base aside.
             edits: digest -> edit, of those that they name where they name several; solved here.
         """
         outcomes, missing = [], []
@@ -275,12 +275,13 @@ class AuditWorker:
             else:
                 outcomes.append(done)
         if missing:
+            named = {spec.operator for spec in missing}
             with self._models:
                 maker = self._maker
-                if operator is not None and not self._generator.knows(operator.digest):
-                    operator.check_encoder(self._pipe)
-                    self._generator.add_operator(operator)
-            named = {spec.operator for spec in missing}
+                for operator in operators:
+                    if operator.digest in named and not self._generator.knows(operator.digest):
+                        operator.check_encoder(self._pipe)
+                        self._generator.add_operator(operator)
             solved = [self._edits.solved(d, request) for d, request in (edits or {}).items() if d in named]
             with self._generator.knowing(solved):
                 outcomes += maker.make(missing)

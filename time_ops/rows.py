@@ -31,19 +31,16 @@ from time_ops.encoding import encode_checked
 from time_ops.errors import EditError
 from time_ops.files import header_of
 from time_ops.operator import EditRecord
-from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
+from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
 
-__all__ = ["MOST_OVERSHOOT", "Strengths", "TokenRows", "checked_blends", "encode_rows"]
+__all__ = ["Strengths", "TokenRows", "checked_blends", "encode_rows"]
 
 Places = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 # As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
 _SHARE_TOLERANCE = 1e-6
-
-MOST_OVERSHOOT = 4.0
-"""The largest sum of an edit's shares. Beyond it an edit leaves the line between its prompts for nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +51,28 @@ class Strengths:
         lam: Of each edit.
         shares: Of each edit's destinations; None: its own. See `TokenRows.statistics`.
         preserve_lam: Of all preserved prompts, or of each.
+        push: Of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
+            away from the source, c* = c + push (c - c_source), to make up for what the edit takes. None: nowhere.
 
     """
 
     lam: Sequence[float]
     shares: Sequence[npt.ArrayLike] | None
     preserve_lam: float | Sequence[float]
+    push: Sequence[Sequence[float]] | None = None
+
+
+@dataclass(frozen=True)
+class _Push:
+    """One push of one preserved destination in one augmentation, see `Strengths.push`."""
+
+    edit: int
+    row: int
+    augmentation: int
+    prompt: str
+    source: str
+    size: float
+    lam: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +171,7 @@ class TokenRows:
 
         """
         checked = [self._checked(strengths) for strengths in components]
+        pushes = [self._pushes(one.push, kept) for one, (_, _, kept) in zip(components, checked, strict=True)]
         count, d = len(components), self.tokens.shape[1]
         common, own = Sums(d, device, count), [Sums(d, device) for _ in components if count > 1]
         for e, (source, places) in enumerate(zip(self.sources, self._places(), strict=True)):
@@ -173,12 +187,41 @@ class TokenRows:
         self._add_kept(common, shared)
         for k, sums in enumerate(own):
             self._add_kept(sums, [math.inf if len(set(lams)) == 1 else lams[k] for lams in kept])
+        for sums, of_component in zip(own or [common], pushes, strict=True):
+            for push in of_component:
+                sums.add(self._pushed_rows(push), 1 / push.lam)
         G, B = common.totals()
         parts = [(G, B[0])] if count == 1 else [(G + g, B[k] + b) for k, (g, b) in enumerate(s.total() for s in own)]
         return [
-            self._statistics(G_k.cpu(), B_k.cpu(), *strengths)
-            for (G_k, B_k), strengths in zip(parts, checked, strict=True)
+            self._statistics(G_k.cpu(), B_k.cpu(), *strengths, pushed)
+            for (G_k, B_k), strengths, pushed in zip(parts, checked, pushes, strict=True)
         ]
+
+    def _pushes(self, push: Sequence[Sequence[float]] | None, kept_lams: Sequence[float]) -> list[_Push]:
+        """Every push of a destination that is preserved at all, for each augmentation."""
+        if push is None:
+            return []
+        lams = dict(zip(self.preserved, kept_lams, strict=True))
+        pushes, row = [], 0
+        for e, (edit, of_edit) in enumerate(zip(self.edits, push, strict=True)):
+            for destination, size in zip(edit.destinations, of_edit, strict=True):
+                for a, template in enumerate(self.augmentations):
+                    prompt = augment(template, destination)
+                    lam = lams.get(prompt, math.inf)
+                    if size and 1 / lam > 0:
+                        pushes.append(_Push(e, row, a, prompt, augment(template, edit.source), float(size), lam))
+                row += 1
+        return pushes
+
+    def _pushed_rows(self, push: _Push) -> Rows:
+        """A preserved destination's tokens with their shifts; they are counted where it is preserved."""
+        n = self.sources.shape[1] // len(self.augmentations)
+        tokens = slice(push.augmentation * n, (push.augmentation + 1) * n)
+        source, destination = self.sources[push.edit, tokens], self.destinations[push.row, tokens]
+        moves = source != destination
+        shifts = push.size * np.subtract(self.tokens[destination[moves]], self.tokens[source[moves]], dtype=float)
+        nothing = torch.zeros(int(moves.sum()), dtype=torch.float64)
+        return Rows(torch.from_numpy(self.tokens[destination[moves]]), nothing, torch.from_numpy(shifts)[None])
 
     def _checked(self, strengths: Strengths) -> tuple[list[float], list[Floats], list[float]]:
         """Lam and blend of each edit, lam of each preserved prompt."""
@@ -202,14 +245,20 @@ class TokenRows:
         lams: Sequence[float],
         blends: Sequence[Floats],
         kept_lams: Sequence[float],
+        pushes: Sequence[_Push],
     ) -> Statistics:
+        kept_as = {prompt: {prompt: 1.0} for prompt in self.preserved}
+        for push in pushes:
+            of_prompt = kept_as[push.prompt]
+            of_prompt[push.prompt] += push.size
+            of_prompt[push.source] = of_prompt.get(push.source, 0.0) - push.size
         edits = zip(self.edits, blends, lams, strict=True)
         kept = zip(self.preserved, kept_lams, strict=True)
         return Statistics(
             G,
             B,
             tuple(record for edit, blend, lam in edits for record in self._records(edit, blend, lam)),
-            tuple(EditRecord(prompt, ((prompt, 1.0),), lam) for prompt, lam in kept),
+            tuple(EditRecord(prompt, tuple(sorted(kept_as[prompt].items())), lam) for prompt, lam in kept),
             self.encoder,
         )
 
