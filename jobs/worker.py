@@ -28,6 +28,7 @@ from jobs.exports.checksums import verify_folder
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.forms import ExportTask, write_export
 from jobs.exports.header import Provenance, file_header, spec_of
+from jobs.exports.mixture_folder import write_mixture
 from jobs.exports.samples import Compared, Sample
 from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
@@ -39,7 +40,7 @@ from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
-from time_ops import EditOperator, ModelError, Statistics
+from time_ops import EditOperator, Mixture, ModelError, Statistics
 
 __all__ = ["AuditWorker"]
 
@@ -203,6 +204,23 @@ class AuditWorker:
             prefix,
             header=file_header("tensors", spec, provenance),
             operator_header=file_header("operator", spec, provenance),
+            scratch=self._cache,
+            settings=self._settings,
+            beside=(f"{run}/candidate", f"{run}/checkpoint"),
+        )
+
+    def write_mixture(self, mixture: Mixture, provenance: Provenance, title: str, card: str, prefix: str) -> None:
+        """The mixture's folder, from this worker's copy of the model; see `jobs.exports.mixture_folder`."""
+        run = prefix.rpartition("/")[0]
+        write_mixture(
+            self._model_folder,
+            mixture,
+            provenance,
+            title,
+            card,
+            self._store,
+            prefix,
+            licence=licence_of(self.origin().card),
             scratch=self._cache,
             settings=self._settings,
             beside=(f"{run}/candidate", f"{run}/checkpoint"),
