@@ -1,6 +1,6 @@
 """A mixture as a folder: mixture.json says what it is, and no part of it can be taken for the whole.
 
-    mixture.json  mixture.safetensors  pipeline.py  README.md  SHA256SUMS
+    mixture.json  mixture.safetensors  pipeline.py  route.py  README.md  SHA256SUMS
     components/female-only/            # an edited diffusers folder, which says that it is one component
     components/male-only/
 
@@ -23,6 +23,7 @@ from infra.storage.keys import safe_name
 from jobs.exports.diffusers_folder import UNET, kept_files, stored_files, write_edited_unet
 from jobs.exports.header import Provenance, component_header, file_header, not_alone, spec_of
 from jobs.exports.publishing import MIXTURE_INDEX, MODEL_INDEX, publish
+from jobs.exports.schema import Form
 from jobs.exports.sources import open_unet
 from jobs.exports.writing import Written, entries_of, scratch_folder, tensor_bytes, write_file, write_safetensors
 from jobs.models import content_digest
@@ -31,23 +32,27 @@ from time_ops.files import header_of
 from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION
 
 __all__ = [
-    "COMPONENTS",
+    "CODE",
+    "LOADER",
     "MIXTURE_FILE",
     "PIPELINE",
     "ROUTE",
     "component_card",
     "component_name",
+    "component_place",
     "mixture_content",
-    "mixture_header",
+    "write_about",
     "write_code",
     "write_mixture",
     "write_mixture_file",
 ]
 
-COMPONENTS = "components"
 MIXTURE_FILE = "mixture.safetensors"
 PIPELINE, ROUTE, LOADER = "pipeline.py", "route.py", "load_mixture.py"
-_SOURCES = {PIPELINE: "mixture_pipeline.py", ROUTE: "route.py", LOADER: "load_mixture.py"}
+CODE = {PIPELINE: "mixture_pipeline.py", ROUTE: "route.py", LOADER: "load_mixture.py"}
+"""What users run, by the name in their folder, and what it is called here."""
+
+_KINDS: dict[Form, str] = {"single-file": "model", "lora": "lora", "tensors": "tensors"}
 
 _HOW = (
     "With the seed of the image's generator and its place among the images drawn from that generator in one call (0 "
@@ -63,6 +68,15 @@ _HOW = (
 def component_name(label: str) -> str:
     """What a component's folder or file is called: the label, and that it is that one only."""
     return f"{safe_name(label)}-only"
+
+
+def component_place(form: Form, label: str) -> str:
+    """The folder or file below an export's that holds one component alone; of an operator's, all are in one file."""
+    if form == "diffusers":
+        return f"components/{component_name(label)}"
+    if form == "operator":
+        return MIXTURE_FILE
+    return f"{_KINDS[form]}-{component_name(label)}.safetensors"
 
 
 def write_mixture(
@@ -107,33 +121,87 @@ def write_mixture(
     """
     if content_digest(base) != provenance.base_digest:
         raise ModelError("the model has changed since it was audited; run the job again")
-    header = file_header("tensors", spec_of(base, title, date=date, license=licence), provenance)
-    edited = [component for component in mixture.components if not component.is_identity]
-    places: dict[str, str | None] = dict.fromkeys(mixture.labels)
-    places |= {component.label: f"{COMPONENTS}/{component_name(component.label)}" for component in edited}
     kept = kept_files(base, only_unet=only_unet)
     with scratch_folder(scratch) as folder:
-        content = mixture_content(mixture, provenance, title, places)
-        write_file(folder / MIXTURE_INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode())
         write_file(folder / "README.md", card.encode())
-        write_code(folder / PIPELINE)
-        told = mixture_header(base, mixture, provenance, title, date, licence)
-        write_mixture_file(mixture, folder / MIXTURE_FILE, told)
-        for component in edited:
-            place = folder / str(places[component.label])
-            own = component_header(header, component.label, mixture.digest)
-            write_edited_unet(base / UNET, component.operator, place / UNET, own)
-            write_file(place / "README.md", component_card(component.label, mixture, title).encode())
-            if not only_unet:
-                write_file(place / MODEL_INDEX, _component_index(base, component.label, mixture))
+        parts = _write_parts(folder, base, mixture, provenance, title, date, licence, only_unet=only_unet)
         made = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        unchanged = {f"{place}/{name}": name for place in places.values() if place is not None for name in kept}
+        unchanged = {f"{part}/{name}": name for part in parts for name in kept}
         unchanged = {name: source for name, source in unchanged.items() if name not in made}
         files = {name: kept[source] for name, source in unchanged.items()} | made
         there = stored_files(base, set(unchanged.values()), settings)
         stored = {name: there[source] for name, source in unchanged.items() if source in there}
         publish(files, store, prefix, main=MIXTURE_INDEX, stored=stored, beside=beside)
         return {name: path.stat().st_size for name, path in files.items()}
+
+
+def _write_parts(
+    folder: Path,
+    base: Path,
+    mixture: Mixture,
+    provenance: Provenance,
+    title: str,
+    date: str | None,
+    licence: str | None,
+    *,
+    only_unet: bool,
+) -> list[str]:
+    """All that is not the base model's own, below `folder`; returns the components' folders in it."""
+    write_about(folder, base, mixture, provenance, title, "diffusers", date=date, licence=licence)
+    header = file_header("tensors", spec_of(base, title, date=date, license=licence), provenance)
+    parts = []
+    for component in mixture.components:
+        if component.is_identity:
+            continue
+        label = component.label
+        parts.append(component_place("diffusers", label))
+        place = folder / parts[-1]
+        write_edited_unet(
+            base / UNET, component.operator, place / UNET, component_header(header, label, mixture.digest)
+        )
+        write_file(place / "README.md", component_card(label, mixture, title).encode())
+        if not only_unet:
+            write_file(place / MODEL_INDEX, _component_index(base, label, mixture))
+    return parts
+
+
+def write_about(
+    folder: Path,
+    base: Path,
+    mixture: Mixture,
+    provenance: Provenance,
+    title: str,
+    form: Form,
+    *,
+    date: str | None = None,
+    licence: str | None = None,
+) -> list[Path]:
+    """Write what every form of a mixture has beside its components: what it is, the operators, and the route.
+
+    Args:
+        folder: where to.
+        base: see `write_mixture`; so are all others but `form`.
+        mixture: .
+        provenance: .
+        title: .
+        form: which form.
+        date: .
+        licence: .
+
+    Returns:
+        The files.
+
+    Raises:
+        ModelError, StorageError: as `write_mixture`.
+    """
+    content = mixture_content(mixture, provenance, title, form)
+    write_file(folder / MIXTURE_INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    header = _mixture_header(base, mixture, provenance, title, date, licence)
+    write_mixture_file(mixture, folder / MIXTURE_FILE, header)
+    names = [ROUTE, *([PIPELINE] if form == "diffusers" else [LOADER] if form == "operator" else [])]
+    for name in names:
+        write_code(folder / name)
+    return [folder / name for name in (MIXTURE_INDEX, MIXTURE_FILE, *names)]
 
 
 def _component_index(base: Path, label: str, mixture: Mixture) -> bytes:
@@ -143,19 +211,14 @@ def _component_index(base: Path, label: str, mixture: Mixture) -> bytes:
     return json.dumps({"_evenhand": said, **index}, indent=2, ensure_ascii=False).encode()
 
 
-def mixture_content(
-    mixture: Mixture,
-    provenance: Provenance,
-    title: str,
-    places: Mapping[str, str | None],
-) -> dict[str, Any]:
+def mixture_content(mixture: Mixture, provenance: Provenance, title: str, form: Form) -> dict[str, Any]:
     """What mixture.json says.
 
     Args:
         mixture: the mixture.
         provenance: of the run.
         title: for people.
-        places: of each component, by label: the folder or file that holds it alone; None: the unedited model.
+        form: which form the folder is of: it says where each component lies.
     """
 
     def by_label(weights: Sequence[float]) -> dict[str, float]:
@@ -174,7 +237,7 @@ def mixture_content(
                 "label": component.label,
                 "is": "the unedited model" if component.is_identity else not_alone(component.label),
                 "operator": None if component.is_identity else component.operator.digest,
-                "place": places[component.label],
+                "place": None if component.is_identity else component_place(form, component.label),
             }
             for component in mixture.components
         ],
@@ -192,7 +255,7 @@ def mixture_content(
     }
 
 
-def mixture_header(
+def _mixture_header(
     base: Path,
     mixture: Mixture,
     provenance: Provenance,
@@ -236,7 +299,7 @@ def write_code(out: Path) -> Written:
     Raises:
         StorageError: as for `write_mixture_file`.
     """
-    return Written(out, write_file(out, resources("jobs.exports").joinpath(_SOURCES[out.name]).read_bytes()), 0)
+    return Written(out, write_file(out, resources("jobs.exports").joinpath(CODE[out.name]).read_bytes()), 0)
 
 
 def component_card(label: str, mixture: Mixture, title: str) -> str:

@@ -75,10 +75,6 @@ def publish(
     if not _is_published(folder, there, text, digests):
         kept = _unpublish(folder, there, main, set(digests))
         found = _published(store, [each for each in beside if each != prefix])
-        groups: dict[str, list[str]] = {}
-        for name, digest in digests.items():
-            if not _opens(name, main):
-                groups.setdefault(digest, []).append(name)
 
         def place(name: str, twins: Sequence[Stored] = ()) -> None:
             if name in kept and folder.stat(name).sha256 == digests[name]:
@@ -87,11 +83,11 @@ def publish(
             if not _copied(folder, name, digests[name], [*sources, *twins, *found.get(digests[name], ())]):
                 folder.upload(files[name], name)
 
-        def place_all(digest: str) -> None:
-            """Equal files of a folder, as the components of a mixture have them, are sent once."""
-            first, *others = groups[digest]
+        groups = _twins({name: digest for name, digest in digests.items() if not _opens(name, main)})
+
+        def place_all(first: str) -> None:
             place(first)
-            for name in others:
+            for name in groups[first]:
                 place(name, [Stored(folder, first)])
 
         in_parallel(place_all, list(groups))
@@ -169,6 +165,14 @@ def _unpublish(folder: ObjectStore, there: set[str], main: str, names: set[str])
         if name in there:
             folder.delete(name)
     return there - set(gone)
+
+
+def _twins(digests: Mapping[str, str]) -> dict[str, list[str]]:
+    """Equal files by the first of them, which is sent; a mixture's components have many."""
+    groups: dict[str, list[str]] = {}
+    for name, digest in digests.items():
+        groups.setdefault(digest, []).append(name)
+    return {first: others for first, *others in groups.values()}
 
 
 def _opens(name: str, main: str) -> bool:

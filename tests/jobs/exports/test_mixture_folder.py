@@ -37,7 +37,7 @@ def test_every_part_says_what_it_is(sd: Model, tmp_path: Path) -> None:
     mixture = mixture_of(sd)
     folder = written(sd, mixture, tmp_path, licence="openrail")
     at_root = {path.name for path in folder.iterdir() if path.is_file()}
-    assert at_root == {"mixture.json", "mixture.safetensors", "pipeline.py", "README.md", "SHA256SUMS"}
+    assert at_root == {"mixture.json", "mixture.safetensors", "pipeline.py", "route.py", "README.md", "SHA256SUMS"}
     told = json.loads((folder / "mixture.json").read_text())
     assert "No component by itself is a debiased model" in told["is"]
     assert (told["mixture"], told["lams"]) == (mixture.digest, lams_digest(mixture))
