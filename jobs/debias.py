@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from jobs.cells import audit_cells
 from jobs.config import RunConfig
 from jobs.edits import Edit, variant_of
 from jobs.exports.card import NOT_CHECKED
-from jobs.exports.checking import check_export
+from jobs.exports.checking import check_export, check_mixture
 from jobs.exports.checksums import CHECKSUMS
 from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote, remove
@@ -30,6 +31,7 @@ from jobs.saturating import saturate
 from jobs.session import Session, open_session
 from jobs.variants import Variant
 from manifests import resolved_targets
+from time_ops import Mixture
 
 __all__ = ["Outcome", "debias", "main", "settle"]
 
@@ -138,30 +140,25 @@ class _Job:
     def _asked(self) -> list[EditedProfession]:
         return [EditedProfession(p.name, p.source, resolved_targets(p, self.labels)) for p in self.manifest.professions]
 
-    def _write_candidate(self, operator: Edit, result: AuditResult) -> Shipped:
+    def _write_candidate(self, edit: Edit, result: AuditResult) -> Shipped:
         """The checkpoint as `candidate/`, opened again from storage and compared with what was audited."""
-        self.session.lease.check()
-        self.session.reporter.say(f"writing {_CANDIDATE}/")
+        session = self.session
+        session.lease.check()
+        session.reporter.say(f"writing {_CANDIDATE}/")
         prefix = f"{self.folder.prefix}/{_CANDIDATE}"
         made = Provenance(
-            self.session.probe.model,
-            self.manifest.digest,
-            lams_digest(operator),
-            self.folder.run,
-            result.verdict.value,
+            session.probe.model, self.manifest.digest, lams_digest(edit), self.folder.run, result.verdict.value
         )
         title = edited_title(self.config.model, len(self.manifest.professions))
-        self.session.pool.call("write_checkpoint", operator, made, title, NOT_CHECKED, prefix)
-        return check_export(
-            "diffusers",
-            prefix,
-            operator,
-            pool=self.session.pool,
-            config=self.config,
-            tasks=self.session.tasks(self.cells),
-            texts=self.texts,
-            say=self.session.reporter.say,
-        )
+        tasks, say = session.tasks(self.cells), session.reporter.say
+        how: dict[str, Any] = {
+            "pool": session.pool, "config": self.config, "tasks": tasks, "texts": self.texts, "say": say
+        }  # fmt: skip
+        if isinstance(edit, Mixture):
+            session.pool.call("write_mixture", edit, made, title, NOT_CHECKED, prefix)
+            return check_mixture(prefix, edit, **how)
+        session.pool.call("write_checkpoint", edit, made, title, NOT_CHECKED, prefix)
+        return check_export("diffusers", prefix, edit, **how)
 
     def _publish(self, report: Report) -> None:
         """`checkpoint/` once every gate passes; else it stays `candidate/`, and its card says that it is ungated."""

@@ -134,7 +134,8 @@ class PreserveLams:
                     prompt = augment(wording, destination)
                     lams[prompt] = min(lam, lams.get(prompt, lam))
         lams.update(zip(chunk.preserved, self.named, strict=True))
-        return [lams[prompt] for prompt in rows.preserved]
+        # Explicit prompts of wordings that do not take part are left out with them.
+        return [lams.get(prompt, math.inf) for prompt in rows.preserved]
 
 
 @dataclass(frozen=True)
