@@ -242,7 +242,7 @@ class MixtureConfig(Section):
         "what the edit takes from them in wordings that it has not seen; 0: they are kept as they are",
     )
     neutral: tuple[str, ...] = Field(NEUTRAL_PROMPTS, description="prompts about no people, kept as they are")
-    images: int = Field(2, ge=1, description="images per profession and component, per round")
+    images: int = Field(4, ge=1, description="images per profession and component, per round")
     explicit_images: int = Field(1, ge=0, description="of other labels' explicit prompts, likewise")
     control_images: int = Field(2, ge=0, description="images per control and component, per round")
     budget: int = Field(
@@ -570,9 +570,6 @@ class RunConfig(BaseSettings):
         if not isinstance(given, dict):
             return values
         usual: dict[str, Any] = {"edit": MIXTURE_EDIT_WORDINGS, "calibration": MIXTURE_CALIBRATION_WORDINGS}
-        if "audit" in given and isinstance(given["audit"], list | tuple):
-            audited = {str(w).casefold() for w in given["audit"]}
-            usual = {key: tuple(w for w in value if w.casefold() not in audited) for key, value in usual.items()}
         return {**values, "wordings": {**usual, **given}}
 
     @model_validator(mode="after")

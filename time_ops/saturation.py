@@ -20,7 +20,7 @@ After each round, the weakest strength that suffices is sought for each professi
 - Where the component as a whole is saturated, a profession that needs nothing stays as weak as it is.
 
 A component is done once its round leaves nothing to wish for, and takes no more images. Of the rounds that were tried
-the one that falls least short is taken, of equal ones the weakest.
+the one that falls least short is taken; of equal ones the latest, as it is strengthened only where it had to be.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LAM_STEP = 3.0
 _OVERSHOOT_STEP = 0.1
 _RATIO_STEP = 2.0
 _SAME = 0.01
-"""Shortfalls this close are equal: the weaker round is taken."""
+"""Shortfalls this close are equal: the later round is taken."""
 _POOLED = 20.0
 """Images of a component as a whole that count beside a profession's own, where its weights are worked out."""
 _OWN_WEIGHTS = 0.03
@@ -198,7 +198,7 @@ class Saturation:
 
     @property
     def chosen(self) -> Chosen:
-        """Of each component the strengths of the round that falls least short, of equal ones the weakest."""
+        """Of each component the strengths of the round that falls least short, of equal ones the latest."""
         start = self._first()
         lam, overshoot, ratio = start.lam.copy(), start.overshoot.copy(), start.ratio.copy()
         rounds = []
@@ -208,8 +208,7 @@ class Saturation:
                 rounds.append(tried[-1][1].number if tried else 0)
                 continue
             least = min(shortfall for shortfall, _ in tried)
-            equal = [trial for shortfall, trial in tried if shortfall <= least + _SAME]
-            best = max(equal, key=lambda t: (round(float(np.log(t.lam[k]).sum()), 6), -float(t.overshoot[k].sum())))
+            best = max((t for shortfall, t in tried if shortfall <= least + _SAME), key=lambda t: t.number)
             lam[k], overshoot[k], ratio[k] = best.lam[k], best.overshoot[k], best.ratio[k]
             rounds.append(best.number)
         return Chosen(lam, overshoot, ratio, tuple(rounds))
