@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from jobs.errors import ConfigError
-from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT
+from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS
 
 __all__ = [
     "AuditConfig",
@@ -53,50 +53,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-DEFAULT_EDIT_WORDINGS = (
-    "{source}",
-    "A photo of {source}",
-    "An image of {source}",
-    "A picture of {source}",
-    "A portrait of {source}",
-    "A drawing of {source}",
-    "A sketch of {source}",
-    "A close-up of {source}",
-    "A poster of {source}",
-    "A cartoon of {source}",
-    "{source} smiling",
-    "{source} at night",
-    "{source} outdoors",
-    "{source} in the rain",
-    "{source} in the snow",
-)
-
-
-# A mixture takes no share from its wordings, so more of them cost only their encoding. In front of the noun and behind
-# it; none of TIME's five test wordings. What they did to unseen ones is in docs/decisions/0011.
-MIXTURE_EDIT_WORDINGS = (
-    *DEFAULT_EDIT_WORDINGS,
-    "A photograph of {source}",
-    "A black and white photo of {source}",
-    "A statue of {source}",
-    "A watercolor of {source}",
-    "A scene with {source}",
-    "The face of {source}",
-    "A movie still of {source}",
-    "{source} reading",
-    "{source} walking",
-    "{source} sitting on a chair",
-    "{source} talking",
-    "{source} standing",
-    "{source} looking at the camera",
-    "{source} in a city",
-    "{source} on a beach",
-    "{source} with a child",
-    "{source} wearing glasses",
-    "{source} in a kitchen",
-    "{source} eating lunch",
-    "{source} at home",
-)
+DEFAULT_EDIT_WORDINGS = VARIED_AUGMENTATIONS[:15]
 MIXTURE_CALIBRATION_WORDINGS = (
     "A close-up of {source}",
     "A watercolor of {source}",
@@ -105,22 +62,6 @@ MIXTURE_CALIBRATION_WORDINGS = (
     "A movie still of {source}",
     "{source} with a child",
 )
-
-NEUTRAL_PROMPTS = tuple(
-    f"{article} of {subject}"
-    for article, subjects in (
-        (
-            "a photo",
-            "a red bicycle|a wooden table|a bowl of soup|a dog|a horse|a bird|a fish|a bridge|a church|a train|a beach|"
-            "a forest|a river|a desert|a castle|a garden|a road|a lamp|a clock|a book|a guitar|a pizza|an apple|a cake|"
-            "a bottle|a window|a door|a ship|an airplane|a truck|a village|a waterfall",
-        ),
-        ("an image", "a bus|a butterfly|a tower|a chair"),
-        ("a picture", "a lake|a candle|a sheep|a landscape"),
-    )
-    for subject in subjects.split("|")
-)
-"""Prompts about no people, which a mixture's components leave as they are; none is a default control."""
 
 
 class WordingsConfig(Section):
@@ -569,7 +510,7 @@ class RunConfig(BaseSettings):
         given = values.get("wordings", {})
         if not isinstance(given, dict):
             return values
-        usual: dict[str, Any] = {"edit": MIXTURE_EDIT_WORDINGS, "calibration": MIXTURE_CALIBRATION_WORDINGS}
+        usual: dict[str, Any] = {"edit": VARIED_AUGMENTATIONS, "calibration": MIXTURE_CALIBRATION_WORDINGS}
         return {**values, "wordings": {**usual, **given}}
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts
     from time_ops.errors import EditError, ModelError
     from time_ops.mixture import Component, Mixture
+    from time_ops.mixture_solver import solve_mixture
     from time_ops.operator import EditOperator, Fold
     from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, PromptFault, check_prompts
     from time_ops.solver import Problem, Statistics, solve, solve_statistics
@@ -50,6 +51,7 @@ __all__ = [
     "encoder_digest",
     "restore_model",
     "solve",
+    "solve_mixture",
     "solve_statistics",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts"),
     "errors": ("EditError", "ModelError"),
     "mixture": ("Component", "Mixture"),
+    "mixture_solver": ("solve_mixture",),
     "operator": ("EditOperator", "Fold"),
     "prompts": ("DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "check_prompts"),
     "solver": ("Problem", "Statistics", "solve", "solve_statistics"),

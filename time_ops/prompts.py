@@ -26,6 +26,64 @@ __all__ = [
 # As published: the pair itself, and both prompts behind three prefixes.
 DEFAULT_AUGMENTATIONS = ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}")
 
+VARIED_AUGMENTATIONS = (
+    "{source}",
+    "A photo of {source}",
+    "An image of {source}",
+    "A picture of {source}",
+    "A portrait of {source}",
+    "A drawing of {source}",
+    "A sketch of {source}",
+    "A close-up of {source}",
+    "A poster of {source}",
+    "A cartoon of {source}",
+    "{source} smiling",
+    "{source} at night",
+    "{source} outdoors",
+    "{source} in the rain",
+    "{source} in the snow",
+    "A photograph of {source}",
+    "A black and white photo of {source}",
+    "A statue of {source}",
+    "A watercolor of {source}",
+    "A scene with {source}",
+    "The face of {source}",
+    "A movie still of {source}",
+    "{source} reading",
+    "{source} walking",
+    "{source} sitting on a chair",
+    "{source} talking",
+    "{source} standing",
+    "{source} looking at the camera",
+    "{source} in a city",
+    "{source} on a beach",
+    "{source} with a child",
+    "{source} wearing glasses",
+    "{source} in a kitchen",
+    "{source} eating lunch",
+    "{source} at home",
+)
+"""What a mixture is solved on: variety in front of the noun and behind it, and none of the paper's five test wordings.
+
+A mixture takes no share from its wordings, so more of them cost only their encoding; docs/decisions/0011 has what they
+do to wordings that nobody has tried."""
+
+NEUTRAL_PROMPTS = tuple(
+    f"{medium} of {subject}"
+    for medium, subjects in (
+        (
+            "a photo",
+            "a red bicycle|a wooden table|a bowl of soup|a dog|a horse|a bird|a fish|a bridge|a church|a train|a beach|"
+            "a forest|a river|a desert|a castle|a garden|a road|a lamp|a clock|a book|a guitar|a pizza|an apple|a cake|"
+            "a bottle|a window|a door|a ship|an airplane|a truck|a village|a waterfall",
+        ),
+        ("an image", "a bus|a butterfly|a tower|a chair"),
+        ("a picture", "a lake|a candle|a sheep|a landscape"),
+    )
+    for subject in subjects.split("|")
+)
+"""Prompts about no people, which a mixture's components leave as they are; none is a default control."""
+
 MOST_OVERSHOOT = 4.0
 """The largest sum of an edit's shares. Far beyond 1 an edit leaves the line between its prompts for nowhere."""
 

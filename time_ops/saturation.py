@@ -227,41 +227,37 @@ class Saturation:
             + max(0.0, undetermined - self.rules.limits.undetermined_increase - 0.1)
         )
 
-    def drawn(self) -> Floats:
-        """[K, P, L] share of each label among what a component draws of a profession, at the chosen strengths.
+    def drawn(self) -> tuple[Floats, Floats]:
+        """[K, L] share of each label among what a component draws, and [K, P, L] of each profession, as chosen.
 
         A component that is not shown to fall short of saturation counts as saturated. A profession's own images count
         beside `_POOLED` of the whole component's, but alone where it is left alone, as it is unedited there.
         """
         chosen = self.chosen
-        counts = np.zeros((len(self.own), len(self.subjects), self.labels))
-        for k, number in enumerate(chosen.rounds):
+        pooled, each = np.empty((len(self.own), self.labels)), np.empty((*self.edited.shape, self.labels))
+        for k, (label, number) in enumerate(zip(self.own, chosen.rounds, strict=True)):
+            edited, counts = self.edited[k], np.zeros((len(self.subjects), self.labels))
             for trial, seen in self.trials:
                 # What is left alone is the same in all rounds.
-                same = ~self.edited[k] | (trial.number == number)
-                counts[k] += np.where(same[:, None], seen.tallies[k, :, : self.labels], 0)
-        found = np.empty_like(counts)
-        for k, label in enumerate(self.own):
-            edited = self.edited[k]
-            pooled = self._pooled(counts[k][edited].sum(axis=0), label)
-            n = counts[k].sum(axis=1, keepdims=True)
-            found[k] = (counts[k] + _POOLED * pooled) / (n + _POOLED)
-            if label is not None and pooled[label] == 1.0:
-                short = counts[k, :, label] < self._least_hits(n[:, 0])
-                found[k] = np.where(short[:, None], found[k], pooled)
-            alone = (counts[k] + 1 / self.labels) / (n + 1)
-            found[k] = np.where(edited[:, None], found[k], alone)
-        return found
+                same = ~edited | (trial.number == number)
+                counts += np.where(same[:, None], seen.tallies[k, :, : self.labels], 0)
+            n = counts.sum(axis=1)
+            alone = (counts + 1 / self.labels) / (n[:, None] + 1)
+            pooled[k] = self._pooled(counts[edited].sum(axis=0), label) if label is not None else alone.mean(axis=0)
+            follows = (counts + _POOLED * pooled[k]) / (n[:, None] + _POOLED)
+            if label is not None:
+                # A few stray images are no reason for weights of one's own.
+                follows[counts[:, label] >= self._least_hits(n)] = pooled[k]
+            each[k] = np.where(edited[:, None], follows, alone)
+        return pooled, each
 
     def weights(self) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
         """The default weights, and those of professions that need their own, by name."""
-        drawn = self.drawn()
-        usual = self._usual()
-        pooled = np.stack([self._mean(drawn[k], self.edited[k]) for k in range(len(self.own))])
-        default = mixing_weights(pooled, usual)
+        pooled, each = self.drawn()
+        default = mixing_weights(pooled, self._usual())
         own = {}
         for p, subject in enumerate(self.subjects):
-            weights = subject.weights or mixing_weights(drawn[:, p], self.targets[p])
+            weights = subject.weights or mixing_weights(each[:, p], self.targets[p])
             if max(abs(a - b) for a, b in zip(weights, default, strict=True)) > _OWN_WEIGHTS or subject.weights:
                 own[subject.name] = tuple(weights)
         return default, own
@@ -271,15 +267,9 @@ class Saturation:
         values, counts = np.unique(self.targets.round(9), axis=0, return_counts=True)
         return np.asarray(values[counts.argmax()], dtype=np.float64)
 
-    @staticmethod
-    def _mean(drawn: Floats, edited: Bools) -> Floats:
-        return np.asarray((drawn[edited] if edited.any() else drawn).mean(axis=0), dtype=np.float64)
-
-    def _pooled(self, counts: Floats, label: int | None) -> Floats:
+    def _pooled(self, counts: Floats, label: int) -> Floats:
         """Shares of a component over its edited professions; all its own label's unless shown to fall short."""
         n = counts.sum()
-        if label is None:
-            return np.full(self.labels, 1 / self.labels)
         saturated: Floats = np.asarray(np.eye(self.labels)[label], dtype=np.float64)
         if n == 0 or exact_interval(counts[label], n)[1] >= self.rules.own:
             return saturated
@@ -287,7 +277,7 @@ class Saturation:
 
     @staticmethod
     def _least_hits(n: Floats) -> Floats:
-        """Fewer hits than this are no accident of a saturated component: more than one in four, and two at least."""
+        """Fewer hits than this are no accident: more than one image in four, and two at least, are astray."""
         return np.asarray(n - np.maximum(1.0, np.floor(n / 4)), dtype=np.float64)
 
     def _first(self) -> Trial:
