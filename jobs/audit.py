@@ -238,7 +238,8 @@ def profession_as_edited(profession: Profession, labels: Sequence[str], edit: Ed
 
 def _component_edit(profession: Profession, component: Component) -> ComponentEdit:
     lam, blends = _as_solved(profession, component.operator)
-    overshoot = sum(share for prompt, share in blends.items() if prompt != profession.source)
+    # Of means over wordings: their last digits are the mean's.
+    overshoot = round(sum(share for prompt, share in blends.items() if prompt != profession.source), 9)
     if not overshoot:
         return ComponentEdit(lam=None, overshoot=None, left_alone=True)
     return ComponentEdit(lam=lam, overshoot=overshoot)

@@ -268,12 +268,17 @@ class Saturation:
         return np.asarray(values[counts.argmax()], dtype=np.float64)
 
     def _pooled(self, counts: Floats, label: int) -> Floats:
-        """Shares of a component over its edited professions; all its own label's unless shown to fall short."""
+        """Shares of a component over its edited professions; all its own label's unless shown to fall short.
+
+        Where it does, its own share counts as the upper end of an interval that holds half of the time: few images may
+        not throw the weights about.
+        """
         n = counts.sum()
-        saturated: Floats = np.asarray(np.eye(self.labels)[label], dtype=np.float64)
         if n == 0 or exact_interval(counts[label], n)[1] >= self.rules.own:
-            return saturated
-        return np.asarray(counts / n, dtype=np.float64)
+            return np.asarray(np.eye(self.labels)[label], dtype=np.float64)
+        own = float(exact_interval(counts[label], n, 0.5)[1])
+        others = np.delete(counts, label)
+        return np.insert(others / others.sum() * (1 - own), label, own)
 
     @staticmethod
     def _least_hits(n: Floats) -> Floats:
