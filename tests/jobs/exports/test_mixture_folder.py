@@ -15,7 +15,8 @@ from infra.storage import LocalStore
 from jobs.debias import settle
 from jobs.exports.checksums import verify_folder
 from jobs.exports.header import lams_digest, not_alone
-from jobs.exports.mixture_folder import component_name, write_mixture
+from jobs.exports.mixture_folder import write_mixture
+from jobs.exports.parts import component_name
 from jobs.exports.publishing import promote
 from jobs.exports.sources import open_safetensors
 from jobs.models import content_digest, stage
