@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
@@ -39,7 +38,7 @@ from jobs.maker import ShardMaker
 from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
+from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
 from time_ops import EditOperator, Mixture, ModelError, Statistics
 
@@ -167,10 +166,10 @@ class AuditWorker:
         )
 
     def chunk_statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
-    ) -> Statistics:
+        self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None = None
+    ) -> tuple[Statistics, ...]:
         """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
-        return self._chunks.statistics(chunk, lam, shares, preserve)
+        return self._chunks.statistics(chunk, operators, wordings)
 
     def chunk_norms(self, chunk: EditChunk) -> list[float]:
         """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""
@@ -320,7 +319,7 @@ class AuditWorker:
     def run(
         self,
         specs: Sequence[ShardSpec],
-        operator: EditOperator | None = None,
+        operators: Sequence[EditOperator] = (),
         edits: Mapping[str, EditRequest] | None = None,
     ) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.
@@ -330,7 +329,7 @@ class AuditWorker:
 
         Args:
             specs: the shards.
-            operator: the edit that they name, or None for the base.
+            operators: those that they name, the base aside.
             edits: digest -> edit, of those that they name where they name several; solved here.
         """
         outcomes, missing = [], []
@@ -341,12 +340,13 @@ class AuditWorker:
             else:
                 outcomes.append(done)
         if missing:
+            named = {spec.operator for spec in missing}
             with self._models:
                 maker = self._maker
-                if operator is not None and not self._generator.knows(operator.digest):
-                    operator.check_encoder(self._pipe)
-                    self._generator.add_operator(operator)
-            named = {spec.operator for spec in missing}
+                for operator in operators:
+                    if operator.digest in named and not self._generator.knows(operator.digest):
+                        operator.check_encoder(self._pipe)
+                        self._generator.add_operator(operator)
             solved = [self._edits.solved(d, request) for d, request in (edits or {}).items() if d in named]
             with self._generator.knowing(solved):
                 outcomes += maker.make(missing)
