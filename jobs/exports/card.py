@@ -84,7 +84,7 @@ def _components(exported: Exported) -> list[str]:
         rows.append(f"| {label} | {each.weight:.4g} | {place} | {each.rank or ''} |")
     said = (
         "**No component by itself is a debiased model:** it sends every profession to its label. Only all of them, by "
-        "these weights, were audited and gated."
+        "these weights, were audited."
     )
     return [*rows, "", said, ""]
 

@@ -202,8 +202,8 @@ def mixture_content(mixture: Mixture, provenance: Provenance, title: str, form: 
 
     return {
         "format": "evenhand-mixture-folder/1",
-        "is": "A mixture of edits: each image's seed picks the component that draws it. The whole was audited and "
-        "gated. No component by itself is a debiased model.",
+        "is": "A mixture of edits: each image's seed picks the component that draws it. Only the whole was audited. No "
+        "component by itself is a debiased model.",
         "title": title,
         "mixture": mixture.digest,
         "weights": by_label(mixture.table.default),
