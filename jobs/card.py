@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from jobs.exports.mixture_loading import mixture_loading
 from jobs.report import figures
 from jobs.report.figures import finite
-from jobs.report.schema import DeltaFigure, GateResult, RateFigure, Report, ShareFigure, VariantSummary
+from jobs.report.schema import DeltaFigure, GateResult, MixtureReport, RateFigure, Report, ShareFigure, VariantSummary
 
 __all__ = ["edited_title", "licence_of", "model_card"]
 
@@ -21,6 +22,10 @@ _MOST_LAMS = 40
 """Professions up to which a card lists each one's lam."""
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|])")
+
+_REVERT_MIXTURE = (
+    "Load the base model without the mixture: its files are as they were. The prompts need no change either way."
+)
 
 _RESULTS = (
     ("delta", "Delta, pooled over wordings"),
@@ -43,6 +48,7 @@ def model_card(
     revision: str | None = None,
     base_card: str | None = None,
     revert: str | None = None,
+    loading: bool = True,
 ) -> str:
     """The README.md of `checkpoint/`, `candidate/` or an export.
 
@@ -54,7 +60,8 @@ def model_card(
         hub_id: `owner/name` of the base model, where it came from a hub.
         revision: of the base model, where it is known.
         base_card: text of the base model's own card, whose licence is passed on.
-        revert: how the edit is undone; None: as of edited weights.
+        revert: how the edit is undone; None: as of edited weights, or of a mixture's pipeline.
+        loading: whether the card of a mixture says how its folder is loaded; an export's says it below.
     """
     summary, name = report.summary, base_model.rstrip("/").rpartition("/")[2]
     licence = _licence(base_card)
@@ -73,14 +80,15 @@ def model_card(
     )
     versions = provenance.get("versions")
     environment = Environment(
-        loader=PackageLoader("jobs.report"),
+        loader=ChoiceLoader([PackageLoader("jobs.report"), PackageLoader("jobs.exports")]),
         autoescape=False,  # noqa: S701 - Markdown: users' text goes through `_text`
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    content = environment.get_template("card.md").render(
+    mixture = report.mixture
+    content = environment.get_template("card.md" if mixture is None else "mixture_card.md").render(
         card_data=data.to_yaml(),
         title=_text(title),
         status=_status(report),
@@ -88,7 +96,8 @@ def model_card(
         base_model=_text(hub_id or name),
         revision=revision,
         base_digest=base_digest,
-        revert=revert or _revert(revision),
+        revert=revert or (_revert(revision) if mixture is None else _REVERT_MIXTURE),
+        **({} if mixture is None else _mixture_context(report, mixture, loading=loading)),
         operator=provenance.get("operator"),
         lam_rows=_lam_rows(report),
         lam_range=_lam_range(report),
@@ -107,6 +116,42 @@ def model_card(
         manifest=provenance.get("manifest"),
     )
     return str(ModelCard(content))
+
+
+def _mixture_context(report: Report, mixture: MixtureReport, *, loading: bool) -> dict[str, Any]:
+    """What the card of a mixture says beyond a single edit's."""
+    return {
+        "loading": mixture_loading(mixture, "diffusers") if loading else None,
+        "route_version": mixture.route,
+        "component_rows": [
+            _row(
+                _text(each.label),
+                f"{each.weight:.4g}",
+                "none, the unedited model" if each.operator is None else _component_lams(report, each.label),
+                f"{each.images:,}",
+                *map(_cell, (each.own, each.explicit, each.recognised, each.controls)),
+            )
+            for each in mixture.components
+        ],
+        "weight_rows": [
+            _row(_text(each.source), *(f"{each.weights[c.label]:.4g}" for c in mixture.components))
+            for each in mixture.professions
+        ],
+        "weight_labels": _row(*(_text(c.label) for c in mixture.components)).strip("|"),
+        "left_alone": [
+            f"{_text(label)}: {_text(', '.join(names))}" for label, names in sorted(mixture.left_alone.items()) if names
+        ],
+    }
+
+
+def _component_lams(report: Report, label: str) -> str:
+    """Strengths of one component's edits."""
+    edits = [item.components[label] for item in report.professions if item.components and label in item.components]
+    lams = [lam for edit in edits if (lam := finite(edit.lam)) is not None]
+    if not lams:
+        return "unknown"
+    low, high = figures.number(min(lams)), figures.number(max(lams))
+    return low if low == high else f"{low} to {high}"
 
 
 def edited_title(base_model: str, professions: int) -> str:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -28,17 +29,21 @@ from jobs.config import AuditConfig, RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode, NotPassedError
 from jobs.exports.card import NOT_CHECKED, REVERT, export_card
-from jobs.exports.checking import check_export
+from jobs.exports.checking import check_export, check_mixture
 from jobs.exports.forms import RECORD, Dtype, ExportTask, main_file
 from jobs.exports.header import Provenance, lams_digest
+from jobs.exports.mixture_forms import LOW_RANK_FILE
+from jobs.exports.parts import MIXTURE_FILE
 from jobs.exports.publishing import promote
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.exports.sources import refuse_pickled
 from jobs.lease import Lease
 from jobs.models import Origin, cache_folder
 from jobs.pool import Pool
+from jobs.report.schema import Shipped
 from jobs.session import tally_tasks, text_embeddings
-from time_ops import EditError, EditOperator, ModelError
+from jobs.tally import TallyTask
+from time_ops import EditError, EditOperator, Mixture, ModelError
 
 __all__ = ["Wanted", "export", "export_config", "known_forms", "main"]
 
@@ -154,7 +159,7 @@ class _Export:
         self.settings = StorageSettings.from_environment().model_copy(update={"patience_s": config.storage.patience_s})
         self.store: ObjectStore = open_store(config.output, self.settings)
         self.prefix = f"runs/{earlier.run}/exports"
-        self.operator = _operator_of(earlier)
+        self.edit = _edit_of(earlier)
         self.token = uuid.uuid4().hex[:12]
 
     def run(self) -> tuple[list[Exported], ExitCode]:
@@ -178,7 +183,7 @@ class _Export:
         return f"{self.prefix}/{form}-candidate"
 
     def _main(self, form: Form) -> str:
-        return main_file(form, only_unet=self.wanted.only_unet)
+        return main_file(form, only_unet=self.wanted.only_unet, mixture=isinstance(self.edit, Mixture))
 
     def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
@@ -192,7 +197,7 @@ class _Export:
                     f"{self.config.model} is not the base model of {self.earlier.run}: its tensors differ "
                     f"({probe.model[:12]}, the run's were {base[:12]}); give the one that was edited"
                 )
-            pool.call("check_operator", self.operator)
+            pool.call("check_operator", self.edit)
             origin: Origin = pool.call("origin")
             texts = text_embeddings(pool, self.earlier.manifest, self.config)
             tasks = tally_tasks(audit_cells(self.earlier.manifest, self.config), self.earlier.manifest, self.config)
@@ -201,33 +206,33 @@ class _Export:
                 self._say(f"writing {form}")
                 beside = tuple(f"runs/{self.earlier.run}/{name}" for name in ("checkpoint", "candidate"))
                 exported: Exported = pool.call("write_export", self._task(form, origin), beside)
-                shipped = check_export(
-                    form,
-                    self._candidate(form),
-                    self.operator,
-                    pool=pool,
-                    config=self.config,
-                    tasks=tasks,
-                    texts=texts,
-                    approximate=(exported.error or 0.0) > _CLOSE,
-                    say=self._say,
-                )
+                shipped = self._compared(pool, exported, tasks, texts)
                 found.append((exported.model_copy(update={"shipped": shipped}), origin))
         return found
+
+    def _compared(self, pool: Pool, exported: Exported, tasks: Sequence[TallyTask], texts: Any) -> Shipped:
+        """What was stored, opened again and drawn with beside the audited edit."""
+        form, asked = exported.form, {"config": self.config, "tasks": tasks, "texts": texts, "say": self._say}
+        approximate = (exported.error or 0.0) > _CLOSE
+        if isinstance(self.edit, Mixture):
+            return check_mixture(
+                self._candidate(form), self.edit, form=form, pool=pool, approximate=approximate, **asked
+            )
+        return check_export(form, self._candidate(form), self.edit, pool=pool, approximate=approximate, **asked)
 
     def _task(self, form: Form, origin: Origin) -> ExportTask:
         report, wanted = self.earlier.report, self.wanted
         provenance = Provenance(
             base_digest=str(report.provenance["model_digest"]),
             manifest_digest=str(report.provenance["manifest"]),
-            lams_digest=lams_digest(self.operator),
+            lams_digest=lams_digest(self.edit),
             run=self.earlier.run,
             verdict=report.verdict,
             forced=report.verdict != "pass",
         )
         return ExportTask(
             form,
-            self.operator,
+            self.edit,
             provenance,
             title=edited_title(str(report.provenance["model"]), len(report.professions)),
             date=report.created,
@@ -251,6 +256,7 @@ class _Export:
             revision=origin.revision,
             base_card=origin.card,
             revert=REVERT.get(form),
+            loading=False,
         )
 
     def _audited(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
@@ -259,7 +265,7 @@ class _Export:
         if exported.form != "lora":
             return checked
         self._say(f"auditing the LoRA at rank {exported.rank}")
-        name = f"operator-rank-{exported.rank}.safetensors"
+        name = f"operator-rank-{exported.rank}.safetensors" if exported.components is None else LOW_RANK_FILE
         asked = AuditConfig(
             operator=self.store.url(f"{self._candidate('lora')}/{name}"), base=None, against=self.earlier.store.url()
         )
@@ -284,7 +290,12 @@ class _Export:
         target = f"{self.prefix}/{form}" if exported.outcome == "pass" else candidate
         changed = {
             RECORD: exported.model_dump_json(indent=1).encode(),
-            "README.md": export_card(self._card(origin, form), exported, only_unet=self.wanted.only_unet).encode(),
+            "README.md": export_card(
+                self._card(origin, form),
+                exported,
+                only_unet=self.wanted.only_unet,
+                mixture=self.earlier.report.mixture,
+            ).encode(),
         }
         promote(self.store, candidate, target, changed, main=self._main(form))
         shipped = exported.shipped
@@ -293,18 +304,19 @@ class _Export:
         return exported
 
 
-def _operator_of(earlier: Earlier) -> EditOperator:
+def _edit_of(earlier: Earlier) -> EditOperator | Mixture:
+    kind: type[EditOperator] | type[Mixture] = EditOperator if earlier.report.mixture is None else Mixture
+    name = "operator.safetensors" if kind is EditOperator else MIXTURE_FILE
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
-        path = Path(scratch) / "operator.safetensors"
-        path.write_bytes(earlier.read(path.name))
+        path = Path(scratch) / name
+        path.write_bytes(earlier.read(name))
         try:
-            operator = EditOperator.load(path)
+            edit = kind.load(path)
         except EditError as error:
-            raise ConfigError(str(error).replace(str(path), earlier.store.url(path.name))) from error
-    asked = earlier.report.provenance.get("operator")
-    if operator.digest != asked:
-        raise ConfigError(f"{earlier.store.url(path.name)} is not the operator that the run audited")
-    return operator
+            raise ConfigError(str(error).replace(str(path), earlier.store.url(name))) from error
+    if edit.digest != earlier.report.provenance.get("operator"):
+        raise ConfigError(f"{earlier.store.url(name)} is not the edit that the run audited")
+    return edit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -181,7 +181,7 @@ class AuditWorker:
         with self._models:
             return TextEmbeddings.of(self._classifier, config.attribute, config.recognition, professions, controls)
 
-    def check_operator(self, operator: EditOperator) -> None:
+    def check_operator(self, operator: EditOperator | Mixture) -> None:
         """Refuse an operator that was solved for another text encoder."""
         with self._models:
             operator.check_encoder(self._pipe)

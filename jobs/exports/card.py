@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from jobs.exports.mixture_loading import mixture_loading
 from jobs.exports.schema import FILES, Exported, Form
-from jobs.report.schema import DeltaFigure, RateFigure
+from jobs.report.figures import plain_text
+from jobs.report.schema import DeltaFigure, MixtureReport, RateFigure
 
 __all__ = ["NOT_CHECKED", "REVERT", "export_card"]
 
@@ -24,29 +28,35 @@ REVERT: dict[Form, str] = {
     "operator": "Give the pipeline the prompt as text: the operator changes its embeddings, never the model's files.",
 }
 """How the edit is undone, of the forms whose model's weights stay as they are."""
+_MARKUP = re.compile(r"([\\`*_\[\]<>|])")
 _UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
 
 
-def export_card(card: str, exported: Exported, *, only_unet: bool = False) -> str:
+def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixture: MixtureReport | None = None) -> str:
     """The text of README.md.
 
     Args:
         card: the run's model card.
         exported: what was exported, and found of it.
         only_unet: a diffusers folder that holds the UNet only.
+        mixture: of the run's report; None: the run made one edit.
     """
     lines = ["", f"## This export: {exported.form}", ""]
     if exported.forced:
         lines += ["**It was forced: a gate of the run did not pass. Do not ship it.**", ""]
     if exported.outcome != "pass":
         lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
-    loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
-    lines += ["```python", loading, "```", ""]
+    if mixture is not None:
+        lines += [mixture_loading(mixture, exported.form), *_components(exported)]
+    else:
+        loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+        lines += ["```python", loading, "```", ""]
     if exported.rank is not None:
+        of_parts = "" if mixture is None else ", as the next figures the largest of the components"
         lines += [
-            f"Rank {exported.rank}: it leaves out {exported.error:.2e} of the edit (Frobenius norm over all layers), "
-            f"{exported.weight_error:.2e} of the unedited weights; {exported.stored_error:.2e} of the edit as rounded "
-            "in the file. A strength s gives W + s W (A - I): only 1 was audited.",
+            f"Rank {exported.rank}{of_parts}: it leaves out {exported.error:.2e} of the edit (Frobenius norm over all "
+            f"layers), {exported.weight_error:.2e} of the unedited weights; {exported.stored_error:.2e} of the edit as "
+            "rounded in the file. A strength s gives W + s W (A - I): only 1 was audited.",
             "",
         ]
     lines += _checked(exported)
@@ -63,6 +73,20 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False) -> st
             "",
         ]
     return card.rstrip("\n") + "\n" + "\n".join(lines)
+
+
+def _components(exported: Exported) -> list[str]:
+    """Where each component lies, and that it is none of the whole's worth."""
+    rows = ["| component | weight | alone in | rank |", "|---|---|---|---|"]
+    for each in exported.components or []:
+        place = "the unedited model" if each.place is None else f"`{each.place}`"
+        label = _MARKUP.sub(r"\\\1", plain_text(each.label))
+        rows.append(f"| {label} | {each.weight:.4g} | {place} | {each.rank or ''} |")
+    said = (
+        "**No component by itself is a debiased model:** it sends every profession to its label. Only all of them, by "
+        "these weights, were audited."
+    )
+    return [*rows, "", said, ""]
 
 
 def _checked(exported: Exported) -> list[str]:

@@ -3,82 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from infra.storage import ObjectStore, StorageSettings, open_store
+from infra.storage import ObjectStore, StorageSettings
 from jobs.exports.diffusers_folder import write_checkpoint
-from jobs.exports.header import Form as HeaderForm
-from jobs.exports.header import Provenance, file_header, spec_of
+from jobs.exports.header import file_header, spec_of
 from jobs.exports.lora import LoraWritten, write_lora
+from jobs.exports.mixture_forms import write_mixture_export
 from jobs.exports.operator_file import LOADER, check_transform, write_loader, write_operator
-from jobs.exports.publishing import MODEL_INDEX, publish
-from jobs.exports.schema import FILES, Exported, Form
+from jobs.exports.publishing import publish
+from jobs.exports.schema import FILES, Exported
 from jobs.exports.single_file import write_single_file
 from jobs.exports.sources import open_unet
+from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file
 from jobs.exports.tensors import write_tensors
 from jobs.exports.writing import Written, scratch_folder
 from jobs.models import content_digest
-from time_ops import EditOperator, ModelError
+from time_ops import EditOperator, Mixture, ModelError
 from time_ops.lora import truncate
 
 __all__ = ["RECORD", "Dtype", "ExportTask", "main_file", "write_export"]
-
-RECORD = "export.json"
-_UNET_CONFIG = "unet/config.json"
-Dtype = Literal["float32", "float16", "bfloat16"]
-_HEADERS: dict[Form, HeaderForm] = {
-    "diffusers": "tensors",
-    "single-file": "single_file",
-    "lora": "lora",
-    "operator": "operator",
-    "tensors": "tensors",
-}
-
-
-@dataclass(frozen=True)
-class ExportTask:
-    """What to write.
-
-    Attributes:
-        form: which form.
-        operator: the edit.
-        provenance: for every header; its base digest is what the model must have.
-        title: the model's name for people.
-        date: of the run, ISO 8601.
-        prefix: where in the run's store.
-        card: text of README.md.
-        base_file: the base model's single file, of that form only: a path on the workers, or s3://bucket/key.
-        only_unet: of a diffusers folder, leave the other components out.
-        rank: of a LoRA; None: chosen by `error`.
-        error: what a LoRA may leave out, relative to the edit.
-        dtype: of a LoRA; None: the base model's.
-        licence: of the base model, as its card says.
-    """
-
-    form: Form
-    operator: EditOperator
-    provenance: Provenance
-    title: str
-    date: str
-    prefix: str
-    card: str
-    base_file: str | None = None
-    only_unet: bool = False
-    rank: int | None = None
-    error: float = 1e-3
-    dtype: Dtype | None = None
-    licence: str | None = None
-
-
-def main_file(form: Form, *, only_unet: bool = False) -> str:
-    """The small file without which an export is none: written last, deleted first."""
-    if form != "diffusers":
-        return RECORD
-    return _UNET_CONFIG if only_unet else MODEL_INDEX
 
 
 def write_export(
@@ -105,16 +51,19 @@ def write_export(
         EditError: the form can't hold this edit.
         StorageError: the store refuses, or there is no space left.
     """
+    if isinstance(task.operator, Mixture):
+        return write_mixture_export(task, task.operator, base, store, scratch=scratch, settings=settings, beside=beside)
+    operator = task.operator
     if content_digest(base) != task.provenance.base_digest:
         raise ModelError(
             "this model is not the base model of the run: its tensors differ; give the one that was edited"
         )
     spec = spec_of(base, task.title, date=task.date, license=task.licence)
-    header = file_header(_HEADERS[task.form], spec, task.provenance)
+    header = file_header(HEADERS[task.form], spec, task.provenance)
     operator_header = file_header("operator", spec, task.provenance)
-    unet = open_unet(base / "unet", d=task.operator.d, values_only=task.operator.values_only)
+    unet = open_unet(base / "unet", d=operator.d, values_only=operator.values_only)
     with scratch_folder(scratch) as folder:
-        written, others = _written(task, base, folder, header, operator_header, settings)
+        written, others = _written(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
         if written is not None:
             files[FILES[task.form]] = written.path
@@ -125,13 +74,13 @@ def write_export(
             forced=task.provenance.forced,
             tensors=len(unet.names) if written is None else written.tensors,
             files={name: path.stat().st_size for name, path in files.items()},
-            **(_errors(written) if isinstance(written, LoraWritten) else {}),
+            **(errors_of(written) if isinstance(written, LoraWritten) else {}),
         )
         if written is None:
             sizes = write_checkpoint(
                 base,
                 task.provenance.base_digest,
-                task.operator,
+                operator,
                 task.card,
                 store,
                 task.prefix,
@@ -152,6 +101,7 @@ def write_export(
 
 def _written(
     task: ExportTask,
+    operator: EditOperator,
     base: Path,
     folder: Path,
     header: Mapping[str, str],
@@ -161,40 +111,17 @@ def _written(
     """The file that holds the edit (None: a diffusers folder has several), and other files beside it."""
     if task.form == "diffusers":
         return None, []
-    out, unet, operator = folder / FILES[task.form], base / "unet", task.operator
+    out, unet = folder / FILES[task.form], base / "unet"
     if task.form == "operator":
         check_transform(operator)
         return write_operator(operator, out, header), [write_loader(folder / LOADER).path]
     if task.form == "tensors":
         return write_tensors(unet, operator, out, header), []
     if task.form == "single-file":
-        return write_single_file(_base_file(task, folder, settings), operator, out, header, unet_folder=unet), []
+        return write_single_file(base_file_of(task, folder, settings), operator, out, header, unet_folder=unet), []
     dtype: torch.dtype | None = None if task.dtype is None else getattr(torch, task.dtype)
     lora = write_lora(unet, operator, out, header, rank=task.rank, error=task.error, dtype=dtype)
     source = open_unet(unet, d=operator.d, values_only=operator.values_only)
     low = truncate(operator, (source.read(name) for name in source.names), rank=lora.rank)
     cut = folder / f"operator-rank-{lora.rank}.safetensors"
     return lora, [write_operator(low.operator(operator), cut, operator_header).path]
-
-
-def _base_file(task: ExportTask, folder: Path, settings: StorageSettings) -> Path:
-    if task.base_file is None:
-        raise ModelError(
-            "a single file is made from the base model's own single file: give it with --base-file (a path that the "
-            "workers reach, or s3://bucket/key)"
-        )
-    if not task.base_file.startswith("s3://"):
-        return Path(task.base_file).expanduser()
-    place, _, name = task.base_file.rpartition("/")
-    fetched = folder / "base" / name
-    open_store(place, settings).download(name, fetched)
-    return fetched
-
-
-def _errors(written: LoraWritten) -> dict[str, float | int]:
-    return {
-        "rank": written.rank,
-        "error": written.error,
-        "weight_error": written.weight_error,
-        "stored_error": written.stored_error,
-    }

@@ -143,7 +143,7 @@ def not_alone(label: str) -> str:
     """What a component of a mixture is not, in the words of every header and card."""
     return (
         f"Not a debiased model: one component of a mixture. By itself it sends every profession to {label!r}. Only the "
-        "whole mixture, whose components take turns by each image's seed, was audited and gated."
+        "whole mixture, whose components take turns by each image's seed, was audited."
     )
 
 

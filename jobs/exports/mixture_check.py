@@ -20,8 +20,8 @@ from jobs.config import SamplerConfig
 from jobs.exports.check import open_export
 from jobs.exports.checksums import CHECKSUMS, parse_checksums, sha256_of
 from jobs.exports.load_mixture import edited_prompt
-from jobs.exports.mixture_folder import CODE, MIXTURE_FILE, PIPELINE, component_place
 from jobs.exports.mixture_pipeline import MixturePipeline
+from jobs.exports.parts import CODE, MIXTURE_FILE, PIPELINE, component_place
 from jobs.exports.publishing import MIXTURE_INDEX
 from jobs.exports.route import component_of
 from jobs.exports.samples import Sample
@@ -152,7 +152,7 @@ def _open_whole(form: Form, folder: Path, base: Any, sampler: SamplerConfig) -> 
         return Part(RoutedGenerator(base, sampler, folder), BASE, torch.float64)
     asked = {**base.components, "requires_safety_checker": base.config.requires_safety_checker, "mixture": str(folder)}
     try:
-        pipe = MixturePipeline(**asked)
+        pipe: Any = MixturePipeline(**asked)
     except ValueError as error:
         raise ModelError(f"{PIPELINE} refuses: {error}") from error
     pipe.set_progress_bar_config(disable=True)  # all else is the resident pipeline's

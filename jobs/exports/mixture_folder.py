@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from infra.storage import ObjectStore, StorageSettings
-from infra.storage.keys import safe_name
 from jobs.exports.diffusers_folder import UNET, kept_files, stored_files, write_edited_unet
 from jobs.exports.header import Provenance, component_header, file_header, not_alone, spec_of
+from jobs.exports.parts import CODE, LOADER, MIXTURE_FILE, PIPELINE, ROUTE, component_place
 from jobs.exports.publishing import MIXTURE_INDEX, MODEL_INDEX, publish
 from jobs.exports.schema import Form
 from jobs.exports.sources import open_unet
@@ -32,27 +32,14 @@ from time_ops.files import header_of
 from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION
 
 __all__ = [
-    "CODE",
-    "LOADER",
-    "MIXTURE_FILE",
-    "PIPELINE",
-    "ROUTE",
     "component_card",
-    "component_name",
-    "component_place",
     "mixture_content",
+    "mixture_header",
     "write_about",
     "write_code",
     "write_mixture",
     "write_mixture_file",
 ]
-
-MIXTURE_FILE = "mixture.safetensors"
-PIPELINE, ROUTE, LOADER = "pipeline.py", "route.py", "load_mixture.py"
-CODE = {PIPELINE: "mixture_pipeline.py", ROUTE: "route.py", LOADER: "load_mixture.py"}
-"""What users run, by the name in their folder, and what it is called here."""
-
-_KINDS: dict[Form, str] = {"single-file": "model", "lora": "lora", "tensors": "tensors"}
 
 _HOW = (
     "With the seed of the image's generator and its place among the images drawn from that generator in one call (0 "
@@ -63,20 +50,6 @@ _HOW = (
     "words (case folded, without the article in front) the prompt has in a row, of equally long ones the first in the "
     "prompt; of none, `weights`. Prompt and negative prompt pass through the same component."
 )
-
-
-def component_name(label: str) -> str:
-    """What a component's folder or file is called: the label, and that it is that one only."""
-    return f"{safe_name(label)}-only"
-
-
-def component_place(form: Form, label: str) -> str:
-    """The folder or file below an export's that holds one component alone; of an operator's, all are in one file."""
-    if form == "diffusers":
-        return f"components/{component_name(label)}"
-    if form == "operator":
-        return MIXTURE_FILE
-    return f"{_KINDS[form]}-{component_name(label)}.safetensors"
 
 
 def write_mixture(
@@ -176,7 +149,7 @@ def write_about(
     date: str | None = None,
     licence: str | None = None,
 ) -> list[Path]:
-    """Write what every form of a mixture has beside its components: what it is, the operators, and the route.
+    """Write what every form of a mixture has beside its components: what it is, the route, and operators where used.
 
     Args:
         folder: where to.
@@ -196,12 +169,15 @@ def write_about(
     """
     content = mixture_content(mixture, provenance, title, form)
     write_file(folder / MIXTURE_INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode())
-    header = _mixture_header(base, mixture, provenance, title, date, licence)
-    write_mixture_file(mixture, folder / MIXTURE_FILE, header)
-    names = [ROUTE, *([PIPELINE] if form == "diffusers" else [LOADER] if form == "operator" else [])]
-    for name in names:
+    code = {"diffusers": [ROUTE, PIPELINE], "operator": [ROUTE, LOADER]}.get(form, [ROUTE])
+    for name in code:
         write_code(folder / name)
-    return [folder / name for name in (MIXTURE_INDEX, MIXTURE_FILE, *names)]
+    written = [MIXTURE_INDEX, *code]
+    if len(code) > 1:
+        header = mixture_header(base, mixture, provenance, title, date, licence)
+        write_mixture_file(mixture, folder / MIXTURE_FILE, header)
+        written.append(MIXTURE_FILE)
+    return [folder / name for name in written]
 
 
 def _component_index(base: Path, label: str, mixture: Mixture) -> bytes:
@@ -226,8 +202,8 @@ def mixture_content(mixture: Mixture, provenance: Provenance, title: str, form: 
 
     return {
         "format": "evenhand-mixture-folder/1",
-        "is": "A mixture of edits: each image's seed picks the component that draws it. The whole was audited and "
-        "gated. No component by itself is a debiased model.",
+        "is": "A mixture of edits: each image's seed picks the component that draws it. Only the whole was audited. No "
+        "component by itself is a debiased model.",
         "title": title,
         "mixture": mixture.digest,
         "weights": by_label(mixture.table.default),
@@ -255,7 +231,7 @@ def mixture_content(mixture: Mixture, provenance: Provenance, title: str, form: 
     }
 
 
-def _mixture_header(
+def mixture_header(
     base: Path,
     mixture: Mixture,
     provenance: Provenance,

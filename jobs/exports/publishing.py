@@ -122,7 +122,8 @@ def promote(
     origin, folder = store.sub(source), store.sub(target)
     digests = parse_checksums(origin.get(CHECKSUMS).decode())
     main = main or (MIXTURE_INDEX if MIXTURE_INDEX in digests else MODEL_INDEX)
-    changed = {main: origin.get(main), **changed}
+    # What opens the folder, or one below it, is taken away first, and may be the source's own.
+    changed = {**{name: origin.get(name) for name in _opening(digests, main)}, **changed}
     digests |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
     text = checksums_text(digests)
     there = set(folder.list())

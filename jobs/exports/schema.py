@@ -8,7 +8,7 @@ from pydantic import Field
 
 from jobs.report.schema import DeltaFigure, Figure, RateFigure, Shipped, Verdict
 
-__all__ = ["FILES", "FORMS", "Exported", "Form", "RankAudit"]
+__all__ = ["FILES", "FORMS", "Exported", "ExportedComponent", "Form", "RankAudit"]
 
 Form = Literal["diffusers", "single-file", "lora", "operator", "tensors"]
 FORMS: tuple[Form, ...] = ("diffusers", "single-file", "lora", "operator", "tensors")
@@ -34,6 +34,18 @@ class RankAudit(Figure):
     delta_within_of_run: DeltaFigure
 
 
+class ExportedComponent(Figure):
+    """One component of a mixture that was exported; by itself no debiased model."""
+
+    label: str
+    weight: float = Field(description="how often it draws an image of a prompt without weights of its own")
+    place: str | None = Field(description="its folder or file; null: the unedited model")
+    rank: int | None = Field(default=None, description="of a LoRA")
+    error: float | None = Field(default=None, description="see the whole; so are the next two")
+    weight_error: float | None = None
+    stored_error: float | None = None
+
+
 class Exported(Figure):
     """`export.json`: one export of a finished run."""
 
@@ -43,6 +55,9 @@ class Exported(Figure):
     forced: bool = Field(description="exported although a gate of the run did not pass")
     tensors: int = Field(description="how many of the edit's there are")
     files: dict[str, int] = Field(description="bytes of each file but README.md, this one and SHA256SUMS")
+    components: list[ExportedComponent] | None = Field(
+        default=None, description="of a mixture, whose ranks and errors below are the largest; null: one edit"
+    )
     rank: int | None = Field(default=None, description="of a LoRA")
     error: float | None = Field(default=None, description="what the rank leaves out, relative to the edit")
     weight_error: float | None = Field(default=None, description="the same, relative to the unedited weights")

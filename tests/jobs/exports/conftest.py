@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,19 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
+from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.storage import StorageSettings
+from jobs.config import RunConfig, SamplerConfig
+from jobs.exports import checking
 from jobs.exports.header import Provenance, lams_digest
 from jobs.models import content_digest
+from jobs.pipelines import load_pipeline
+from jobs.worker import AuditWorker
 from tests.jobs.exports.original_layout import single_file
+from tests.jobs.helpers import config as config_of
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
-from time_ops import EditOperator, Mixture
+from time_ops import EditOperator, Mixture, PromptEdit, encode_edits, solve
+from time_ops.mixture import UNEDITED
 
 BASE_HEADER = {"modelspec.title": "the base", "modelspec.license": "openrail", "sshs_model_hash": "of the base"}
 HEADER = {"modelspec.title": "an edit", "evenhand.run": "r1"}
@@ -100,3 +110,63 @@ def mixture_of(model: Model) -> Mixture:
 
 def provenance_of(model: Model, mixture: Mixture) -> Provenance:
     return Provenance(content_digest(model.folder), "m" * 64, lams_digest(mixture), "r1", "pass")
+
+
+PREFIX = "runs/r/candidate"
+"""Where `demo_run` has written its mixture."""
+SAMPLER = SamplerConfig(steps=4, guidance_scale=3.0, height=32, width=32)
+PROFESSIONS = [("nurse", "a nurse"), ("CEO", "a CEO")]
+
+
+class HerePool:
+    """A pool whose only worker is in this process."""
+
+    def __init__(self, worker: AuditWorker) -> None:
+        self.worker = worker
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self.worker, method)(*args)
+
+    def map(self, method: str, calls: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        return ((i, self.call(method, *each)) for i, each in enumerate(calls))
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """A worker of the demo model, its configuration, and the zero-shot prompts."""
+
+    pool: HerePool
+    config: RunConfig
+    texts: Any
+
+
+@pytest.fixture(scope="module")
+def demo_mixture() -> Mixture:
+    base = load_pipeline(PIPELINE_PATH, SAMPLER, torch.device("cpu"), torch.float32)
+
+    def component(label: str) -> EditOperator:
+        edits = [PromptEdit(source, {f"a {label} {name}": 1.0}) for name, source in PROFESSIONS]
+        return solve(encode_edits(base, edits), 1.0)
+
+    operators = {"female": component("female"), "male": component("male")}
+    return Mixture.of(operators | {UNEDITED: EditOperator.identity(operators["male"].d)}, [0.4, 0.4, 0.2])
+
+
+@pytest.fixture(scope="module")
+def demo_run(demo_mixture: Mixture, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoRun]:
+    """A worker, its configuration and the zero-shot prompts; the mixture's folder is written."""
+    output = tmp_path_factory.mktemp("output")
+    config = config_of(
+        model=str(PIPELINE_PATH),
+        classifier=str(CLASSIFIER_PATH),
+        output=str(output),
+        sampler=SAMPLER.model_dump(),
+        export={"images": 4, "half_images": 12},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVENHAND_CACHE", str(output / "cache"))
+        patch.setattr(checking, "ray", SimpleNamespace(get=lambda result: result))
+        pool = HerePool(AuditWorker(config, StorageSettings(), "test", threads=1))
+        made = Provenance(content_digest(PIPELINE_PATH), "m" * 64, lams_digest(demo_mixture), "r", "pass")
+        pool.call("write_mixture", demo_mixture, made, "an edit", "# Not checked\n", PREFIX)
+        yield DemoRun(pool, config, pool.call("texts", PROFESSIONS, []))

@@ -15,7 +15,8 @@ from infra.storage import LocalStore
 from jobs.debias import settle
 from jobs.exports.checksums import verify_folder
 from jobs.exports.header import lams_digest, not_alone
-from jobs.exports.mixture_folder import component_name, write_mixture
+from jobs.exports.mixture_folder import write_mixture
+from jobs.exports.parts import component_name
 from jobs.exports.publishing import promote
 from jobs.exports.sources import open_safetensors
 from jobs.models import content_digest, stage
@@ -132,4 +133,9 @@ def test_it_is_whole_last_and_equal_files_are_sent_once(s3: Any, sd: Model, tmp_
     assert not list(store.list("run-True/candidate"))
     assert settle(store, "run-False", "fail", "# Ungated\n")[0] == "candidate"
     assert store.exists("run-False/candidate/mixture.json")
-    promote(store, "run-True/checkpoint", "run-True/checkpoint", {"README.md": b"again"})
+    # In place, as a run that does not pass leaves it: nothing of it is lost.
+    for place in ("run-False/candidate", "run-True/checkpoint"):
+        promote(store, place, place, {"README.md": b"again"})
+        store.download_folder(place, tmp_path / place)
+        verify_folder(tmp_path / place, place)
+        assert (tmp_path / place / "components" / "male-only" / "model_index.json").is_file()

@@ -21,8 +21,9 @@ from infra.storage import LocalStore
 from jobs.config import SamplerConfig
 from jobs.exports import mixture_pipeline, route
 from jobs.exports.header import Provenance, lams_digest
-from jobs.exports.mixture_folder import PIPELINE, ROUTE, write_code, write_mixture
+from jobs.exports.mixture_folder import write_code, write_mixture
 from jobs.exports.mixture_pipeline import MixturePipeline
+from jobs.exports.parts import PIPELINE, ROUTE
 from jobs.generator import Generator, ImageRequest
 from jobs.models import content_digest
 from jobs.pipelines import load_pipeline
