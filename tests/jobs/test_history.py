@@ -26,7 +26,7 @@ from jobs.history import (
     tick_text,
 )
 from jobs.report.schema import DeltaFigure, RateFigure, Reference
-from tests.jobs.report.conftest import make_report
+from tests.jobs.report.reports import make_report
 
 MODEL = "ab" * 32
 TICK = datetime(2026, 11, 21, tzinfo=UTC)

@@ -32,7 +32,7 @@ from jobs.mlflow_sink import SinkError, check_sink, log_run, metrics_of, params_
 from jobs.report.schema import Report
 from jobs.solving import run_manifest_bytes
 from tests.jobs.helpers import config, manifest
-from tests.jobs.report.conftest import make_report
+from tests.jobs.report.reports import make_report
 from tests.jobs.test_history import PROVENANCE
 
 pytestmark = pytest.mark.slow

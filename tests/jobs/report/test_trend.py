@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from jobs.history import Basis, Entry, ProfessionPoint
 from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
 from jobs.report.trend import MAX_ENTRIES, MAX_PAGE_BYTES, render_trend
-from tests.jobs.report.conftest import NAMES, rate, wilson
+from tests.jobs.report.reports import NAMES, rate, wilson
 
 HOSTILE = "<script>document.title='owned'</script>"
 ENDS = "e => { const b = e.getBoundingClientRect(); return [b.y, b.bottom]; }"
