@@ -14,6 +14,7 @@ from jobs.cells import cut_cell
 from jobs.errors import ExitCode
 from jobs.identity import made_on, provenance_of
 from jobs.pictures import choose_pictures
+from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
 from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Shipped
@@ -114,7 +115,7 @@ def report_of(
             "condition": operator.condition,
         }
     )
-    return Report(
+    report = Report(
         run=session.folder.run,
         kind=kind,
         reference=reference,
@@ -142,6 +143,7 @@ def report_of(
             **({} if compared_with is None else {"reference": dict(compared_with)}),
         },
     )
+    return report.model_copy(update={"headline": headline_of(report)})
 
 
 def cost_of(run: Run) -> Cost:

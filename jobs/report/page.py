@@ -29,13 +29,14 @@ from jobs.report.figures_csv import (
     summary_csv,
     wordings_csv,
 )
+from jobs.report.headline import headline_of
 from jobs.report.lam_chart import lam_chart
 from jobs.report.mixture_view import wording_tip
 from jobs.report.naming import Names, variant_names
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
 from jobs.report.search_panels import best_step
-from jobs.report.sections import calibration_section, mixture_section
+from jobs.report.sections import calibration_section, label_shares, mixture_section
 from jobs.report.templating import page_environment, part
 
 __all__ = ["MAX_BYTES", "VISIBLE_ROWS", "flatten", "render", "shown"]
@@ -114,6 +115,8 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         .get_template("report.html")
         .render(
             report=report,
+            headline=report.headline or headline_of(report),
+            label_shares=label_shares(report),
             edited=edited,
             first=first or "first label",
             chart_rows=sorted(rows, key=partial(_chart_order, edited=edited)),

@@ -1,14 +1,17 @@
-"""What the page shows of a search for strengths and of a mixture, within the page's budget of bytes."""
+"""Parts of the page: every label's share, and searches and mixtures within the page's budget of bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jobs.report.figures import finite
 from jobs.report.mixture_view import MAX_SATURATED, ended_by_component, saturated_panels, segments
-from jobs.report.schema import Report
+from jobs.report.schema import LabelCounts, Report, ShareFigure
 from jobs.report.search_panels import MAX_PANELS, panels, state_counts
+from time_ops.ratios import wilson
 
-__all__ = ["Section", "calibration_section", "mixture_section"]
+__all__ = ["LabelShares", "Section", "calibration_section", "label_shares", "mixture_section"]
 
 # Measured sizes of the page's parts, rounded up.
 _PANEL_BYTES, _UNREACHABLE_BYTES = 2_300, 600
@@ -22,6 +25,39 @@ class Section:
 
     parts: dict[str, object]
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelShares:
+    """One label over all professions and wordings: wanted (None: not everywhere), and its share in each variant."""
+
+    label: str
+    wanted: float | None
+    shares: list[ShareFigure]
+
+
+def label_shares(report: Report) -> list[LabelShares]:
+    """Every label's shares, where there are more than two: of two, one says it all, and stands in the headline."""
+    if len(report.labels) <= 2:
+        return []
+    variants = [[item.base for item in report.professions]]
+    if report.summary.edited is not None:
+        variants.append([item.edited for item in report.professions if item.edited is not None])
+    found = []
+    for label in report.labels:
+        targets = [target for item in report.professions if (target := finite(item.target.get(label))) is not None]
+        wanted = sum(targets) / len(targets) if targets and len(targets) == len(report.professions) else None
+        found.append(LabelShares(label, wanted, [_pooled(counts, label) for counts in variants]))
+    return found
+
+
+def _pooled(counts: Iterable[LabelCounts], label: str) -> ShareFigure:
+    listed = list(counts)
+    hits, n = sum(each.labels.get(label, 0) for each in listed), sum(each.n for each in listed)
+    if not n:
+        return ShareFigure(value=None, low=None, high=None)
+    low, high = wilson(hits, n)
+    return ShareFigure(value=hits / n, low=float(low), high=float(high))
 
 
 def calibration_section(report: Report, budget: int, least: int) -> Section:

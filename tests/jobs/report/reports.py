@@ -108,6 +108,7 @@ def make_report(
     ]
     templates = [WORDINGS[i] if i < len(WORDINGS) else f"{{source}} in style {i}" for i in range(wordings)]
     pull = [draw.gauss(0, 0.12) for _ in templates]
+    last = "edited" if edited else "base"
     items = []
     for name in chosen:
         bias = draw.choice([0.08, 0.15, 0.35, 0.7, 0.88, 0.95])
@@ -132,7 +133,7 @@ def make_report(
                 target={"female": 0.5, "male": 0.5},
                 base=pooled_counts(*totals["base"], corrected),
                 edited=pooled_counts(*totals["edited"], corrected) if edited else None,
-                off_target=abs(totals["edited" if edited else "base"][0] / per_cell / wordings - 0.5) > 0.12,
+                off_target=abs(totals[last][0] / max(1, totals[last][1]) - 0.5) > 0.12,
                 wordings=cells,
             )
         )
@@ -165,6 +166,7 @@ def make_report(
                 difference=ShareFigure(value=0.873, low=0.741, high=0.95),
                 ratio=ShareFigure(value=0.082, low=0.03, high=0.19),
             ),
+            off_target=sum(abs((getattr(item, which).share or 0) - 0.5) > 0.12 for item in items),
             images=n + u + 1950,
             seconds=412.5,
         )

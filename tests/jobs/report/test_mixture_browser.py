@@ -132,6 +132,8 @@ def test_no_overflow_on_a_narrow_screen(show: Open, labels: tuple[str, ...]) -> 
 def test_four_components_have_a_panel_each(show: Open, four_report: Report) -> None:
     page = show(render(four_report, {}))
     expect(page.locator(".component h4")).to_have_text(list(FOUR))
+    expect(page.locator(".every-label tbody th")).to_have_text(list(FOUR))
+    expect(page.locator(".every-label thead th")).to_have_text(["Label", "Wanted", "Base", "95 %", "Edited", "95 %"])
     widths = page.locator("svg.weights rect").evaluate_all("parts => parts.map(p => p.getAttribute('width'))")
     assert widths[:4] == ["25%"] * 4
     cells = page.locator(".component-rates tr").evaluate_all(
