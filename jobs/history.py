@@ -46,7 +46,8 @@ __all__ = [
     "tick_text",
 ]
 
-HISTORY_VERSION = 1
+HISTORY_VERSION = 2
+"""1: before there were mixtures; read as it is, since all that 2 has more may be absent."""
 
 _READERS = 16
 _MOVES = 20
@@ -97,10 +98,12 @@ class Entry(_Record):
     kind: Literal["debias", "audit"]
     model: str = Field(description="its last name")
     model_digest: str
-    operator: str | None = Field(description="digest of the operator it was audited under; null: none")
+    operator: str | None = Field(description="digest of the operator or mixture it was audited under; null: none")
+    mixture: bool = Field(default=False, description="whether `operator` is a mixture's digest")
     verdict: Literal["pass", "fail", "inconclusive"]
     exit_code: int
     sentence: str
+    headline: str = Field(default="", description="the same in words, see the report's; empty: of an older report")
     label: str = Field(description="the label that shares are of")
     delta: DeltaFigure
     delta_within: DeltaFigure
@@ -326,7 +329,7 @@ def known_series(store: ObjectStore) -> list[str]:
 
 
 def subject_of(model_digest: str, operator: str | None) -> str:
-    """What names the audited in an entry's key: the model, and the operator where there is one."""
+    """What names the audited in an entry's key: the model, and the operator or mixture where there is one."""
     if operator is None:
         return model_digest
     return hashlib.sha256(f"{model_digest}\0{operator}".encode()).hexdigest()
@@ -400,7 +403,7 @@ def entry_of(
                 n=counts.n,
             )
         )
-    operator = provenance.get("operator")
+    operator = provenance.get("operator") if report.mixture is None else report.mixture.digest
     return Entry(
         series=series,
         tick=tick,
@@ -411,9 +414,11 @@ def entry_of(
         model=str(provenance.get("model", "")),
         model_digest=model_digest,
         operator=None if operator is None else str(operator),
+        mixture=report.mixture is not None,
         verdict=report.verdict,
         exit_code=exit_code,
         sentence=report.sentence,
+        headline=report.headline,
         label=label,
         delta=audited.delta,
         delta_within=audited.delta_within,

@@ -47,7 +47,7 @@ def pack(text: str) -> str:
 
 
 def summary_csv(report: Report) -> str:
-    """One row per figure and variant: Deltas, parity, rates; then the gates, and who moved since the reference."""
+    """One row per figure and variant: Deltas, parity, rates; then components, gates, and who moved."""
     header = [
         "part",
         "figure",
@@ -83,7 +83,12 @@ def summary_csv(report: Report) -> str:
         rates = {"explicit": found.explicit} | {f"explicit:{k}": v for k, v in found.explicit_by_label.items()}
         rates |= {"recognised": found.recognised, "controls": found.controls, "undetermined": found.undetermined}
         for name, rate in rates.items():
-            rows.append(["summary", name, variant, rate.value, rate.low, rate.high, rate.n, *[None] * 4, rate.worst])
+            rows.append(["summary", name, variant, *_rate(rate), *[None] * 4, rate.worst])
+        rows.append(["summary", "off_target", variant, found.off_target, *[None] * 7, None])
+    for part in () if report.mixture is None else report.mixture.components:
+        rows.append(["component", "weight", part.label, part.weight, *[None] * 7, None])
+        for name, rate in (("own", part.own), ("explicit", part.explicit)):
+            rows.append(["component", name, part.label, *_rate(rate), *[None] * 4, rate.worst])
     for gate in report.gates:
         read: list[Cell] = [gate.value, gate.low, gate.high, None, None, gate.direction, gate.limit, gate.outcome]
         rows.append(["gate", gate.name, None, *read, gate.reason])

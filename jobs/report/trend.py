@@ -180,14 +180,25 @@ def audits_csv(entries: Iterable[Entry]) -> str:
         ("delta", "delta_within", "delta_wording_max"),
         ("explicit", "recognised", "controls", "undetermined"),
     )
-    header = ["tick", "created", "run", "verdict", "exit_code", "reused_from", "model", "model_digest", "operator"]
+    header = [
+        "tick",
+        "created",
+        "run",
+        "verdict",
+        "exit_code",
+        "reused_from",
+        "model",
+        "model_digest",
+        "form",
+        "operator",
+    ]
     header += [f"{name}{end}" for name in deltas for end in ("", "_low", "_high", "_floor", "_n")]
     header += [f"{name}{end}" for name in rates for end in ("", "_low", "_high", "_n")]
     header += ["limit_delta", "limit_delta_within", "against", "manifest", "classifier", "sampler", "wordings"]
 
     def row(entry: Entry) -> list[Cell]:
         cells: list[Cell] = [tick_text(entry.tick), entry.created, entry.run, entry.verdict, entry.exit_code]
-        cells += [entry.reused_from, entry.model, entry.model_digest, entry.operator]
+        cells += [entry.reused_from, entry.model, entry.model_digest, _form(entry), entry.operator]
         for name in deltas:
             delta: DeltaFigure = getattr(entry, name)
             cells += [delta.value, delta.low, delta.high, delta.floor, delta.n]
@@ -202,6 +213,13 @@ def audits_csv(entries: Iterable[Entry]) -> str:
         ]
 
     return _csv(header, map(row, entries))
+
+
+def _form(entry: Entry) -> str | None:
+    """What a model was audited under, in a word; None: nothing."""
+    if entry.operator is None:
+        return None
+    return "mixture" if entry.mixture else "operator"
 
 
 def professions_csv(entries: Iterable[Entry]) -> str:
@@ -453,7 +471,16 @@ def _lines(entries: Sequence[Entry], link: Callable[[Entry], str | None]) -> lis
 def _new(before: Entry, entry: Entry) -> str:
     if before.model_digest != entry.model_digest:
         return "Another model. "
-    return "Another operator. " if before.operator != entry.operator else ""
+    if before.operator == entry.operator:
+        return ""
+    form = _form(entry)
+    if form is None:
+        return f"Without the {_form(before)} of before. "
+    return (
+        f"Another {form}. "
+        if _form(before) == form
+        else f"Now under {'an operator' if form == 'operator' else 'a mixture'}. "
+    )
 
 
 @cache
@@ -465,6 +492,7 @@ def _environment() -> Environment:
         pct=partial(_shown, style=figures.percent),
         when=figures.when,
         tick=tick_text,
+        form=_form,
         place=lambda value: f"{value:.4g}%",
         sentence=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     )

@@ -50,6 +50,18 @@ def test_junit_is_deterministic_and_well_formed_whatever_the_text(report: Report
     assert case.get("name") == '<&">'
 
 
+def test_properties_hold_the_headline_and_each_component(report: Report, mixture_report: Report) -> None:
+    def properties(of: Report) -> dict[str | None, str | None]:
+        return {each.get("name"): each.get("value") for each in ET.fromstring(junit_xml(of)).iter("property")}  # noqa: S314
+
+    assert properties(report)["headline"] == headline_of(report)
+    assert "mixture" not in properties(report)
+    told = properties(mixture_report.model_copy(update={"headline": "In words."}))
+    assert (told["headline"], told["mixture"]) == ("In words.", "5e" * 32)
+    assert (told["component male: own label"] or "").startswith("93.1")
+    assert "n 875)" in (told["component female: explicit prompts"] or "")
+
+
 def test_terminal_says_what_matters(report: Report) -> None:
     text = printed(report)
     for words in (
