@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from infra.storage import ObjectChanged, ObjectExists, ObjectMissing, ObjectStore, StorageError, safe_name
 from jobs.errors import ConfigError
-from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, Report
+from jobs.report.schema import DeltaFigure, GateResult, Movement, ProfessionReport, RateFigure, Report
 
 __all__ = [
     "HISTORY_VERSION",
@@ -390,19 +390,6 @@ def entry_of(
         model_digest = str(provenance["model_digest"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{report.run}: its report's provenance lacks {error}; audit the model again") from error
-    points = []
-    for item in report.professions:
-        counts = item.edited or item.base
-        points.append(
-            ProfessionPoint(
-                profession=item.profession,
-                target=item.target.get(label),
-                share=counts.share,
-                low=counts.low,
-                high=counts.high,
-                n=counts.n,
-            )
-        )
     operator = provenance.get("operator") if report.mixture is None else report.mixture.digest
     return Entry(
         series=series,
@@ -428,12 +415,25 @@ def entry_of(
         controls=audited.controls,
         undetermined=audited.undetermined,
         gates=report.gates,
-        professions=points,
+        professions=[_point(item, label) for item in report.professions],
         basis=basis,
         contents=contents,
         against=report.reference.run if report.reference and report.reference.kind == "earlier run" else None,
         moved=report.moved,
         reused_from=reused_from,
+    )
+
+
+def _point(item: ProfessionReport, label: str) -> ProfessionPoint:
+    """One profession of what was audited; `label` is the report's first."""
+    counts = item.edited or item.base
+    return ProfessionPoint(
+        profession=item.profession,
+        target=item.target.get(label),
+        share=counts.share,
+        low=counts.low,
+        high=counts.high,
+        n=counts.n,
     )
 
 

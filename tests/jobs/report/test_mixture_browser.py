@@ -103,6 +103,18 @@ def test_pairs_name_the_component_that_drew_them(show: Open, html: str) -> None:
     expect(page.get_by_role("dialog")).to_contain_text("edited by the component “male”")
 
 
+def test_an_audit_of_a_mixture_alone_has_no_second_half(show: Open, mixture_report: Report) -> None:
+    report = mixture_report.model_copy(deep=True)
+    report.kind, report.saturation, report.summary.edited = "audit", None, None
+    for meta in report.pictures:
+        meta.edited = meta.edited_label = None
+    page = show(render(report, {}))
+    expect(page.locator(".pair .meta").first).to_contain_text("seed 100003, drawn by “female”")
+    expect(page.locator("#mixture .component")).to_have_count(2)
+    for section in ("#saturation", "#edit"):
+        expect(page.locator(section)).to_have_count(0)
+
+
 def test_downloads_hold_components_and_strengths(show: Open, html: str, mixture_report: Report) -> None:
     mixture, search = mixture_report.mixture, mixture_report.saturation
     assert mixture is not None

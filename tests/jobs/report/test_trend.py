@@ -16,7 +16,8 @@ from playwright.sync_api import Page, expect
 
 from jobs.history import Basis, Entry, ProfessionPoint
 from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
-from jobs.report.trend import MAX_ENTRIES, MAX_PAGE_BYTES, audits_csv, render_trend
+from jobs.report.trend import MAX_ENTRIES, MAX_PAGE_BYTES, render_trend
+from jobs.report.trend_csv import audits_csv
 from tests.jobs.report.reports import NAMES, rate, wilson
 
 HOSTILE = "<script>document.title='owned'</script>"
