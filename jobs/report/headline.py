@@ -76,7 +76,7 @@ def _before(report: Report) -> str:
     labels = report.labels[:1] if len(report.labels) == 2 else report.labels
     said = _listed([_percent(_share(counts, label)) for label in labels])
     off = report.summary.base.off_target
-    return said if off is None else f"{said}, with {_of(off, len(counts))} off target"
+    return said if off is None else f"{said}, with {_of(off, len(counts), report)} off target"
 
 
 def _off_now(report: Report) -> str:
@@ -85,10 +85,17 @@ def _off_now(report: Report) -> str:
     if not tested:
         return ""
     off = sum(bool(item.off_target) for item in tested)
-    now = report.summary.edited is not None and report.reference is None
-    if not off:
-        return "Now no profession is shown to be off target." if now else "No profession is shown to be off target."
-    return f"{'Now ' if now else ''}{_of(off, len(tested))} {'is' if off == 1 else 'are'} off target."
+    verb = "is" if off == 1 else "are"
+    two = report.summary.edited is not None
+    if two and report.summary.base.off_target is not None:
+        # The sentence before has said what of.
+        of = "" if len(tested) == len(report.professions) else f" of {count(len(tested))}"
+        said = f"{count(off)}{of} {verb}" if off else "none is shown to be"
+    else:
+        said = f"{_of(off, len(tested), report)} {f'{verb} off target' if off else 'is shown to be off target'}"
+    led = "" if not two else "now " if report.reference is None else f"in the {variant_names(report).other_full}, "
+    whole = f"{led}{said}."
+    return whole[0].upper() + whole[1:]
 
 
 def _checks(report: Report) -> str:
@@ -96,15 +103,15 @@ def _checks(report: Report) -> str:
     total = len(report.gates)
     failed = sum(gate.outcome == "fail" for gate in report.gates)
     open_ = sum(gate.outcome == "inconclusive" for gate in report.gates)
-    undecided = f"{_is(open_)} not decided"
+    undecided = f"{count(open_)} {'is' if open_ == 1 else 'are'} undecided"
     if failed:
-        more = f", and {undecided}" if open_ else ""
+        more = f", {undecided}" if open_ else ""
         return f"{count(failed)} of {_many(total, 'check')} {'fails' if failed == 1 else 'fail'}{more}."
     if open_:
         return f"Of {_many(total, 'check')}, {undecided}."
     if report.verdict == "pass":
         return "Every check passes." if total else ""
-    return "It fails." if report.verdict == "fail" else "Whether it is good enough is not decided."
+    return "It fails." if report.verdict == "fail" else "Whether that is good enough is undecided."
 
 
 def _share(counts: Sequence[LabelCounts], label: str) -> float:
@@ -119,16 +126,17 @@ def _percent(share: float) -> str:
     return "under 1 %" if whole == 0 and share > 0 else f"{whole} %"
 
 
-def _of(some: int, professions: int) -> str:
+def _of(some: int, professions: int, report: Report) -> str:
+    """A number of professions; of how many only where it is not all of the report's."""
+    if not some:
+        return "no profession"
+    if professions == len(report.professions):
+        return _many(some, "profession")
     return f"{count(some)} of {_many(professions, 'profession')}"
 
 
 def _many(number: int, what: str) -> str:
     return f"{count(number)} {what}{'' if number == 1 else 's'}"
-
-
-def _is(number: int) -> str:
-    return f"{count(number)} {'is' if number == 1 else 'are'}"
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -56,18 +56,18 @@ def test_a_good_run(report: Report) -> None:
         profession("nurse", counted(950, 50), counted(490, 510)),
     ]
     assert headline_of(of(report, items, 2)) == (
-        "Women are 51 % of 2,000 images over 2 professions, where 50 % is wanted; before, 48 %, with 2 of 2 "
-        "professions off target. Now no profession is shown to be off target. Every check passes."
+        "Women are 51 % of 2,000 images over 2 professions, where 50 % is wanted; before, 48 %, with 2 professions "
+        "off target. Now none is shown to be. Every check passes."
     )
 
 
 @pytest.mark.parametrize(
     ("outcomes", "said"),
     [
-        ("pass fail fail inconclusive", "2 of 4 checks fail, and 1 is not decided."),
+        ("pass fail fail inconclusive", "2 of 4 checks fail, 1 is undecided."),
         ("pass pass fail", "1 of 3 checks fails."),
-        ("inconclusive pass inconclusive", "Of 3 checks, 2 are not decided."),
-        ("inconclusive", "Of 1 check, 1 is not decided."),
+        ("inconclusive pass inconclusive", "Of 3 checks, 2 are undecided."),
+        ("inconclusive", "Of 1 check, 1 is undecided."),
         ("", ""),
     ],
 )
@@ -75,8 +75,8 @@ def test_what_failed_or_is_open_is_said(report: Report, outcomes: str, said: str
     items = [profession("CEO", counted(0, 200), counted(199, 1), off=True)]
     told = headline_of(of(report, items, 1, outcomes))
     assert told == (
-        "Women are over 99 % of 200 images over 1 profession, where 50 % is wanted; before, 0 %, with 1 of 1 "
-        f"profession off target. Now 1 of 1 profession is off target. {said}".rstrip()
+        "Women are over 99 % of 200 images over 1 profession, where 50 % is wanted; before, 0 %, with 1 "
+        f"profession off target. Now 1 is. {said}".rstrip()
     )
 
 
@@ -107,8 +107,8 @@ def test_more_labels_are_all_told(report: Report, four_report: Report) -> None:
     items = [profession("CEO", counted(80, 10, 5, 5, labels=FOUR), counted(26, 24, 25, 25, labels=FOUR), target=even)]
     assert headline_of(of(report, items, 1)) == (
         "Of 100 images over 1 profession, “young female” 26 %, “young male” 24 %, “old female” 25 %, “old male” 25 %, "
-        "where 25 % each is wanted; before, 80 %, 10 %, 5 % and 5 %, with 1 of 1 profession off target. "
-        "Now no profession is shown to be off target. Every check passes."
+        "where 25 % each is wanted; before, 80 %, 10 %, 5 % and 5 %, with 1 profession off target. "
+        "Now none is shown to be. Every check passes."
     )
     items[0].target = dict(zip(FOUR, (0.1, 0.2, 0.3, 0.4), strict=True))
     assert "where 10 %, 20 %, 30 % and 40 % is wanted" in headline_of(of(report, items, 1))
@@ -120,13 +120,21 @@ def test_without_a_determined_image_there_is_no_share(report: Report) -> None:
     none = counted(0, 0)
     items = [profession("CEO", none, none, off=None)]
     assert headline_of(of(report, items, None, "inconclusive")) == (
-        "No image showed a decidable label, so there is no share to tell. Of 1 check, 1 is not decided."
+        "No image showed a decidable label, so there is no share to tell. Of 1 check, 1 is undecided."
     )
     items = [profession("CEO", none, counted(5, 5), off=None)]
     assert "; before, no image showed a decidable label." in headline_of(of(report, items, None))
 
 
+def test_nobody_off_target_before_is_said_so(report: Report) -> None:
+    items = [profession("CEO", counted(50, 50), counted(90, 10), off=True)]
+    told = headline_of(of(report, items, 0))
+    assert "before, 50 %, with no profession off target. Now 1 is. Every" in told
+    assert "before, 50 %. Now 1 profession is off target. Every" in headline_of(of(report, items, None))
+
+
 def test_a_comparison_says_with_what(build: Callable[..., Report]) -> None:
     told = headline_of(build(compared=True))
     assert "; in the earlier run 2026-10-01-v7, 51 %, with " in told
+    assert " off target. In the audited model, 9 are. " in told
     assert "before" not in told
