@@ -15,7 +15,7 @@ __all__ = ["LabelShares", "Section", "calibration_section", "label_shares", "mix
 
 # Measured sizes of the page's parts, rounded up.
 _PANEL_BYTES, _UNREACHABLE_BYTES = 2_300, 600
-_EDITED_BYTES, _SATURATED_BYTES = 70, 800
+_EDITED_BYTES, _SATURATED_BYTES = 70, 450
 _WEIGHTS_BYTES, _WEIGHT_BYTES = 150, 40
 
 
