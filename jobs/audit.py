@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,20 +27,24 @@ from jobs.cells import audit_cells
 from jobs.comparing import Matched, check_comparable, match, reference_shard
 from jobs.config import AuditConfig, RunConfig
 from jobs.earlier import Earlier, read_earlier
+from jobs.edits import Edit, operators_of, variant_of
 from jobs.errors import ConfigError
 from jobs.identity import last_name
 from jobs.inputs import read_bytes
+from jobs.pictures import Shown
 from jobs.redraw import read_report
-from jobs.report.schema import Reference
-from jobs.reporting import Outcome, code_of, conclude, first_shards, report_of, write_pictures
+from jobs.report.schema import ComponentEdit, Reference
+from jobs.reporting import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
 from jobs.results import EditedProfession, evaluate
 from jobs.session import Job, RunFinished, Session, open_session
-from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.shards import Recipe
 from jobs.tally import TallyTask, part_name
+from jobs.variants import Variant
 from manifests import Manifest, Profession, resolved_targets
-from time_ops import EditError, EditOperator
+from time_ops import Component, EditError, EditOperator, Mixture
+from time_ops.mixture import is_mixture
 
-__all__ = ["Outcome", "audit", "main", "read_operator"]
+__all__ = ["Outcome", "audit", "main", "profession_as_edited", "read_edit"]
 
 
 def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome:
@@ -59,7 +64,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
     """
     settings = StorageSettings.from_environment()
     wanted = config.audit
-    operator = None if wanted.operator is None else read_operator(wanted.operator, settings)
+    edit = None if wanted.operator is None else read_edit(wanted.operator, settings)
     earlier: Earlier | None = None
     reference: Reference | None = None
     if wanted.base is not None:
@@ -75,13 +80,13 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
 
     content = {
         "kind": "audit",
-        "operator": None if operator is None else operator.digest,
+        "operator": None if edit is None else edit.digest,
         "reference": None if reference is None else reference.model_dump(exclude={"name"}),
         "evidence": None if earlier is None else earlier.evidence,
     }
     try:
         with open_session(config, console, job=Job("audit", content, check, again)) as session:
-            return _Audit(session, console, operator, earlier, reference).run()
+            return _Audit(session, console, edit, earlier, reference).run()
     except RunFinished as finished:
         folder = finished.folder
         report = read_report(folder.get("report.json"), folder.url("report.json"))
@@ -95,32 +100,33 @@ def _audited_base(base: str, config: RunConfig, console: Console, settings: Stor
     return read_earlier(audit(alone, console, again=False).url, settings)
 
 
-def read_operator(url: str, settings: StorageSettings) -> EditOperator:
-    """An operator's file, local or from an object store, that a model can be audited under.
+def read_edit(url: str, settings: StorageSettings) -> Edit:
+    """An operator's or a mixture's file, local or from an object store, that a model can be audited under.
 
     Raises:
         ConfigError: there is none, it is damaged, or an audit can't tell its images from another one's.
     """
     data = read_bytes(url, settings)
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
-        path = Path(scratch) / "operator.safetensors"
+        path = Path(scratch) / "edit.safetensors"
         path.write_bytes(data)
         try:
-            operator = EditOperator.load(path)
+            edit: Edit = Mixture.load(path) if is_mixture(data) else EditOperator.load(path)
         except EditError as error:
             raise ConfigError(str(error).replace(str(path), url)) from error
-    if operator.values_only:
-        raise ConfigError(
-            f"{url} edits value projections only, which is no transform of the prompts; fold it into the model, and "
-            "audit the checkpoint: --model CHECKPOINT --base MODEL"
-        )
-    if not operator.steps:
-        # Images are kept under the digest of what an operator was solved from: all such ones would share theirs.
-        raise ConfigError(
-            f"{url} does not say what it was solved from, so its images can't be told from another one's; solve it "
-            "with time_ops, or fold it and audit the checkpoint: --model CHECKPOINT --base MODEL"
-        )
-    return operator
+    for operator in operators_of(edit):
+        if operator.values_only:
+            raise ConfigError(
+                f"{url} edits value projections only, which is no transform of the prompts; fold it into the model, "
+                "and audit the checkpoint: --model CHECKPOINT --base MODEL"
+            )
+        if not operator.steps:
+            # Images are kept under the digest of what an operator was solved from: all such ones would share theirs.
+            raise ConfigError(
+                f"{url} does not say what it was solved from, so its images can't be told from another one's; solve it "
+                "with time_ops, or fold it and audit the checkpoint: --model CHECKPOINT --base MODEL"
+            )
+    return edit
 
 
 class _Audit:
@@ -130,18 +136,18 @@ class _Audit:
         self,
         session: Session,
         console: Console,
-        operator: EditOperator | None,
+        edit: Edit | None,
         earlier: Earlier | None,
         reference: Reference | None,
     ) -> None:
         self.session, self.console = session, console
-        self.operator, self.earlier, self.reference = operator, earlier, reference
+        self.edit, self.earlier, self.reference = edit, earlier, reference
         self.config, self.manifest, self.folder = session.config, session.manifest, session.folder
         self.labels = list(self.config.attribute)
         self.cells = audit_cells(self.manifest, self.config)
         self.rows = 0
-        self.audited = BASE if operator is None else operator.digest
-        if operator is not None and reference is None:
+        self.audited = variant_of(edit)
+        if edit is not None and reference is None:
             name = last_name(self.config.model)
             model = session.probe.model
             self.reference = Reference(kind="base model", name=name, run=self.folder.run, model_digest=model)
@@ -150,17 +156,19 @@ class _Audit:
         """All steps."""
         config, session = self.config, self.session
         matched = self._matched()
-        if self.operator is not None:
-            # Before any image: what is wrong with the operator is told at once.
-            session.pool.call("check_operator", self.operator)
-            self.folder.put("operator.safetensors", self.operator.to_bytes())
+        if self.edit is not None:
+            # Before any image: what is wrong with an operator is told at once.
+            for operator in operators_of(self.edit):
+                session.pool.call("check_operator", operator)
+            name = "mixture" if isinstance(self.edit, Mixture) else "operator"
+            self.folder.put(f"{name}.safetensors", self.edit.to_bytes())
         variants = {"base": self.audited}
         if matched is not None:
             variants = {"edited": self.audited}
-        elif self.operator is not None:
-            variants = {"base": BASE, "edited": self.audited}
+        elif self.edit is not None:
+            variants = {"base": Variant.plain(), "edited": self.audited}
             session.generate(self.cells, None, "base audit")
-        session.generate(self.cells, self.operator, "audit")
+        session.generate(self.cells, self.edit, "audit")
         session.reporter.say("labelling and counting")
         texts = session.texts()
         tasks = session.tasks(self.cells)
@@ -169,7 +177,7 @@ class _Audit:
             tallies = tallies.after(matched.part)
         result = evaluate(
             tallies,
-            [_asked(p, self.labels, self.operator) for p in self.manifest.professions],
+            [profession_as_edited(p, self.labels, self.edit) for p in self.manifest.professions],
             self.labels,
             list(config.wordings.audit),
             config.gates,
@@ -177,13 +185,15 @@ class _Audit:
             confusion=config.confusion,
             compared=self.reference is not None,
         )
-        own = first_shards(session, list(variants.values()))
+        own = pictured_shards(session, list(variants.values()))
 
-        def shards(task: TallyTask) -> list[ShardSpec | None]:
-            found = own(task)
-            if matched is None or self.earlier is None or not found or found[0] is None:
-                return found
-            return [reference_shard(matched, self.earlier, found[0], task.cell, session.store), *found]
+        def shards(task: TallyTask) -> list[Shown]:
+            shown = own(task)
+            if matched is None or self.earlier is None or not shown[-1]:
+                return shown
+            (_, first), *_ = shown[-1]
+            reference = reference_shard(matched, self.earlier, replace(first, route=None), task.cell, session.store)
+            return [[] if reference is None else [("", reference)], *shown]
 
         pictures = write_pictures(session, tallies, shards, result)
         report = report_of(
@@ -191,7 +201,7 @@ class _Audit:
             result,
             tallies,
             pictures,
-            operator=self.operator,
+            edit=self.edit,
             kind="audit",
             reference=self.reference,
             compared_with=None if self.earlier is None else self.earlier.makers,
@@ -215,24 +225,36 @@ class _Audit:
         return match(self.earlier, self.cells, self.labels, self.config.seed, write)
 
 
-def _asked(profession: Profession, labels: Sequence[str], operator: EditOperator | None) -> EditedProfession:
-    """What is wanted of a profession, and what an operator says was done: its lambda, its blend over all wordings."""
-    records = [
-        edit
-        for step in (operator.steps if operator is not None else ())
-        for edit in step.edits
-        if edit.source == profession.source
-    ]
+def profession_as_edited(profession: Profession, labels: Sequence[str], edit: Edit | None) -> EditedProfession:
+    """What is wanted of a profession, and what an edit says was done: its lambda, its blend over all wordings."""
+    asked = EditedProfession(profession.name, profession.source, resolved_targets(profession, labels))
+    if isinstance(edit, Mixture):
+        return replace(asked, components={c.label: _component_edit(profession, c) for c in edit.components})
+    if edit is None:
+        return asked
+    lam, blends = _as_solved(profession, edit)
+    return replace(asked, lam=lam, shares={p: share for p, share in blends.items() if p != profession.source})
+
+
+def _component_edit(profession: Profession, component: Component) -> ComponentEdit:
+    lam, blends = _as_solved(profession, component.operator)
+    overshoot = sum(share for prompt, share in blends.items() if prompt != profession.source)
+    if not overshoot:
+        return ComponentEdit(lam=None, overshoot=None, left_alone=True)
+    return ComponentEdit(lam=lam, overshoot=overshoot)
+
+
+def _as_solved(profession: Profession, operator: EditOperator) -> tuple[float | None, dict[str, float]]:
+    """The lambda of a profession's edit, None where it has none or several; its blend, the source's share too."""
+    records = [edit for step in operator.steps for edit in step.edits if edit.source == profession.source]
     lams = {edit.lam for edit in records}
     blends: dict[str, float] = defaultdict(float)
     wordings = sum(len(edit.augmentations) for edit in records)
     for edit in records:
         for prompt, share in edit.destinations:
-            if prompt != profession.source:
-                blends[prompt] += share * len(edit.augmentations) / wordings
+            blends[prompt] += share * len(edit.augmentations) / wordings
     known = lams.pop() if len(lams) == 1 else None
-    lam = None if known is None or not math.isfinite(known) else known
-    return EditedProfession(profession.name, profession.source, resolved_targets(profession, labels), lam, dict(blends))
+    return (None if known is None or not math.isfinite(known) else known), dict(blends)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from jobs.results import label_counts
 from jobs.session import Session
 from jobs.shards import BASE, ShardOutcome, ShardSpec, stored_keys
 from jobs.tally import Tallies
+from jobs.variants import Variant
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
 from time_ops.calibration import Calibration, Candidate, Limits, Measured, Profession, Rules
@@ -75,7 +76,8 @@ class _Search:
     def run(self) -> Calibrated:
         for trial in self.trials:
             self.calibration.tell(trial.candidate, trial.measured)
-            self._spend(list(self.session.use(self._cells(trial.candidate), trial.operator, pictures=False)))
+            used = self.session.use(self._cells(trial.candidate), Variant.plain(trial.operator), pictures=False)
+            self._spend(list(used))
         while (candidate := self.calibration.propose()) is not None:
             self.trials.append(self._tried(candidate))
             self.calibration.tell(candidate, self.trials[-1].measured)
@@ -101,7 +103,9 @@ class _Search:
         cells = self._cells(candidate)
         stage = f"calibration round {candidate.number}, {candidate.phase}"
         self.session.generate(cells, operator, stage, pictures=False)
-        tallies = self.session.tally(self.session.tasks(cells), {candidate.phase: digest}, self.texts, written=False)
+        tallies = self.session.tally(
+            self.session.tasks(cells), {candidate.phase: Variant.plain(digest)}, self.texts, written=False
+        )
         return Trial(candidate, _measured(tallies, self.manifest, self.config), digest)
 
     def _cells(self, candidate: Candidate) -> list[Cell]:

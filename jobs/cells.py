@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.shards import Recipe, ShardSpec
+from jobs.variants import Variant
 from manifests.schema import Manifest
 from time_ops.prompts import augment
 
-__all__ = ["Cell", "audit_cells", "calibration_cells", "check_held_out", "cut_cell", "iter_audit_cells", "shards_of"]
+__all__ = [
+    "Cell",
+    "audit_cells",
+    "calibration_cells",
+    "check_held_out",
+    "cut_cell",
+    "cut_parts",
+    "iter_audit_cells",
+    "shards_of",
+]
+
+UNEDITED_IMAGES = 8
+"""Images of a profession that a component leaves alone: what it draws there is its own, and decides its weights."""
 
 Kind = Literal["audit", "explicit", "control", "edit"]
 Stream = Literal["audit", "calibration"]
@@ -25,7 +39,7 @@ class Cell:
     Attributes:
         kind: what for.
         subject: the profession's name, the control's prompt, or of a tested edit its source.
-        wording: the template; but for `audit` the prompt itself.
+        wording: of an audit cell the template; of an explicit prompt or a control the prompt itself.
         prompt: as rendered.
         images: how many.
         label: the label that an explicit prompt names.
@@ -93,6 +107,45 @@ def calibration_cells(
         yield cell("control", prompt, prompt, prompt, search.control_images)
 
 
+def saturation_cells(
+    manifest: Manifest, config: RunConfig, wordings: Sequence[str], number: int, component: str, edited: Sequence[bool]
+) -> Iterator[Cell]:
+    """The cells of one component in one round of the search for a mixture's strengths: images of one each.
+
+    Professions and rounds take turns through the wordings, and through the explicit prompts of other labels. What is
+    left alone in the component is the base model: the first round draws more of it, the later ones none.
+
+    Args:
+        manifest: the run's.
+        config: its configuration.
+        wordings: that the strengths are tried on.
+        number: of the round, from 1.
+        component: its label.
+        edited: for each profession, whether the component edits it.
+    """
+    search = config.mixture
+
+    def cell(
+        kind: Kind, subject: str, wording: str, prompt: str, j: int, images: int, label: str | None = None
+    ) -> Cell:
+        # Enough room for each round's own: no two rounds share an image.
+        return Cell(kind, subject, wording, prompt, images, label, "calibration", (number - 1) * 1000 + j)
+
+    for place, (profession, is_edited) in enumerate(zip(manifest.professions, edited, strict=True)):
+        images = search.images if is_edited else (UNEDITED_IMAGES if number == 1 else 0)
+        for j in range(images):
+            wording = wordings[(place + (number - 1) * search.images + j) % len(wordings)]
+            yield cell("audit", profession.name, wording, augment(wording, profession.source), j // len(wordings), 1)
+        others = [d for d in profession.destinations if d.label != component]
+        for j in range(search.explicit_images if is_edited and others else 0):
+            turn = place + (number - 1) * search.explicit_images + j
+            destination, wording = others[turn % len(others)], wordings[turn // len(others) % len(wordings)]
+            prompt = augment(wording, destination.prompt)
+            yield cell("explicit", profession.name, prompt, prompt, j // len(wordings), 1, destination.label)
+    for prompt in config.controls if search.control_images and any(edited) else ():
+        yield cell("control", prompt, prompt, prompt, 0, search.control_images)
+
+
 def check_held_out(manifest: Manifest, config: RunConfig) -> None:
     """Refuse audit prompts that the edit or the calibration has seen, once rendered.
 
@@ -120,29 +173,57 @@ def check_held_out(manifest: Manifest, config: RunConfig) -> None:
 
 
 def cut_cell(cell: Cell, recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True) -> list[ShardSpec]:
-    """The shards of one cell: fixed blocks of `shard_images`, so that more images only append blocks."""
-    block = config.shard_images
-    shards = []
-    end = cell.first + cell.images
-    for first in range(cell.first, end, block):
-        count = min(block, end - first)
-        kept = config.pictures.of_shard(first, count) if pictures else 0
-        shards.append(
-            ShardSpec(
-                recipe, operator, cell.stream, cell.prompt, first, count, kept, picture_format=config.pictures.format
+    """The shards of one cell under one operator, or the base; see `cut_parts`."""
+    return cut_parts(cell, recipe, Variant.plain(operator), config, pictures=pictures)[0]
+
+
+def cut_parts(
+    cell: Cell, recipe: Recipe, variant: Variant, config: RunConfig, *, pictures: bool = True
+) -> list[list[ShardSpec]]:
+    """The shards of one cell, for each part of the variant that draws any of it, in the parts' order.
+
+    They are blocks of `shard_images`, or of a component's part of that, and a last one of what is left: more images
+    only append blocks, and make at most the last one of each part again.
+
+    Raises:
+        ValueError: a mixture's images can't begin anywhere but at the first.
+    """
+    draws = variant.draws(cell.prompt, cell.images, config.shard_images)
+    if variant.table is not None and cell.first:
+        raise ValueError(f"cell of {cell.prompt!r} begins at image {cell.first}, a mixture's cells at the first")
+    cut = []
+    for draw in draws:
+        shards, end = [], cell.first + draw.count
+        for first in range(cell.first, end, draw.block):
+            count = min(draw.block, end - first)
+            kept = config.pictures.of_shard(first, count) if pictures else 0
+            operator = variant.parts[draw.part].operator
+            shards.append(
+                ShardSpec(
+                    recipe,
+                    operator,
+                    cell.stream,
+                    cell.prompt,
+                    first,
+                    count,
+                    kept,
+                    picture_format=config.pictures.format,
+                    route=draw.route,
+                )
             )
-        )
-    return shards
+        cut.append(shards)
+    return cut
 
 
 def shards_of(
-    cells: Iterable[Cell], recipe: Recipe, operator: str, config: RunConfig, *, pictures: bool = True
+    cells: Iterable[Cell], recipe: Recipe, variant: Variant, config: RunConfig, *, pictures: bool = True
 ) -> Iterator[ShardSpec]:
     """All shards of all cells, each once, one at a time: equal prompts of two cells are one shard."""
+    # 64 bits of each: among two million shards two are alike once in ten million runs, and the tally then says so.
     seen: set[int] = set()
     for cell in cells:
-        for spec in cut_cell(cell, recipe, operator, config, pictures=pictures):
-            place = hash((spec.stream, spec.prompt, spec.first, spec.count))
+        for spec in chain.from_iterable(cut_parts(cell, recipe, variant, config, pictures=pictures)):
+            place = hash((spec.operator, spec.stream, spec.prompt, spec.first, spec.count))
             if place not in seen:
                 seen.add(place)
                 yield spec

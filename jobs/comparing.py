@@ -22,8 +22,9 @@ from jobs.earlier import Earlier, EarlierRunError
 from jobs.identity import keyed_versions, sampler_facts
 from jobs.labels import FAILED
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
-from jobs.tally import MARGINS, PartTally, pack, swept_counts
+from jobs.tally import MARGINS, PartTally, pack, places_of, swept_counts
 from manifests import Manifest, resolved_targets
+from time_ops.route import apportion
 
 __all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shard"]
 
@@ -153,9 +154,13 @@ def match(
             if (place := places.get(rows.cell)) is None:
                 continue
             cell = cells[place]
-            keep = (rows.index >= cell.first) & (rows.index < cell.first + cell.images)
-            at = starts[place] + rows.index[keep] - cell.first
-            if seen[at].any() or len(np.unique(at)) != len(at):
+            keep = rows.first(cell)
+            if len(np.unique(rows.index[keep])) != keep.sum():
+                raise _damaged(earlier, cell, "some images twice")
+            if keep.sum() != cell.images:
+                continue
+            at = starts[place] + np.argsort(places_of(rows.index[keep], cell.first))
+            if seen[at].any():
                 raise _damaged(earlier, cell, "some images twice")
             _check_seeds(earlier, cell, rows, seed)
             seen[at] = True
@@ -177,6 +182,7 @@ def match(
         packed[None],
         swept[:, :, None],
         np.full(len(cells), np.nan),
+        np.zeros((len(cells), 0, len(labels) + 3), np.int32),
         np.array([earlier.summary.seconds]),
         bad,
         Counter(),
@@ -205,6 +211,20 @@ class _Rows:
     shards: np.ndarray
     scores: np.ndarray | None
     """[n, L], or None where the cell has none."""
+    components: np.ndarray
+    """[n] the mixture's component that drew each; None where there was no mixture."""
+
+    def first(self, cell: Cell) -> np.ndarray:
+        """[n] bool, the images that a run of so many would have drawn: of a mixture the first of each component."""
+        if self.components[0] is None:
+            return np.asarray((self.index >= cell.first) & (self.index < cell.first + cell.images))
+        names = list(dict.fromkeys(self.components))
+        counts = [int((self.components == name).sum()) for name in names]
+        keep = np.zeros(len(self.index), bool)
+        for name, count in zip(names, apportion([c / len(self.index) for c in counts], cell.images), strict=True):
+            mine = np.flatnonzero(self.components == name)
+            keep[mine[np.argsort(self.index[mine], kind="stable")][:count]] = True
+        return keep
 
     @property
     def ok(self) -> np.ndarray:
@@ -223,6 +243,9 @@ def _by_cell(table: pa.Table, labels: Sequence[str]) -> Iterator[tuple[int, _Row
         table.column(name).to_numpy() for name in ("index", "seed", "recognised", "status", "shard")
     )
     codes = np.array([known.get(label, FAILED) for label in table.column("label").to_pylist()], np.uint8)
+    # Runs from before there were mixtures have no such column.
+    has = "component" in table.column_names
+    components = np.array(table.column("component").to_pylist() if has else [None] * len(table), dtype=object)
     scores = table.column("scores").combine_chunks()
     for start, end in zip([0, *turns], [*turns, len(table)], strict=True):
         part = slice(int(start), int(end))
@@ -241,6 +264,7 @@ def _by_cell(table: pa.Table, labels: Sequence[str]) -> Iterator[tuple[int, _Row
                 statuses[part],
                 shards[part],
                 values.reshape(-1, len(labels)) if len(values) == (end - start) * len(labels) else None,
+                components[part],
             ),
         )
 

@@ -23,13 +23,14 @@ from pydantic_settings import (
 )
 
 from jobs.errors import ConfigError
-from time_ops.prompts import DEFAULT_AUGMENTATIONS
+from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT
 
 __all__ = [
     "AuditConfig",
     "CalibrationConfig",
     "EvaluateConfig",
     "GatesConfig",
+    "MixtureConfig",
     "MlflowConfig",
     "PreserveConfig",
     "RunConfig",
@@ -71,18 +72,72 @@ DEFAULT_EDIT_WORDINGS = (
 )
 
 
+# A mixture takes no share from its wordings, so more of them cost only their encoding. In front of the noun and behind
+# it; none of TIME's five test wordings. What they did to unseen ones is in docs/decisions/0011.
+MIXTURE_EDIT_WORDINGS = (
+    *DEFAULT_EDIT_WORDINGS,
+    "A photograph of {source}",
+    "A black and white photo of {source}",
+    "A statue of {source}",
+    "A watercolor of {source}",
+    "A scene with {source}",
+    "The face of {source}",
+    "A movie still of {source}",
+    "{source} reading",
+    "{source} walking",
+    "{source} sitting on a chair",
+    "{source} talking",
+    "{source} standing",
+    "{source} looking at the camera",
+    "{source} in a city",
+    "{source} on a beach",
+    "{source} with a child",
+    "{source} wearing glasses",
+    "{source} in a kitchen",
+    "{source} eating lunch",
+    "{source} at home",
+)
+MIXTURE_CALIBRATION_WORDINGS = (
+    "A close-up of {source}",
+    "A watercolor of {source}",
+    "{source} walking",
+    "{source} in the snow",
+    "A movie still of {source}",
+    "{source} with a child",
+)
+
+NEUTRAL_PROMPTS = tuple(
+    f"{article} of {subject}"
+    for article, subjects in (
+        (
+            "a photo",
+            "a red bicycle|a wooden table|a bowl of soup|a dog|a horse|a bird|a fish|a bridge|a church|a train|a beach|"
+            "a forest|a river|a desert|a castle|a garden|a road|a lamp|a clock|a book|a guitar|a pizza|an apple|a cake|"
+            "a bottle|a window|a door|a ship|an airplane|a truck|a village|a waterfall",
+        ),
+        ("an image", "a bus|a butterfly|a tower|a chair"),
+        ("a picture", "a lake|a candle|a sheep|a landscape"),
+    )
+    for subject in subjects.split("|")
+)
+"""Prompts about no people, which a mixture's components leave as they are; none is a default control."""
+
+
 class WordingsConfig(Section):
     """Prompt templates; `{source}` is the manifest's source prompt. Audit prompts overlap neither of the others'."""
 
     edit: tuple[Template, ...] = Field(
         DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that the edit itself is solved on; the more they differ, the better it carries over",
+        description="wordings that the edit itself is solved on; the more they differ, the better it carries over. "
+        "Default of a mixture: 35 instead of these 15",
     )
     calibration: tuple[Template, ...] = Field(
         DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that candidates are audited on; those that the edit has too get shares of their own",
+        description="wordings that candidates are audited on. Of a single edit those that the edit has too get shares "
+        "of their own. A mixture's strengths are tried on them, with an edit that is solved without them; default of a "
+        "mixture: six of its own",
     )
     audit: tuple[Template, ...] = Field(
         (
@@ -160,6 +215,56 @@ class CalibrationConfig(Section):
         if self.least_lam > self.lam:
             raise ValueError("least_lam must not be larger than lam, where the search starts")
         return self
+
+
+class MixtureConfig(Section):
+    """A mixture's components, and the search for their strengths, see `time_ops.saturation`.
+
+    Lambdas are in units of the edit's own scale, as in `calibration`.
+    """
+
+    lam: float = Field(0.1, gt=0, description="where open lambdas start, and the largest")
+    least_lam: float = Field(0.01, gt=0, description="the smallest, and so the strongest edit, that is tried")
+    overshoot: float = Field(
+        1.4, ge=1, le=MOST_OVERSHOOT, description="where it starts; 1 is the destination, 1.2 a fifth beyond it"
+    )
+    most_overshoot: float = Field(1.8, ge=1, le=MOST_OVERSHOOT, description="the largest that is tried")
+    explicit_ratio: float = Field(
+        1.0,
+        gt=0,
+        description="lambda of the other labels' destination prompts, in units of the edit's; smaller holds them more",
+    )
+    explicit_push: float = Field(
+        0.6,
+        ge=0,
+        le=2,
+        description="how far the other labels' destination prompts are pushed away from their source, to make up for "
+        "what the edit takes from them in wordings that it has not seen; 0: they are kept as they are",
+    )
+    neutral: tuple[str, ...] = Field(NEUTRAL_PROMPTS, description="prompts about no people, kept as they are")
+    images: int = Field(4, ge=1, description="images per profession and component, per round")
+    explicit_images: int = Field(1, ge=0, description="of other labels' explicit prompts, likewise")
+    control_images: int = Field(2, ge=0, description="images per control and component, per round")
+    budget: int = Field(
+        20, ge=0, description="most images per profession in all rounds together; 0: strengths stay where they start"
+    )
+    rounds: int = Field(4, ge=0, description="most rounds")
+    own: Probability = Field(0.98, description="share of its own label at which a component is saturated")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MixtureConfig:
+        if self.least_lam > self.lam:
+            raise ValueError("least_lam must not be larger than lam, where the search starts")
+        if self.most_overshoot < self.overshoot:
+            raise ValueError("most_overshoot must not be smaller than overshoot, where the search starts")
+        if len({p.casefold() for p in self.neutral}) < len(self.neutral):
+            raise ValueError("neutral repeats a prompt")
+        return self
+
+    def rounds_of(self, components: int) -> int:
+        """How many rounds the budget allows, with so many components; one at least, unless there is to be none."""
+        each = components * (self.images + self.explicit_images)
+        return min(self.rounds, max(1, self.budget // each) if self.budget else 0)
 
 
 class SamplerConfig(Section):
@@ -388,6 +493,11 @@ class RunConfig(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="the run's name; null: from the resolved contents (rows, tensors, settings), not from paths",
     )
+    form: Literal["mixture", "single"] = Field(
+        "mixture",
+        description="mixture: one saturated edit for each label, and each image's seed picks one; single: one balanced "
+        "edit, for whoever must ship one set of weights",
+    )
     attribute: dict[str, tuple[str, ...]] = Field(
         {"female": ("a photo of a female {profession}",), "male": ("a photo of a male {profession}",)},
         description="label -> zero-shot prompts, an ensemble; the first label is the one that shares are of",
@@ -409,6 +519,7 @@ class RunConfig(BaseSettings):
     control_images: int = Field(50, ge=1, description="audit images per control and variant")
     shard_images: int = Field(50, ge=1, description="images in one shard; never derived, so that shards stay the same")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    mixture: MixtureConfig = Field(default_factory=MixtureConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     gates: GatesConfig = Field(default_factory=GatesConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
@@ -449,6 +560,30 @@ class RunConfig(BaseSettings):
                 raise ValueError(f"label {label!r} has no prompt")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _wordings_of_the_form(cls, values: Any) -> Any:
+        """A mixture has other default wordings than a single edit."""
+        if not isinstance(values, dict) or values.get("form", "mixture") != "mixture":
+            return values
+        given = values.get("wordings", {})
+        if not isinstance(given, dict):
+            return values
+        usual: dict[str, Any] = {"edit": MIXTURE_EDIT_WORDINGS, "calibration": MIXTURE_CALIBRATION_WORDINGS}
+        return {**values, "wordings": {**usual, **given}}
+
+    @model_validator(mode="after")
+    def _neutral_apart(self) -> RunConfig:
+        if self.form == "mixture":
+            audited = {c.casefold() for c in self.controls}
+            both = [p for p in self.mixture.neutral if p.casefold() in audited]
+            if both:
+                raise ValueError(
+                    f"controls {both} are also in mixture.neutral, which the edit keeps as they are, so they prove "
+                    "nothing; take them out of one of the lists"
+                )
+        return self
+
     @model_validator(mode="after")
     def _checked_by_hand(self) -> RunConfig:
         if self.confusion is None:
@@ -464,21 +599,6 @@ class RunConfig(BaseSettings):
         if np.linalg.matrix_rank([[n / sum(row) for n in row] for row in rows]) < len(rows):
             raise ValueError(
                 "confusion is singular: the labels given don't tell the true ones apart; check more images"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_shards(self) -> RunConfig:
-        cells = {
-            "images_per_cell": self.images_per_cell,
-            "explicit_images": self.explicit_images,
-            "control_images": self.control_images,
-        }
-        odd = [f"{name} ({n})" for name, n in cells.items() if n % self.shard_images and n > self.shard_images]
-        if odd:
-            raise ValueError(
-                f"{', '.join(odd)}: more than one shard must be a multiple of shard_images ({self.shard_images}), "
-                "so that a run enlarged later cuts the same shards"
             )
         return self
 

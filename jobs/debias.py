@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 
@@ -16,18 +18,20 @@ from jobs.calibrating import calibrate
 from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
+from jobs.edits import Edit, variant_of
 from jobs.exports.card import NOT_CHECKED
-from jobs.exports.checking import check_export
+from jobs.exports.checking import check_export, check_mixture
 from jobs.exports.checksums import CHECKSUMS
 from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote, remove
-from jobs.report.schema import Report, Shipped, Verdict
-from jobs.reporting import Outcome, conclude, first_shards, report_of, write_pictures
+from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
+from jobs.reporting import Outcome, conclude, pictured_shards, report_of, write_pictures
 from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
+from jobs.saturating import saturate
 from jobs.session import Session, open_session
-from jobs.shards import BASE
+from jobs.variants import Variant
 from manifests import resolved_targets
-from time_ops import EditOperator
+from time_ops import Mixture
 
 __all__ = ["Outcome", "debias", "main", "settle"]
 
@@ -44,6 +48,25 @@ def debias(config: RunConfig, console: Console) -> Outcome:
         return _Job(session, console).run()
 
 
+@dataclass(frozen=True)
+class _Solved:
+    """What was found, of either form.
+
+    Attributes:
+        name: of its file in the run's folder, without the ending.
+        edit: what the model is audited under.
+        professions: what was asked and done for each.
+        calibration: how a single operator was found; None: its strengths were given.
+        saturation: likewise of a mixture.
+    """
+
+    name: str
+    edit: Edit
+    professions: list[EditedProfession]
+    calibration: Calibration | None = None
+    saturation: Saturation | None = None
+
+
 class _Job:
     """The steps of one run, in order."""
 
@@ -58,66 +81,84 @@ class _Job:
         """All steps."""
         config, session = self.config, self.session
         session.generate(self.cells, None, "base audit")
-        found = calibrate(session, self.texts)
-        operator, chosen = found.operator, found.candidate
-        self.folder.put("operator.safetensors", operator.to_bytes())
-        session.generate(self.cells, operator, "edited audit")
+        solved = self._find()
+        self.folder.put(f"{solved.name}.safetensors", solved.edit.to_bytes())
+        session.generate(self.cells, solved.edit, "edited audit")
         session.reporter.say("labelling and counting")
-        variants = {"base": BASE, "edited": operator.digest}
+        variants = {"base": Variant.plain(), "edited": variant_of(solved.edit)}
         tallies = session.tally(session.tasks(self.cells), variants, self.texts, written=True)
-        professions = [
-            EditedProfession(
-                p.name,
-                p.source,
-                resolved_targets(p, self.labels),
-                float(chosen.lam[i]),
-                # Means over the wordings; calibration.parquet and the operator hold each.
-                {d.prompt: float(s) for d, s in zip(p.destinations, chosen.shares[i].mean(axis=0), strict=True)},
-            )
-            for i, p in enumerate(self.manifest.professions)
-        ]
         result = evaluate(
             tallies,
-            professions,
+            solved.professions,
             self.labels,
             list(config.wordings.audit),
             config.gates,
             config.seed,
             confusion=config.confusion,
         )
-        shipped = self._write_candidate(operator, result)
+        shipped = self._write_candidate(solved.edit, result)
         result = with_gate(result, shipped.gate)
-        pictures = write_pictures(session, tallies, first_shards(session, list(variants.values())), result)
+        pictures = write_pictures(session, tallies, pictured_shards(session, list(variants.values())), result)
         report = report_of(
-            session, result, tallies, pictures, operator=operator, calibration=found.section, shipped=shipped
+            session,
+            result,
+            tallies,
+            pictures,
+            edit=solved.edit,
+            calibration=solved.calibration,
+            saturation=solved.saturation,
+            shipped=shipped,
         )
         self._publish(report)
         return conclude(session, self.console, report, pictures)
 
-    def _write_candidate(self, operator: EditOperator, result: AuditResult) -> Shipped:
+    def _find(self) -> _Solved:
+        """The edit of the form that is asked for, calibrated."""
+        return self._find_mixture() if self.config.form == "mixture" else self._find_operator()
+
+    def _find_mixture(self) -> _Solved:
+        found = saturate(self.session, self.texts)
+        professions = [
+            replace(asked, components=edits) for asked, edits in zip(self._asked(), found.edits, strict=True)
+        ]
+        return _Solved("mixture", found.mixture, professions, saturation=found.section)
+
+    def _find_operator(self) -> _Solved:
+        found = calibrate(self.session, self.texts)
+        chosen = found.candidate
+        professions = [
+            replace(
+                asked,
+                lam=float(chosen.lam[i]),
+                # Means over the wordings; calibration.parquet and the operator hold each.
+                shares={d.prompt: float(s) for d, s in zip(p.destinations, chosen.shares[i].mean(axis=0), strict=True)},
+            )
+            for i, (asked, p) in enumerate(zip(self._asked(), self.manifest.professions, strict=True))
+        ]
+        return _Solved("operator", found.operator, professions, calibration=found.section)
+
+    def _asked(self) -> list[EditedProfession]:
+        return [EditedProfession(p.name, p.source, resolved_targets(p, self.labels)) for p in self.manifest.professions]
+
+    def _write_candidate(self, edit: Edit, result: AuditResult) -> Shipped:
         """The checkpoint as `candidate/`, opened again from storage and compared with what was audited."""
-        self.session.lease.check()
-        self.session.reporter.say(f"writing {_CANDIDATE}/")
+        session = self.session
+        session.lease.check()
+        session.reporter.say(f"writing {_CANDIDATE}/")
         prefix = f"{self.folder.prefix}/{_CANDIDATE}"
         made = Provenance(
-            self.session.probe.model,
-            self.manifest.digest,
-            lams_digest(operator),
-            self.folder.run,
-            result.verdict.value,
+            session.probe.model, self.manifest.digest, lams_digest(edit), self.folder.run, result.verdict.value
         )
         title = edited_title(self.config.model, len(self.manifest.professions))
-        self.session.pool.call("write_checkpoint", operator, made, title, NOT_CHECKED, prefix)
-        return check_export(
-            "diffusers",
-            prefix,
-            operator,
-            pool=self.session.pool,
-            config=self.config,
-            tasks=self.session.tasks(self.cells),
-            texts=self.texts,
-            say=self.session.reporter.say,
-        )
+        tasks, say = session.tasks(self.cells), session.reporter.say
+        how: dict[str, Any] = {
+            "pool": session.pool, "config": self.config, "tasks": tasks, "texts": self.texts, "say": say
+        }  # fmt: skip
+        if isinstance(edit, Mixture):
+            session.pool.call("write_mixture", edit, made, title, NOT_CHECKED, prefix)
+            return check_mixture(prefix, edit, **how)
+        session.pool.call("write_checkpoint", edit, made, title, NOT_CHECKED, prefix)
+        return check_export("diffusers", prefix, edit, **how)
 
     def _publish(self, report: Report) -> None:
         """`checkpoint/` once every gate passes; else it stays `candidate/`, and its card says that it is ungated."""

@@ -157,7 +157,7 @@ class _Evaluation:
                 yield spec
 
         with run.reporter.stage("edited images" if edited else "base and oracle", sum(counts)) as advance:
-            run.spent += run.pool.run(used(), None, advance, len(counts), solved.requests if edited else None)
+            run.spent += run.pool.run(used(), (), advance, len(counts), solved.requests if edited else None)
 
     def _measured(self, tasks: Sequence[MeasureTask], solved: Solved) -> list[Measures]:
         run = self._run

@@ -28,7 +28,8 @@ from jobs.report.evaluation_schema import (
     VariantFigures,
 )
 from jobs.report.schema import RateFigure
-from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.shards import Recipe, ShardSpec
+from jobs.variants import Variant as DrawnUnder
 from manifests import EditSet, Fault, ManifestError, TestedEdit, read_edit_set
 from time_ops.evaluation import Mean, evaluate, kept, mean_over_edits, resampled_edits
 from time_ops.prompts import check_prompts
@@ -201,14 +202,14 @@ def base_cells(tasks: Sequence[MeasureTask]) -> list[Cell]:
 def specs_of(tasks: Sequence[MeasureTask], recipe: Recipe, config: RunConfig, *, edited: bool) -> Iterator[ShardSpec]:
     """The shards: of the base model, or edit by edit under its operators. Each is there once."""
     if not edited:
-        yield from shards_of(base_cells(tasks), recipe, BASE, config)
+        yield from shards_of(base_cells(tasks), recipe, DrawnUnder.plain(), config)
         return
     by_operator: dict[str, list[Cell]] = {}
     for task in tasks:
         for operator in task.operators:
             by_operator.setdefault(operator, []).append(cell_of(task.prompt, task.images))
     for operator, cells in by_operator.items():
-        yield from shards_of(cells, recipe, operator, config)
+        yield from shards_of(cells, recipe, DrawnUnder.plain(operator), config)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: 
         content: what decides it beside these, as digests, of a job other than `debias`.
     """
     settings = config.model_dump(mode="json", exclude=_UNDECIDING)
+    # What is of the other form decides nothing; a single edit's run is what it was before there were mixtures.
+    for other in ("form", "mixture") if config.form == "single" else ("calibration",):
+        settings.pop(other)
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)
     # The orders too: lambdas, shares and counts of a run's calibration are kept by place.

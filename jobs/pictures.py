@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from infra.storage import ObjectStore, safe_name
@@ -11,7 +12,10 @@ from jobs.report.schema import PairedPicture, ProfessionReport
 from jobs.shards import Shard, ShardSpec
 from jobs.tally import CellTally, Tallies, TallyTask
 
-__all__ = ["choose_pictures"]
+__all__ = ["Shown", "choose_pictures"]
+
+Shown = Sequence[tuple[str, ShardSpec]]
+"""The first shard of each part of a variant, with its component's label ("" where there is one part)."""
 
 _PROFESSIONS = 40
 _PER_PROFESSION = 5
@@ -20,7 +24,7 @@ _PER_PROFESSION = 5
 def choose_pictures(
     store: ObjectStore,
     tallies: Tallies,
-    shards: Callable[[TallyTask], Sequence[ShardSpec | None]],
+    shards: Callable[[TallyTask], Sequence[Shown]],
     labels: Sequence[str],
     professions: Sequence[ProfessionReport],
 ) -> tuple[list[PairedPicture], dict[str, bytes]]:
@@ -31,8 +35,8 @@ def choose_pictures(
     Args:
         store: holds the shards.
         tallies: what was found.
-        shards: the first shard of a cell in each variant; none at all where the last one's was given up, None for a
-            base whose pictures can't be had: its path is then "".
+        shards: the first shards of a cell in each variant. Nothing is shown where the last variant has none; a base
+            that has none, as its pictures can't be had, has "" for a path.
         labels: the attribute's.
         professions: the report's.
 
@@ -65,37 +69,55 @@ def choose_pictures(
 def _pair(
     store: ObjectStore,
     task: TallyTask,
-    shards: Sequence[ShardSpec | None],
+    shards: Sequence[Shown],
     found: CellTally,
     labels: Sequence[str],
     i: int,
     files: dict[str, bytes],
 ) -> PairedPicture | None:
-    spec = shards[-1] if shards else None
-    if spec is None or i >= spec.count:
+    """The cell's i-th image in each variant, where the last one has it."""
+    index = task.cell.first + i
+    at = [_place(shown, index) for shown in shards]
+    if not at or at[-1] is None:
         return None
     names: list[str] = []
-    shown: list[str] = []
-    for v, (variant, shard) in enumerate(zip(("base", "edited"), shards, strict=False)):
+    for variant, place in zip(("base", "edited"), at, strict=False):
         name = ""
-        if shard is not None and i < shard.count:
-            picture = Shard.from_bytes(store.get(shard.object_key), shard).pictures[i]
+        if place is not None:
+            picture = Shard.from_bytes(store.get(place.spec.object_key), place.spec).pictures[place.number]
             if picture is None:
                 return None
-            stem = f"{safe_name(task.cell.subject)}-{safe_name(task.cell.wording)}-{spec.first + i}-{variant}"
-            name = f"pictures/{stem}.{shard.picture_format}"
+            stem = f"{safe_name(task.cell.subject)}-{safe_name(task.cell.wording)}-{index}-{variant}"
+            name = f"pictures/{stem}.{place.spec.picture_format}"
             files[name] = picture
         names.append(name)
-        code = int(found.codes[v, i])
-        shown.append("failed" if code == FAILED else [*labels, "undetermined"][code])
+    codes = [int(found.codes[v, i]) for v in range(len(at))]
+    shown = ["failed" if code == FAILED else [*labels, "undetermined"][code] for code in codes]
     return PairedPicture(
         profession=task.cell.subject,
         prompt=task.cell.prompt,
         wording=task.cell.wording,
-        index=spec.first + i,
-        seed=spec.seeds()[i],
+        index=index,
+        seed=at[-1].spec.seeds()[at[-1].number],
         base=names[0],
         base_label=shown[0],
         edited=names[1] if len(names) > 1 else None,
         edited_label=shown[1] if len(shown) > 1 else None,
+        component=at[-1].component or None,
     )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an image is: the component that drew it, its shard, and its number in that."""
+
+    component: str
+    spec: ShardSpec
+    number: int
+
+
+def _place(shown: Shown, index: int) -> _Place | None:
+    for component, spec in shown:
+        if index in spec.indices:
+            return _Place(component, spec, spec.indices.index(index))
+    return None

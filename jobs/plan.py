@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -29,14 +29,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
-from jobs.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, shards_of
+from jobs.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, saturation_cells, shards_of
+from jobs.components import components_of, tried_wordings
 from jobs.config import RunConfig
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
 from jobs.models import cache_folder, content_digest, safetensors_header, stage
 from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
+from jobs.variants import Part, Variant
 from manifests import Manifest
+from time_ops.route import WeightTable
 
 __all__ = ["make_plan"]
 
@@ -50,11 +53,18 @@ _LOSSLESS_UP_TO_PX = 128
 
 @dataclass(frozen=True)
 class _Round:
-    """A round of the calibration that was made already; see `jobs.cells.calibration_cells`."""
+    """A round of the calibration that was made already.
+
+    Attributes:
+        number: from 1.
+        phase: of the search for a single edit; "" of a mixture's.
+        operators: digest of the only operator, or of each component's.
+        active: which professions, or components, took images.
+    """
 
     number: int
     phase: str
-    operator: str
+    operators: tuple[str, ...]
     active: tuple[bool, ...]
 
 
@@ -63,13 +73,13 @@ class _Stage:
     """One variant to generate.
 
     Attributes:
-        operator: the edit's digest; None where it is not known yet.
+        variant: what it is drawn under; None where that is not known yet.
         made: the round of the calibration that it is; None: the audit, or rounds that are still to be made.
         rounds: how many of those, at most, each under another operator; None: the audit.
     """
 
     name: str
-    operator: str | None
+    variant: Variant | None
     made: _Round | None = None
     rounds: int | None = None
 
@@ -94,11 +104,11 @@ class _Earlier:
 
     Attributes:
         rounds: the calibration's, as far as it came.
-        operator: the chosen one; None where calibration has not ended.
+        variant: the chosen edit; None where calibration has not ended.
     """
 
     rounds: tuple[_Round, ...] = ()
-    operator: str | None = None
+    variant: Variant | None = None
     note: str | None = None
 
 
@@ -180,32 +190,55 @@ class _Planner:
 
     def _specs(self, stage: _Stage) -> Iterator[ShardSpec]:
         """Its shards, those of one round where there are several."""
-        cells: Iterable[Cell]
-        if stage.made is not None:
-            cells = calibration_cells(self.manifest, self.config, stage.made.number, stage.made.active)
-        elif stage.rounds is not None:
-            cells = calibration_cells(self.manifest, self.config, 1)
-        else:
-            cells = iter_audit_cells(self.manifest, self.config)
-        pictures = stage.made is None and stage.rounds is None
-        return shards_of(cells, self.recipe, stage.operator or BASE, self.config, pictures=pictures)
+        if stage.made is None and stage.rounds is None:
+            variant = stage.variant or self._unsolved()
+            yield from shards_of(iter_audit_cells(self.manifest, self.config), self.recipe, variant, self.config)
+            return
+        made = stage.made or _Round(1, "", (), ())
+        for cells, operator in self._round_cells(made):
+            yield from shards_of(cells, self.recipe, Variant.plain(operator), self.config, pictures=False)
+
+    def _round_cells(self, made: _Round) -> Iterator[tuple[Iterable[Cell], str]]:
+        """Cells of a round, and the operator they are drawn under."""
+        if self.config.form == "single":
+            cells = calibration_cells(self.manifest, self.config, made.number, made.active or None)
+            yield cells, made.operators[0] if made.operators else BASE
+            return
+        components = components_of(self.manifest, list(self.config.attribute))
+        _, wordings = tried_wordings(self.config)
+        for k, component in enumerate(components):
+            if not made.active or made.active[k]:
+                edited = [component in p.labels for p in self.manifest.professions]
+                cells = saturation_cells(self.manifest, self.config, wordings, made.number, component, edited)
+                yield cells, made.operators[k] if made.operators else f"component {k}"
+
+    def _unsolved(self) -> Variant:
+        """What stands for an edit that is not known yet: as many shards, under no digest."""
+        if self.config.form == "single":
+            return Variant.plain()
+        components = components_of(self.manifest, list(self.config.attribute))
+        parts = tuple(Part(label, f"component {k}") for k, label in enumerate(components))
+        return Variant("", parts, WeightTable([1 / len(parts)] * len(parts)))
 
     def _stages(self, earlier: _Earlier) -> Iterator[_Stage]:
-        yield _Stage("base audit", BASE)
+        yield _Stage("base audit", Variant.plain())
         for made in earlier.rounds:
-            yield _Stage(f"calibration round {made.number}", made.operator, made)
-        if earlier.operator is None and any(p.lam is None for p in self.manifest.professions):
-            search = self.config.calibration
-            limits = {"base": search.base_rounds, "search": search.search_rounds, "verify": search.verify_rounds}
-            begun = max((list(limits).index(made.phase) for made in earlier.rounds), default=0)
-            left = sum(
-                most - sum(made.phase == phase for made in earlier.rounds)
-                for phase, most in list(limits.items())[begun:]
-            )
+            yield _Stage(f"calibration round {made.number}", Variant.plain(), made)
+        if earlier.variant is None and any(p.lam is None for p in self.manifest.professions):
+            left = self._rounds_left(earlier.rounds)
             more = "more " if earlier.rounds else ""
             if left > 0:
                 yield _Stage(f"calibration, at most {left} {more}rounds", None, rounds=left)
-        yield _Stage("edited audit", earlier.operator)
+        yield _Stage("edited audit", earlier.variant)
+
+    def _rounds_left(self, rounds: Sequence[_Round]) -> int:
+        if self.config.form == "mixture":
+            components = components_of(self.manifest, list(self.config.attribute))
+            return self.config.mixture.rounds_of(len(components)) - len(rounds)
+        search = self.config.calibration
+        limits = {"base": search.base_rounds, "search": search.search_rounds, "verify": search.verify_rounds}
+        begun = max((list(limits).index(made.phase) for made in rounds), default=0)
+        return sum(most - sum(made.phase == phase for made in rounds) for phase, most in list(limits.items())[begun:])
 
     def _count(self, stage: _Stage) -> _Count:
         """Of one round; the base's and the edited audit's are the same."""
@@ -230,7 +263,7 @@ class _Planner:
             shards_stored=None,
             images_stored=None,
         )
-        if stage.operator is None:
+        if stage.variant is None:
             return plan
         wanted = {spec.object_key: spec.count for spec in self._specs(stage)}
         found = stored_keys(self.store, wanted)
@@ -263,31 +296,39 @@ class _Planner:
         return _Earlier(self._calibrated(), self._chosen())
 
     def _calibrated(self) -> tuple[_Round, ...]:
+        kind = "phase" if self.config.form == "single" else "component"
         try:
             data = self.store.get(f"runs/{self.run}/calibration.parquet")
-            rows = pq.read_table(pa.BufferReader(data), columns=["round", "phase", "operator", "active"]).to_pylist()
+            rows = pq.read_table(pa.BufferReader(data), columns=["round", kind, "operator", "active"]).to_pylist()
         except (ObjectMissing, pa.ArrowException, KeyError):
             return ()
         rounds: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             rounds.setdefault(int(row["round"]), []).append(row)
-        return tuple(
-            _Round(
-                number,
-                of_round[0]["phase"],
-                str(of_round[0]["operator"]),
-                tuple(bool(row["active"]) for row in of_round),
-            )
-            for number, of_round in sorted(rounds.items())
+        return tuple(self._round(number, of_round) for number, of_round in sorted(rounds.items()))
+
+    def _round(self, number: int, rows: Sequence[Mapping[str, Any]]) -> _Round:
+        if self.config.form == "single":
+            active = tuple(bool(row["active"]) for row in rows)
+            return _Round(number, str(rows[0]["phase"]), (str(rows[0]["operator"]),), active)
+        # A row for each component and profession, one component after the other.
+        firsts = list({row["component"]: row for row in rows}.values())
+        return _Round(
+            number, "", tuple(str(row["operator"]) for row in firsts), tuple(bool(row["active"]) for row in firsts)
         )
 
-    def _chosen(self) -> str | None:
+    def _chosen(self) -> Variant | None:
+        """What the run went on with, from the header of its file: no matrix is read into memory for it."""
+        name = "operator" if self.config.form == "single" else "mixture"
         try:
-            data = self.store.get(f"runs/{self.run}/operator.safetensors")
+            data = self.store.get(f"runs/{self.run}/{name}.safetensors")
             header, _ = safetensors_header(io.BytesIO(data))
-            (operator,) = (json.loads(value) for value in header["__metadata__"].values())
-            return str(operator["digest"])
-        except (ObjectMissing, ValueError, KeyError, AttributeError):
+            (found,) = (json.loads(value) for value in header["__metadata__"].values())
+            if name == "operator":
+                return Variant.plain(str(found["digest"]))
+            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in found["components"])
+            return Variant(str(found["digest"]), parts, WeightTable(found["weights"], dict(found["professions"])))
+        except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError):
             return None
 
     # Estimates
@@ -314,7 +355,7 @@ class _Planner:
         total = self.bytes
         images = sum(s.images for s in stages)
         to_make = sum(s.images_to_make for s in stages)
-        pictures = 2 * sum(spec.pictures for spec in self._specs(_Stage("base audit", BASE)))
+        pictures = 2 * sum(spec.pictures for spec in self._specs(_Stage("base audit", Variant.plain())))
         per_picture = self._picture_bytes()
         return StorageEstimate(
             shards_bytes=total,

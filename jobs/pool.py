@@ -179,7 +179,7 @@ class Pool:
     def run(
         self,
         specs: Iterable[ShardSpec],
-        operator: EditOperator | None,
+        operators: Sequence[EditOperator],
         advance: Advance,
         total: int,
         edits: Mapping[str, EditRequest] | None = None,
@@ -188,7 +188,7 @@ class Pool:
 
         Args:
             specs: the shards, each once; taken as they are needed.
-            operator: the edit that they name, or None for the base.
+            operators: those that the shards name, the base aside.
             advance: told of each shard.
             total: how many shards they are.
             edits: where the shards name several operators: digest -> from what a worker solves it. Each call is sent
@@ -204,7 +204,7 @@ class Pool:
         """
         start = time.monotonic()
         most = int(self._config.workers.failed_shards * total)
-        reference = ray.put(operator) if operator is not None else None
+        reference = ray.put(tuple(operators))
         batch = self._config.sampler.batch_size
         # Chosen by the worker, a batch divides a shard, or holds several whole.
         size = self._config.shard_images if batch == "auto" else int(batch)

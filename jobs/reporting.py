@@ -10,22 +10,24 @@ from typing import Literal
 
 from rich.console import Console
 
-from jobs.cells import cut_cell
+from jobs.cells import cut_parts
+from jobs.edits import Edit
 from jobs.errors import ExitCode
 from jobs.identity import made_on, provenance_of
-from jobs.pictures import choose_pictures
+from jobs.mixture_figures import mixture_report
+from jobs.pictures import Shown, choose_pictures
 from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
-from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Shipped
+from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Saturation, Shipped
 from jobs.report.terminal import summary_table
 from jobs.results import AuditResult, sentence
 from jobs.session import Run, Session
-from jobs.shards import ShardSpec
 from jobs.tally import Tallies, TallyTask
-from time_ops import EditOperator
+from jobs.variants import Variant
+from time_ops import Mixture
 
-__all__ = ["Outcome", "Pictures", "code_of", "conclude", "cost_of", "first_shards", "report_of", "write_pictures"]
+__all__ = ["Outcome", "Pictures", "code_of", "conclude", "cost_of", "pictured_shards", "report_of", "write_pictures"]
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,25 @@ class Pictures:
     files: dict[str, bytes]
 
 
-def first_shards(session: Session, operators: Sequence[str]) -> Callable[[TallyTask], list[ShardSpec | None]]:
-    """For `choose_pictures`: the first shard of a cell under each operator; none where one was given up."""
+def pictured_shards(session: Session, variants: Sequence[Variant]) -> Callable[[TallyTask], list[Shown]]:
+    """For `choose_pictures`: the first shards of a cell under each variant; none where one was given up."""
 
-    def found(task: TallyTask) -> list[ShardSpec | None]:
-        specs = [cut_cell(task.cell, session.recipe, digest, session.config)[0] for digest in operators]
-        return [] if any(spec.digest in session.spent.failed for spec in specs) else [*specs]
+    def of(task: TallyTask) -> list[Shown]:
+        shown: list[Shown] = []
+        for variant in variants:
+            cut = cut_parts(task.cell, session.recipe, variant, session.config)
+            draws = variant.draws(task.cell.prompt, task.cell.images, session.config.shard_images)
+            first = [(variant.parts[draw.part].label, specs[0]) for draw, specs in zip(draws, cut, strict=True)]
+            shown.append([] if any(spec.digest in session.spent.failed for _, spec in first) else first)
+        return shown
 
-    return found
+    return of
 
 
 def write_pictures(
     session: Session,
     tallies: Tallies,
-    shards: Callable[[TallyTask], Sequence[ShardSpec | None]],
+    shards: Callable[[TallyTask], Sequence[Shown]],
     result: AuditResult,
 ) -> Pictures:
     """Choose the pictures that the report shows, and write them into the run's folder."""
@@ -85,10 +92,11 @@ def report_of(
     tallies: Tallies,
     pictures: Pictures,
     *,
-    operator: EditOperator | None,
+    edit: Edit | None,
     kind: Literal["debias", "audit"] = "debias",
     reference: Reference | None = None,
     calibration: Calibration | None = None,
+    saturation: Saturation | None = None,
     shipped: Shipped | None = None,
     compared_with: Mapping[str, object] | None = None,
 ) -> Report:
@@ -99,21 +107,18 @@ def report_of(
         result: its figures.
         tallies: what they are of.
         pictures: what is shown.
-        operator: what the last variant was audited under.
+        edit: what the last variant was audited under.
         kind: of which job.
         reference: what an audit was compared with.
-        calibration: how the operator was found.
+        calibration: how a single operator was found.
+        saturation: how a mixture was found.
         shipped: how the stored checkpoint compares.
         compared_with: what is known of the making of the reference's images, where another run made them.
     """
-    edit = (
+    solved = (
         {}
-        if operator is None
-        else {
-            "operator": operator.digest,
-            "operator_checksum": operator.checksum,
-            "condition": operator.condition,
-        }
+        if edit is None
+        else {"operator": edit.digest, "operator_checksum": edit.checksum, "condition": edit.condition}
     )
     report = Report(
         run=session.folder.run,
@@ -130,14 +135,18 @@ def report_of(
         moved=result.moved,
         controls=result.controls,
         margin_sweep=result.margin_sweep,
+        mixture=mixture_report(edit, tallies, session.manifest, list(session.config.attribute))
+        if isinstance(edit, Mixture)
+        else None,
         calibration=calibration,
+        saturation=saturation,
         shipped=shipped,
         pictures=pictures.pairs,
         cost=cost_of(session),
         provenance={
             **provenance_of(session.config, session.probe, session.recipe),
             "manifest": session.manifest.digest,
-            **edit,
+            **solved,
             "workers": session.pool.size,
             **made_on(tallies.makers),
             **({} if compared_with is None else {"reference": dict(compared_with)}),

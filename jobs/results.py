@@ -24,6 +24,7 @@ from jobs.gates import (
 )
 from jobs.labels import FAILED
 from jobs.report.schema import (
+    ComponentEdit,
     Control,
     DeltaFigure,
     GateResult,
@@ -55,8 +56,9 @@ class EditedProfession:
     name: str
     source: str
     target: Mapping[str, float]
-    lam: float | None
-    shares: Mapping[str, float]
+    lam: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, ComponentEdit] | None = None
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,7 @@ def _profession(
         source=edited.source,
         lam=edited.lam,
         shares=dict(edited.shares),
+        components=None if edited.components is None else dict(edited.components),
         target=dict(edited.target),
         base=_counts(found, 0, labels),
         edited=_counts(found, 1, labels) if variants == 2 else None,

@@ -21,7 +21,7 @@ from typing import Literal
 from rich.console import Console
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
-from jobs.audit import audit, read_operator
+from jobs.audit import audit, read_edit
 from jobs.config import AuditConfig, RunConfig
 from jobs.earlier import EarlierRunError, read_earlier
 from jobs.errors import ConfigError
@@ -198,7 +198,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
         name = last_name(config.manifest)
         manifest = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
         wanted = config.audit
-        operator = None if wanted.operator is None else read_operator(wanted.operator, settings).digest
+        operator = None if wanted.operator is None else read_edit(wanted.operator, settings).digest
         compared = {
             "base": None if wanted.base is None else model_digest(wanted.base),
             "against": None if wanted.against is None else last_name(wanted.against),

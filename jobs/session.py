@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, Literal, Protocol, TypeVar
 
 import ray
@@ -21,6 +22,7 @@ from rich.console import Console
 from infra.storage import ObjectMissing, ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cells import Cell, check_held_out, shards_of
 from jobs.config import RunConfig
+from jobs.edits import Edit, operators_of, variant_of
 from jobs.errors import ExitCode, exit_code_of
 from jobs.folder import BEAT_S, RunFolder
 from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
@@ -31,11 +33,11 @@ from jobs.models import cache_folder
 from jobs.pool import Pool, Tallied, audit_worker
 from jobs.progress import Reporter
 from jobs.redact import redact
-from jobs.shards import BASE, Recipe, ShardSpec
+from jobs.shards import Recipe, ShardSpec
 from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
+from jobs.variants import Variant
 from manifests import Manifest
-from time_ops import EditOperator
 
 __all__ = [
     "DEBIAS",
@@ -142,19 +144,24 @@ class Session(Run):
 
     manifest: Manifest
 
-    def generate(
-        self, cells: Sequence[Cell], operator: EditOperator | None, stage: str, *, pictures: bool = True
-    ) -> None:
-        """Make, or find, all shards of these cells under an operator, or of the base model."""
-        digest = BASE if operator is None else operator.digest
-        specs = shards_of(cells, self.recipe, digest, self.config, pictures=pictures)
-        counts = [spec.count for spec in specs]
-        with self.reporter.stage(stage, sum(counts)) as advance:
-            self.spent += self.pool.run(self.use(cells, digest, pictures=pictures), operator, advance, len(counts))
+    def generate(self, cells: Sequence[Cell], edit: Edit | None, stage: str, *, pictures: bool = True) -> None:
+        """Make, or find, all shards of these cells under an edit, or of the base model."""
+        self.draw([(cells, edit)], stage, pictures=pictures)
 
-    def use(self, cells: Sequence[Cell], digest: str, *, pictures: bool = True) -> Iterator[ShardSpec]:
+    def draw(self, wanted: Sequence[tuple[Sequence[Cell], Edit | None]], stage: str, *, pictures: bool = True) -> None:
+        """The same of several edits at once: their shards share batches."""
+        counts = [spec.count for cells, edit in wanted for spec in self._specs(cells, variant_of(edit), pictures)]
+        used = chain.from_iterable(self.use(cells, variant_of(edit), pictures=pictures) for cells, edit in wanted)
+        operators = {o.digest: o for _, edit in wanted for o in operators_of(edit)}
+        with self.reporter.stage(stage, sum(counts)) as advance:
+            self.spent += self.pool.run(used, tuple(operators.values()), advance, len(counts))
+
+    def _specs(self, cells: Sequence[Cell], variant: Variant, pictures: bool) -> Iterator[ShardSpec]:
+        return shards_of(cells, self.recipe, variant, self.config, pictures=pictures)
+
+    def use(self, cells: Sequence[Cell], variant: Variant, *, pictures: bool = True) -> Iterator[ShardSpec]:
         """The shards of these cells; the run rests on those that are taken from here."""
-        for spec in shards_of(cells, self.recipe, digest, self.config, pictures=pictures):
+        for spec in self._specs(cells, variant, pictures):
             self.used.append(spec.digest)
             yield spec
 
@@ -173,7 +180,7 @@ class Session(Run):
     def tally(
         self,
         tasks: Sequence[TallyTask],
-        variants: dict[str, str],
+        variants: dict[str, Variant],
         texts: Any,
         *,
         written: bool,
@@ -183,7 +190,7 @@ class Session(Run):
 
         Args:
             tasks: the cells.
-            variants: name -> digest of the operator, or `BASE`.
+            variants: by name, see `Frame`.
             texts: see `texts`.
             written: whether `images/part-*.parquet` is wanted.
             first_part: number of the first of them.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import repeat
+from itertools import count, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
+from time_ops.route import ROUTE_VERSION, routed
 
 __all__ = [
     "BASE",
@@ -89,10 +90,14 @@ class Recipe:
 class ShardSpec:
     """One shard to make: `count` images of `prompt` from index `first` on.
 
+    A component of a mixture draws only the seeds that the route gives it: there `first` and `count` are places among
+    those, and the indices have gaps.
+
     Attributes:
         stream: which family of seeds; calibration's are never the audit's.
         operator: digest of the edit, or `BASE`.
         pictures: how many of the first images are kept; not in the key, a shard with too few is made again.
+        route: [low, high) of the numbers that the route gives to its seeds (`time_ops.route`); None: every seed.
     """
 
     recipe: Recipe
@@ -103,6 +108,7 @@ class ShardSpec:
     count: int
     pictures: int = field(default=0, compare=False)
     picture_format: str = field(default="webp", compare=False)
+    route: tuple[float, float] | None = None
 
     @cached_property
     def key(self) -> str:
@@ -115,6 +121,8 @@ class ShardSpec:
             "first": self.first,
             "count": self.count,
         }
+        if self.route is not None:
+            content["route"] = [ROUTE_VERSION, *self.route]
         return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @cached_property
@@ -127,12 +135,18 @@ class ShardSpec:
         """Where the shard lies, below the output prefix."""
         return f"shards/{self.digest[:2]}/{self.digest}.parquet"
 
+    @cached_property
+    def indices(self) -> tuple[int, ...]:
+        """One index for each image: the place of its seed among all of the prompt's."""
+        end = self.first + self.count
+        if self.route is None:
+            return tuple(range(self.first, end))
+        seeds = (image_seed(self.recipe.seed, self.stream, self.prompt, i) for i in count())
+        return tuple(islice(routed(seeds, *self.route), self.first, end))
+
     def seeds(self) -> list[int]:
         """One seed for each image."""
-        return [
-            image_seed(self.recipe.seed, self.stream, self.prompt, i)
-            for i in range(self.first, self.first + self.count)
-        ]
+        return [image_seed(self.recipe.seed, self.stream, self.prompt, i) for i in self.indices]
 
 
 @dataclass(frozen=True)
@@ -165,11 +179,11 @@ class Shard:
 
     def to_bytes(self) -> bytes:
         """The Parquet object."""
-        n, width = self.embeddings.shape
+        width = self.embeddings.shape[1]
         embeddings = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.reshape(-1), pa.float32()), width)
         table = pa.table(
             {
-                "index": pa.array(range(self.spec.first, self.spec.first + n), pa.int64()),
+                "index": pa.array(self.spec.indices, pa.int64()),
                 "seed": pa.array(self.spec.seeds(), pa.int64()),
                 "status": pa.array([STATUSES[s] for s in self.statuses], pa.string()),
                 "embedding": embeddings,

@@ -42,11 +42,21 @@ from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
 from time_ops.calibration import scale_of
-from time_ops.prompts import augment
-from time_ops.rows import TokenRows, checked_blends, encode_rows
+from time_ops.prompts import MOST_OVERSHOOT, augment
+from time_ops.rows import Strengths, TokenRows, checked_blends, encode_rows
 from time_ops.solver import check_lams
 
-__all__ = ["ChunkEncoder", "EditChunk", "Mapper", "PreserveLams", "Solver", "edit_chunks", "run_manifest_bytes"]
+__all__ = [
+    "ChunkEncoder",
+    "ChunkStrengths",
+    "ComponentStrengths",
+    "EditChunk",
+    "Mapper",
+    "PreserveLams",
+    "Solver",
+    "edit_chunks",
+    "run_manifest_bytes",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -108,23 +118,53 @@ class PreserveLams:
 
     Attributes:
         named: lam of each of the chunk's `preserved`.
-        explicit: of each profession's destination prompts, in all wordings; what several have in common takes the
-            smallest, and a prompt that is named too takes that.
+        explicit: for each profession, of each of its destination prompts, in all wordings; what several have in common
+            takes the smallest, and a prompt that is named too takes that.
     """
 
     named: tuple[float, ...]
-    explicit: tuple[float, ...]
+    explicit: tuple[tuple[float, ...], ...]
 
     def of(self, chunk: EditChunk, rows: TokenRows) -> list[float]:
         """Lam of each of `TokenRows.preserved`."""
-        found: dict[str, float] = {}
-        for edit, lam in zip(rows.edits, self.explicit, strict=True):
-            for destination in edit.destinations:
+        lams: dict[str, float] = {}
+        for edit, of_edit in zip(rows.edits, self.explicit, strict=True):
+            for destination, lam in zip(edit.destinations, of_edit, strict=True):
                 for wording in rows.augmentations:
                     prompt = augment(wording, destination)
-                    found[prompt] = min(lam, found.get(prompt, lam))
-        found.update(zip(chunk.preserved, self.named, strict=True))
-        return [found[prompt] for prompt in rows.preserved]
+                    lams[prompt] = min(lam, lams.get(prompt, lam))
+        lams.update(zip(chunk.preserved, self.named, strict=True))
+        # Explicit prompts of wordings that do not take part are left out with them.
+        return [lams.get(prompt, math.inf) for prompt in rows.preserved]
+
+
+@dataclass(frozen=True)
+class ChunkStrengths:
+    """How one operator is solved from a chunk; what `ChunkEncoder.statistics` takes, one for each operator."""
+
+    lam: tuple[float, ...]
+    shares: tuple[npt.NDArray[np.float64], ...]
+    preserve: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class ComponentStrengths:
+    """How one component of a mixture is solved, profession by profession, in the manifest's order.
+
+    Attributes:
+        label: where it sends them.
+        lam: strength; smaller is stronger.
+        overshoot: how far the edit goes, 1 is the destination.
+        ratio: lambda of the other labels' destination prompts, in units of the profession's own lam.
+        push: how far those are pushed away from the source, see `time_ops.rows.Strengths`.
+    """
+
+    label: str
+    lam: tuple[float, ...]
+    overshoot: tuple[float, ...]
+    ratio: tuple[float, ...]
+    push: float = 0.0
 
 
 def _explicit(manifest: Manifest, wordings: Sequence[str]) -> Iterator[str]:
@@ -141,8 +181,12 @@ def _digest(group: Manifest) -> str:
 
 
 def _named(config: RunConfig) -> tuple[str, ...]:
-    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts."""
-    prompts, negative = config.preserve.prompts, config.sampler.negative_prompt
+    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts.
+
+    A mixture keeps its neutral prompts too.
+    """
+    neutral = config.mixture.neutral if config.form == "mixture" else ()
+    prompts, negative = tuple(dict.fromkeys((*config.preserve.prompts, *neutral))), config.sampler.negative_prompt
     return (*prompts, negative) if "" in prompts and negative not in prompts else prompts
 
 
@@ -201,11 +245,23 @@ class ChunkEncoder:
         self._lock = threading.Lock()
 
     def statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
-    ) -> Statistics:
-        """Weighted statistics of all edits and preserved prompts of a chunk; see `TokenRows.statistics`."""
+        self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None = None
+    ) -> tuple[Statistics, ...]:
+        """Weighted statistics of all edits and preserved prompts of a chunk, for each operator.
+
+        Args:
+            chunk: which part of the manifest.
+            operators: how each is solved; see `TokenRows.component_statistics`.
+            wordings: which of the chunk's take part; None: all.
+        """
         rows = self._rows(chunk)
-        return rows.statistics(lam, shares, preserve.of(chunk, rows), device=self._device)
+        if wordings is not None:
+            rows = rows.of_augmentations(wordings)
+        strengths = [
+            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows), one.push)
+            for one in operators
+        ]
+        return tuple(rows.component_statistics(strengths, device=self._device))
 
     def norms(self, chunk: EditChunk) -> list[float]:
         """Spectral norm of each edit's B_p, at the manifest's shares; see `TokenRows.norms`."""
@@ -262,6 +318,13 @@ class ChunkEncoder:
         return group
 
 
+def _of_wordings(
+    shares: Sequence[npt.NDArray[np.float64]], wordings: Sequence[bool] | None
+) -> Sequence[npt.NDArray[np.float64]]:
+    """Blends [W, K] of those wordings alone."""
+    return shares if wordings is None else [blend[np.asarray(wordings)] for blend in shares]
+
+
 def _file(key: str) -> str:
     return f"{key}.safetensors"
 
@@ -286,6 +349,8 @@ class Solver:
         self._chunks = edit_chunks(manifest, config, manifest_key)
         self._sources = [p.source for p in manifest.professions]
         self._shares = [resolved_shares(p) for p in manifest.professions]
+        self._counts = [len(shares) for shares in self._shares]
+        self._labels = [[d.label for d in p.destinations] for p in manifest.professions]
 
     @cached_property
     def scale(self) -> float:
@@ -293,6 +358,51 @@ class Solver:
         calls = [(chunk,) for chunk in self._chunks]
         norms = self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
         return scale_of([norm for of_chunk in norms for norm in of_chunk])
+
+    def solve_component(self, strengths: ComponentStrengths, wordings: Sequence[bool] | None = None) -> EditOperator:
+        """One component of a mixture; see `solve_components`."""
+        return self.solve_components([strengths], wordings)[0]
+
+    def solve_components(
+        self, components: Sequence[ComponentStrengths], wordings: Sequence[bool] | None = None
+    ) -> list[EditOperator]:
+        """The operators of a mixture, one for each label, from one pass over the tokens.
+
+        A component holds the *other* labels' destination prompts, never its own: gender is one direction g, and a map
+        that adds g to neutral prompts can leave both +g and -g alone only by doing nothing. A profession without a
+        destination of the component's label is preserved at its lam.
+
+        Args:
+            components: their strengths.
+            wordings: which of the edit's wordings take part; None: all.
+
+        Raises:
+            As `solve`.
+        """
+        used = None if wordings is None or all(wordings) else tuple(bool(w) for w in wordings)
+        return self._solve([self._component(one, used) for one in components], used)
+
+    def _component(self, strengths: ComponentStrengths, wordings: tuple[bool, ...] | None) -> _Operator:
+        lams = [float(s) for s in strengths.lam]
+        check_lams(lams, "lam", self._sources)
+        blends, explicit, push = [], [], []
+        for labels, own, overshoot, lam, ratio in zip(
+            self._labels, self._shares, strengths.overshoot, lams, strengths.ratio, strict=True
+        ):
+            mine = np.array([label == strengths.label for label in labels])
+            # Several destinations of one label are blended as the manifest has them; none of it: the source is kept.
+            given = np.where(mine, own, 0.0) if np.where(mine, own, 0.0).any() else mine.astype(float)
+            blends.append(overshoot * given / given.sum() if mine.any() else np.zeros(len(labels)))
+            explicit.append(tuple(math.inf if is_own else ratio * lam for is_own in mine))
+            push.append(tuple(0.0 if is_own else strengths.push for is_own in mine))
+        used = self._wordings if wordings is None else sum(wordings)
+        kept = self._preserve_lams(lams, self._preserve.lam, used)
+        return _Operator(
+            lams,
+            checked_blends(self._sources, self._counts, self._wordings, blends, MOST_OVERSHOOT),
+            PreserveLams(kept.named, tuple(explicit)),
+            tuple(push) if strengths.push else None,
+        )
 
     def solve(
         self,
@@ -324,39 +434,47 @@ class Solver:
             raise EditError(f"{len(self._shares)} professions, but {len(lam)} lams and {len(given)} shares")
         lams = [float(s) for s in lam]
         check_lams(lams, "lam", self._sources)
-        blends = checked_blends(self._sources, [len(s) for s in self._shares], self._wordings, given)
-        kept = self._preserve_lams(lams, self._preserve.lam if preserve_lam is None else preserve_lam)
+        blends = checked_blends(self._sources, self._counts, self._wordings, given)
+        kept = self._preserve_lams(lams, self._preserve.lam if preserve_lam is None else preserve_lam, self._wordings)
+        return self._solve([_Operator(lams, blends, kept)], None)[0]
+
+    def _solve(self, operators: Sequence[_Operator], wordings: tuple[bool, ...] | None) -> list[EditOperator]:
+        """Solve them from one pass over the chunks' tokens."""
 
         def calls() -> Iterator[tuple[Any, ...]]:
             for i, chunk in enumerate(self._chunks):
                 part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
-                named = kept.named if chunk.preserved else ()
-                yield chunk, tuple(lams[part]), tuple(blends[part]), PreserveLams(named, kept.explicit[part])
+                yield chunk, tuple(one.of_chunk(part, named=bool(chunk.preserved)) for one in operators), wordings
 
-        def solved() -> EditOperator:
+        def solved() -> list[EditOperator]:
             tree = _Tree(len(self._chunks))
             for index, statistics in self._pool.map("chunk_statistics", calls()):
                 tree.add(index, statistics)
-            operator: EditOperator = fetch(_solve.remote(tree.root))
-            return operator
+            operators: list[EditOperator] = fetch(_solve.remote(tree.root))
+            return operators
 
         return self._retried(solved)
 
-    def _preserve_lams(self, lams: Sequence[float], for_all: float | None) -> PreserveLams:
+    def _preserve_lams(self, lams: Sequence[float], for_all: float | None, wordings: int) -> PreserveLams:
         """Of all named prompts and all professions; see `solve`."""
         prompts = self._named
         if for_all is not None:
             check_lams([for_all], "preserve_lam", of="prompt")
-            return PreserveLams((float(for_all),) * len(prompts), (float(for_all),) * len(lams))
+            return PreserveLams(
+                (float(for_all),) * len(prompts), tuple((float(for_all),) * count for count in self._counts)
+            )
         finite = [s for s in lams if math.isfinite(s)]
         smallest = min(finite, default=math.inf)
         # In units of the smallest lam, as the sum of reciprocals may overflow.
-        pull = 2 * self._wordings * math.fsum(smallest / s for s in finite)
+        pull = 2 * wordings * math.fsum(smallest / s for s in finite)
         unconditional = smallest / pull if finite else math.inf
         ratio = self._preserve.explicit_ratio
         return PreserveLams(
             tuple(unconditional if p in self._unconditional else smallest for p in prompts),
-            tuple(ratio * (s if math.isfinite(s) else smallest) for s in lams),
+            tuple(
+                (ratio * (s if math.isfinite(s) else smallest),) * count
+                for s, count in zip(lams, self._counts, strict=True)
+            ),
         )
 
     def _retried(self, attempt: Callable[[], T]) -> T:
@@ -368,6 +486,22 @@ class Solver:
                 lost: Exception = error
             _log.warning("results of the solve were lost, attempt %d of %d: %s", number, _ATTEMPTS, lost)
         raise ClusterError(f"results of the solve were lost {_ATTEMPTS} times; the last time: {lost}") from lost
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What one operator of a solve is asked to be: lam and blend of each profession, lam of all preserved prompts."""
+
+    lams: Sequence[float]
+    blends: Sequence[npt.NDArray[np.float64]]
+    kept: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
+
+    def of_chunk(self, part: slice, *, named: bool) -> ChunkStrengths:
+        """What of it is a chunk's; `named`: whether the named prompts are in it."""
+        kept = PreserveLams(self.kept.named if named else (), self.kept.explicit[part])
+        push = None if self.push is None else self.push[part]
+        return ChunkStrengths(tuple(self.lams[part]), tuple(self.blends[part]), kept, push)
 
 
 class _Tree:
@@ -396,16 +530,16 @@ class _Tree:
 
 # No CPU of their own, as the workers may hold all there are.
 @ray.remote(num_cpus=0)
-def _add(*parts: Statistics) -> Statistics:
-    return reduce(add, parts)
+def _add(*parts: Sequence[Statistics]) -> tuple[Statistics, ...]:
+    return tuple(reduce(add, of_operator) for of_operator in zip(*parts, strict=True))
 
 
 @ray.remote(num_cpus=0)
-def _solve(total: Statistics) -> EditOperator:
+def _solve(totals: Sequence[Statistics]) -> list[EditOperator]:
     # A process that Ray reuses may have been started with more threads, and another number of them gives other bits.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return solve_statistics(total)
+        return [solve_statistics(total) for total in totals]
     finally:
         torch.set_num_threads(threads)

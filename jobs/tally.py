@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,22 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
-from jobs.cells import Cell, cut_cell
+from jobs.cells import Cell, cut_parts
 from jobs.config import RunConfig
 from jobs.labels import FAILED, Labels, TextEmbeddings
 from jobs.shards import STATUSES, Recipe, Shard, ShardSpec
+from jobs.variants import Variant
 
 __all__ = [
     "MARGINS",
     "MISSING",
     "Block",
     "CellTally",
+    "Drawn",
     "Frame",
     "PartTally",
     "Tallies",
     "TallyTask",
     "part_name",
     "parts_of",
+    "places_of",
     "swept_counts",
     "tally_part",
     "write_table",
@@ -77,12 +81,12 @@ class Frame:
 
     Attributes:
         recipe: of the shards.
-        variants: name -> digest of the operator, or `BASE`.
+        variants: by name; the first is the base or what is compared with, where there are two.
         missing: digests of shards that were given up; their images are counted as failed.
     """
 
     recipe: Recipe
-    variants: dict[str, str]
+    variants: dict[str, Variant]
     missing: frozenset[str] = frozenset()
 
 
@@ -94,11 +98,13 @@ class CellTally:
         packed: [V, n] uint8, see `pack`.
         swept: [M, V, L + 1] counts of the labels, undetermined last, under each of `MARGINS`.
         drift: mean cosine distance of the variants' embeddings at equal seeds; NaN with one variant.
+        components: [K, L + 3] counts of what each component of the last variant drew, see `Drawn`; K is 0 without one.
     """
 
     packed: np.ndarray
     swept: np.ndarray
     drift: float
+    components: np.ndarray
 
     @property
     def codes(self) -> np.ndarray:
@@ -118,6 +124,13 @@ class CellTally:
         return np.asarray((self.packed & _CODE) != _FAILED)
 
 
+class Drawn(IntEnum):
+    """The last columns of a component's counts, behind those of the labels and of the undetermined."""
+
+    RECOGNISED = -2
+    OK = -1
+
+
 def pack(codes: np.ndarray, recognised: np.ndarray, ok: np.ndarray) -> np.ndarray:
     """A byte per image of label codes (`FAILED`: none), whether recognised, and whether there is an image at all."""
     packed = np.where(codes == FAILED, _NO_LABEL, codes).astype(np.uint8)
@@ -134,6 +147,7 @@ class PartTally:
         packed: [V, n] uint8, cell after cell.
         swept: [C, M, V, L + 1] int32.
         drift: [C] float64.
+        components: [C, K, L + 3] int32, see `CellTally`.
         seconds: [V], worker seconds that the shards took when they were made.
         statuses: images of each status but ok.
         makers: JSON of what decides an image's last bits (device, threads, batch size, versions) -> images.
@@ -143,6 +157,7 @@ class PartTally:
     packed: np.ndarray
     swept: np.ndarray
     drift: np.ndarray
+    components: np.ndarray
     seconds: np.ndarray
     statuses: Counter[str]
     makers: Counter[str]
@@ -163,6 +178,7 @@ class Tallies:
         self._packed = np.concatenate([p.packed for p in parts], axis=1)
         self._swept = np.concatenate([p.swept for p in parts])
         self._drift = np.concatenate([p.drift for p in parts])
+        self.components = np.concatenate([p.components for p in parts])
         self._starts = np.cumsum([0, *(task.cell.images for task in tasks)])
         self.seconds: np.ndarray = sum((p.seconds for p in parts), np.zeros(len(self._packed)))
         self.statuses: Counter[str] = sum((p.statuses for p in parts), Counter())
@@ -181,6 +197,7 @@ class Tallies:
             np.concatenate([reference.packed, self._packed]),
             np.concatenate([reference.swept, self._swept], axis=2),
             reference.drift,
+            self.components,
             np.concatenate([reference.seconds, self.seconds]),
             reference.statuses + self.statuses,
             self.makers,
@@ -203,7 +220,7 @@ class Tallies:
         if not 0 <= i < len(self):
             raise IndexError(i)
         packed = self._packed[:, self._starts[i] : self._starts[i + 1]]
-        return CellTally(packed, self._swept[i], float(self._drift[i]))
+        return CellTally(packed, self._swept[i], float(self._drift[i]), self.components[i])
 
 
 def part_name(number: int) -> str:
@@ -246,39 +263,106 @@ def tally_part(
     bad: Counter[str] = Counter()
     makers: Counter[str] = Counter()
     for task in tasks:
-        found = []
-        embeddings = []
-        for v, (variant, operator) in enumerate(frame.variants.items()):
-            made = [
-                Block.read(store, spec, frame.missing, texts.labels.shape[-1])
-                for spec in cut_cell(task.cell, frame.recipe, operator, config, pictures=False)
-            ]
-            embeddings.append(np.concatenate([b.embeddings for b in made]))
-            ok = np.concatenate([b.ok for b in made])
-            labels = Labels.of(embeddings[-1], ok, texts, task.subject, task.concept, config.undetermined_margin)
-            found.append((labels, ok))
-            seconds[v] += sum(b.seconds for b in made)
-            for block in made:
+        drawn = [_Drawing.read(store, task, frame, variant, texts, config) for variant in frame.variants.values()]
+        for v, (name, one) in enumerate(zip(frame.variants, drawn, strict=True)):
+            seconds[v] += sum(b.seconds for b in one.blocks)
+            for block in one.blocks:
                 bad.update(s for s in block.statuses if s != STATUSES[_OK])
                 makers[block.maker] += block.spec.count
             if key is not None:
-                rows.append(_rows(task, variant, made, labels, list(config.attribute)))
-        drift = np.nan
-        if len(found) == 2 and (both := found[0][1] & found[1][1]).any():
-            drift = float(1 - (embeddings[0][both] * embeddings[1][both]).sum(axis=1).mean())
-        packed = np.stack([pack(f.codes, f.recognised, ok) for f, ok in found])
-        swept = np.stack([swept_counts(f.scores[ok]) for f, ok in found], axis=1)
-        results.append(CellTally(packed, swept, drift))
+                rows.append(_rows(task, name, one, list(config.attribute)))
+        packed = np.stack([pack(d.labels.codes, d.labels.recognised, d.ok)[d.order] for d in drawn])
+        swept = np.stack([swept_counts(d.labels.scores[d.ok]) for d in drawn], axis=1)
+        results.append(CellTally(packed, swept, _drift(drawn), drawn[-1].counts(len(config.attribute))))
     makers.pop("", None)
     return PartTally(
         np.concatenate([r.packed for r in results], axis=1),
         np.stack([r.swept for r in results]),
         np.array([r.drift for r in results]),
+        np.stack([r.components for r in results]),
         seconds,
         bad,
         makers,
         None if key is None else write_table(store, key, pa.concat_tables(rows)),
     )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A cell's images of one variant, block after block and part after part; n of them.
+
+    Attributes:
+        parts: [n] index of the part that drew each.
+        order: [n] which image is in each place of the cell. Images of equal seeds have one place in every variant. A
+            mixture lacks a few of the cell's first seeds and has as many later ones: those fill the places left.
+    """
+
+    variant: Variant
+    blocks: list[Block]
+    embeddings: np.ndarray
+    ok: np.ndarray
+    labels: Labels
+    indices: np.ndarray
+    parts: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        store: ObjectStore,
+        task: TallyTask,
+        frame: Frame,
+        variant: Variant,
+        texts: TextEmbeddings,
+        config: RunConfig,
+    ) -> _Drawing:
+        """Read and label them; raises as `Block.read`."""
+        width = texts.labels.shape[-1]
+        cut = cut_parts(task.cell, frame.recipe, variant, config, pictures=False)
+        drawn = [draw.part for draw in variant.draws(task.cell.prompt, task.cell.images, config.shard_images)]
+        blocks = [[Block.read(store, spec, frame.missing, width) for spec in part] for part in cut]
+        flat = [block for part in blocks for block in part]
+        embeddings = np.concatenate([b.embeddings for b in flat])
+        ok = np.concatenate([b.ok for b in flat])
+        indices = np.concatenate([b.spec.indices for b in flat])
+        parts = np.repeat(drawn, [sum(b.spec.count for b in part) for part in blocks])
+        labels = Labels.of(embeddings, ok, texts, task.subject, task.concept, config.undetermined_margin)
+        return cls(variant, flat, embeddings, ok, labels, indices, parts, places_of(indices, task.cell.first))
+
+    def counts(self, labels: int) -> np.ndarray:
+        """[K, L + 3] int32 counts by component; [0, L + 3] where the variant is no mixture."""
+        found = np.zeros((len(self.variant.labels), labels + 3), np.int32)
+        for k, of_component in enumerate(found):
+            mine = self.parts == k
+            codes = self.labels.codes[mine]
+            of_component[: labels + 1] = np.bincount(codes[codes != FAILED], minlength=labels + 1)[: labels + 1]
+            of_component[Drawn.RECOGNISED] = (self.labels.recognised & self.ok)[mine].sum()
+            of_component[Drawn.OK] = self.ok[mine].sum()
+        return found
+
+
+def places_of(indices: np.ndarray, first: int) -> np.ndarray:
+    """[n] which of n images is in each place of a cell, by the indices of their seeds; see `_Drawing.order`."""
+    n = len(indices)
+    by_index = np.argsort(indices, kind="stable")
+    inside = indices[by_index] < first + n
+    order = np.full(n, -1)
+    order[indices[by_index[inside]] - first] = by_index[inside]
+    order[order < 0] = by_index[~inside]
+    return order
+
+
+def _drift(drawn: Sequence[_Drawing]) -> float:
+    """Mean cosine distance of two variants' embeddings at equal seeds."""
+    if len(drawn) != 2:
+        return float("nan")
+    one, other = drawn
+    same = one.indices[one.order] == other.indices[other.order]
+    both = same & one.ok[one.order] & other.ok[other.order]
+    if not both.any():
+        return float("nan")
+    pairs = one.embeddings[one.order][both] * other.embeddings[other.order][both]
+    return float(1 - pairs.sum(axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -328,12 +412,12 @@ def swept_counts(scores: np.ndarray) -> np.ndarray:
     ).astype(np.int32)
 
 
-def _rows(task: TallyTask, variant: str, blocks: Sequence[Block], found: Labels, labels: Sequence[str]) -> pa.Table:
+def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str]) -> pa.Table:
     names = np.array([*labels, "undetermined", *[None] * (FAILED - len(labels))], dtype=object)
-    cell = task.cell
+    cell, blocks, found = task.cell, drawn.blocks, drawn.labels
     n = cell.images
     labelled = task.subject is not None
-    indices = np.concatenate([np.arange(b.spec.first, b.spec.first + b.spec.count) for b in blocks])
+    components = np.array([*drawn.variant.labels, None], dtype=object)
     scores = pa.ListArray.from_arrays(
         pa.array(np.arange(n + 1) * found.scores.shape[1], pa.int32()), pa.array(found.scores.reshape(-1), pa.float32())
     )
@@ -344,7 +428,8 @@ def _rows(task: TallyTask, variant: str, blocks: Sequence[Block], found: Labels,
             "wording": pa.repeat(cell.wording, n),
             "prompt": pa.repeat(cell.prompt, n),
             "variant": pa.repeat(variant, n),
-            "index": pa.array(indices, pa.int64()),
+            "component": pa.array(components[drawn.parts if drawn.variant.labels else [-1] * n], pa.string()),
+            "index": pa.array(drawn.indices, pa.int64()),
             "seed": pa.array([seed for b in blocks for seed in b.spec.seeds()], pa.int64()),
             "label": pa.array(names[found.codes] if labelled else [None] * n, pa.string()),
             "scores": scores if labelled else pa.nulls(n, pa.list_(pa.float32())),

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
@@ -28,6 +27,8 @@ from jobs.exports.checksums import verify_folder
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.forms import ExportTask, write_export
 from jobs.exports.header import Provenance, file_header, spec_of
+from jobs.exports.mixture_check import Part, audited_operator, check_route, open_part
+from jobs.exports.mixture_folder import write_mixture
 from jobs.exports.samples import Compared, Sample
 from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
@@ -37,9 +38,9 @@ from jobs.maker import ShardMaker
 from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
 from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.solving import ChunkEncoder, EditChunk, PreserveLams
+from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
-from time_ops import EditOperator, ModelError, Statistics
+from time_ops import EditOperator, Mixture, ModelError, Statistics
 
 __all__ = ["AuditWorker"]
 
@@ -78,6 +79,7 @@ class AuditWorker:
         # Models load once, and the text encoder runs for one call at a time.
         self._models = threading.RLock()
         self._opened: tuple[str, tuple[Any, EditOperator | None, torch.dtype]] | None = None
+        self._part: tuple[tuple[str, str | None], Part, tempfile.TemporaryDirectory[str]] | None = None
         # Threads are given where no GPU is asked for. Ray hides no GPU from such a worker, so it has to look away.
         self._device = torch.device("cuda" if threads is None and torch.cuda.is_available() else "cpu")
 
@@ -164,10 +166,10 @@ class AuditWorker:
         )
 
     def chunk_statistics(
-        self, chunk: EditChunk, lam: Sequence[float], shares: Sequence[npt.ArrayLike], preserve: PreserveLams
-    ) -> Statistics:
+        self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None = None
+    ) -> tuple[Statistics, ...]:
         """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
-        return self._chunks.statistics(chunk, lam, shares, preserve)
+        return self._chunks.statistics(chunk, operators, wordings)
 
     def chunk_norms(self, chunk: EditChunk) -> list[float]:
         """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""
@@ -208,6 +210,23 @@ class AuditWorker:
             beside=(f"{run}/candidate", f"{run}/checkpoint"),
         )
 
+    def write_mixture(self, mixture: Mixture, provenance: Provenance, title: str, card: str, prefix: str) -> None:
+        """The mixture's folder, from this worker's copy of the model; see `jobs.exports.mixture_folder`."""
+        run = prefix.rpartition("/")[0]
+        write_mixture(
+            self._model_folder,
+            mixture,
+            provenance,
+            title,
+            card,
+            self._store,
+            prefix,
+            licence=licence_of(self.origin().card),
+            scratch=self._cache,
+            settings=self._settings,
+            beside=(f"{run}/candidate", f"{run}/checkpoint"),
+        )
+
     def write_export(self, task: ExportTask, beside: tuple[str, ...] = ()) -> Exported:
         """An export of the edited model in any form; see `jobs.exports.forms`."""
         return write_export(
@@ -239,6 +258,51 @@ class AuditWorker:
                 self._config.undetermined_margin,
             )
 
+    def mixture_precision(self, form: Form, prefix: str, label: str) -> tuple[str, bool]:
+        """As `export_precision`, of a component of a mixture."""
+        with self._models:
+            dtype = self._open_part(form, prefix, label).dtype
+            return str(dtype).removeprefix("torch."), is_half(dtype, self._pipe.unet.dtype)
+
+    def check_route(self, prefix: str, mixture: Mixture, wanted: Sequence[Sample]) -> None:
+        """Whether a stored mixture routes as the audit does; see `jobs.exports.mixture_check`."""
+        check_route(self._store.sub(prefix), mixture, wanted)
+
+    def compare_mixture(
+        self,
+        form: Form,
+        prefix: str,
+        label: str | None,
+        mixture: Mixture,
+        wanted: Sequence[Sample],
+        texts: TextEmbeddings,
+    ) -> Compared:
+        """As `compare_export`, of a component of a mixture by its label; None: of the whole, by its route."""
+        with self._models:
+            part = self._open_part(form, prefix, label)
+            with self._generator.knowing([component.operator for component in mixture.components]):
+                return compare(
+                    (part.generator, part.operator),
+                    (self._generator, audited_operator(mixture, label)),
+                    wanted,
+                    self._classifier,
+                    texts,
+                    self._config.undetermined_margin,
+                )
+
+    def _open_part(self, form: Form, prefix: str, label: str | None) -> Part:
+        """A part of a mixture in the store, fetched and opened; the last one stays open, and its files lie here."""
+        if self._part is None or self._part[0] != (prefix, label):
+            self._part = None
+            self._cache.mkdir(parents=True, exist_ok=True)
+            # The object removes the folder once nobody holds it.
+            scratch = tempfile.TemporaryDirectory(prefix="fetched-", dir=self._cache)
+            folder = Path(scratch.name)
+            sampler = self._config.sampler
+            part = open_part(form, label, self._store.sub(prefix), folder, self._pipe, self._model_folder, sampler)
+            self._part = (prefix, label), part, scratch
+        return self._part[1]
+
     def _open_export(self, form: Form, prefix: str) -> tuple[Any, EditOperator | None, torch.dtype]:
         """A published folder of the store, checked against its SHA256SUMS and opened; the last one stays open."""
         if self._opened is None or self._opened[0] != prefix:
@@ -255,7 +319,7 @@ class AuditWorker:
     def run(
         self,
         specs: Sequence[ShardSpec],
-        operator: EditOperator | None = None,
+        operators: Sequence[EditOperator] = (),
         edits: Mapping[str, EditRequest] | None = None,
     ) -> list[ShardOutcome]:
         """Make these shards, or find them done. Returns when all of them are committed.
@@ -265,7 +329,7 @@ class AuditWorker:
 
         Args:
             specs: the shards.
-            operator: the edit that they name, or None for the base.
+            operators: those that they name, the base aside.
             edits: digest -> edit, of those that they name where they name several; solved here.
         """
         outcomes, missing = [], []
@@ -276,12 +340,13 @@ class AuditWorker:
             else:
                 outcomes.append(done)
         if missing:
+            named = {spec.operator for spec in missing}
             with self._models:
                 maker = self._maker
-                if operator is not None and not self._generator.knows(operator.digest):
-                    operator.check_encoder(self._pipe)
-                    self._generator.add_operator(operator)
-            named = {spec.operator for spec in missing}
+                for operator in operators:
+                    if operator.digest in named and not self._generator.knows(operator.digest):
+                        operator.check_encoder(self._pipe)
+                        self._generator.add_operator(operator)
             solved = [self._edits.solved(d, request) for d, request in (edits or {}).items() if d in named]
             with self._generator.knowing(solved):
                 outcomes += maker.make(missing)

@@ -31,14 +31,12 @@ from time_ops.encoders import EncoderDigest
 from time_ops.errors import EditError
 from time_ops.files import header_of, write_beside
 from time_ops.operator import EditOperator, operator_from_header, operator_header
-from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION, Weights, WeightTable, route
+from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION, UNEDITED, Weights, WeightTable, route
 
-__all__ = ["UNEDITED", "Component", "Mixture"]
+__all__ = ["UNEDITED", "Component", "Mixture", "is_mixture"]
 
 _FORMAT = "evenhand-mixture/1"
 _HEADER = "evenhand"
-UNEDITED = "unedited"
-"""The component that leaves the model as it is: what a mixture has beside its only label."""
 _TENSOR = "operators"
 
 
@@ -297,6 +295,15 @@ class Mixture:
         if header["digest"] != found.digest:
             raise EditError(f"{name} is damaged: its digest is {found.digest}, the header says {header['digest']}")
         return found
+
+
+def is_mixture(data: bytes) -> bool:
+    """Whether a file's bytes say that they are a mixture's; what else they may be is told by whoever reads them."""
+    try:
+        content = json.loads(header_of(data).get(_HEADER, "{}"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
 def _weights_content(table: WeightTable) -> dict[str, Any]:

@@ -13,10 +13,21 @@ from typing import Any, Literal
 from time_ops.alignment import Alignment, align_prompts, token_ids
 from time_ops.errors import EditError
 
-__all__ = ["DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "augment", "check_prompts", "checked_templates"]
+__all__ = [
+    "DEFAULT_AUGMENTATIONS",
+    "MOST_OVERSHOOT",
+    "PromptEdit",
+    "PromptFault",
+    "augment",
+    "check_prompts",
+    "checked_templates",
+]
 
 # As published: the pair itself, and both prompts behind three prefixes.
 DEFAULT_AUGMENTATIONS = ("{source}", "A photo of {source}", "An image of {source}", "A picture of {source}")
+
+MOST_OVERSHOOT = 4.0
+"""The largest sum of an edit's shares. Far beyond 1 an edit leaves the line between its prompts for nowhere."""
 
 # Shares are written by people and by calibration: a sum is 1 if it is within this of 1.
 _SHARE_TOLERANCE = 1e-6

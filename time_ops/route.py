@@ -29,6 +29,7 @@ from time_ops.errors import EditError
 __all__ = [
     "ROUTE_VECTORS",
     "ROUTE_VERSION",
+    "UNEDITED",
     "WeightTable",
     "apportion",
     "checked_weights",
@@ -51,6 +52,9 @@ ROUTE_VECTORS: tuple[tuple[int, int, float], ...] = (
     (2**64 - 1, 7, 0.9113033137069142),
 )
 """(seed, place, u) of version 1."""
+
+UNEDITED = "unedited"
+"""The component that leaves the model as it is: what a mixture has beside its only label."""
 
 Weights = tuple[float, ...]
 

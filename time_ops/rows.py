@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -31,10 +31,10 @@ from time_ops.encoding import encode_checked
 from time_ops.errors import EditError
 from time_ops.files import header_of
 from time_ops.operator import EditRecord
-from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
+from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
 
-__all__ = ["TokenRows", "checked_blends", "encode_rows"]
+__all__ = ["Strengths", "TokenRows", "checked_blends", "encode_rows"]
 
 Places = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -42,8 +42,37 @@ Floats = npt.NDArray[np.float64]
 # As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
 _SHARE_TOLERANCE = 1e-6
 
-MOST_OVERSHOOT = 4.0
-"""The largest sum of an edit's shares. Beyond it an edit leaves the line between its prompts for nowhere."""
+
+@dataclass(frozen=True, eq=False)
+class Strengths:
+    """How one operator is solved from token rows.
+
+    Attributes:
+        lam: Of each edit.
+        shares: Of each edit's destinations; None: its own. See `TokenRows.statistics`.
+        preserve_lam: Of all preserved prompts, or of each.
+        push: Of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
+            away from the source, c* = c + push (c - c_source), to make up for what the edit takes. None: nowhere.
+
+    """
+
+    lam: Sequence[float]
+    shares: Sequence[npt.ArrayLike] | None
+    preserve_lam: float | Sequence[float]
+    push: Sequence[Sequence[float]] | None = None
+
+
+@dataclass(frozen=True)
+class _Push:
+    """One push of one preserved destination in one augmentation, see `Strengths.push`."""
+
+    edit: int
+    row: int
+    augmentation: int
+    prompt: str
+    source: str
+    size: float
+    lam: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +107,24 @@ class TokenRows:
         """Memory of the arrays, in bytes."""
         return sum(a.nbytes for a in (self.tokens, self.sources, self.destinations, self.kept))
 
+    def of_augmentations(self, used: Sequence[bool]) -> TokenRows:
+        """The same edits in some of their augmentations, in one table of tokens still; preserved prompts stay all.
+
+        Args:
+            used: Which of `augmentations`; at least one.
+
+        """
+        chosen = np.asarray(used, dtype=bool)
+        if chosen.shape != (len(self.augmentations),) or not chosen.any():
+            raise EditError(f"{len(self.augmentations)} augmentations, of which some are chosen by {list(used)}")
+        tokens = np.repeat(chosen, self.sources.shape[1] // len(chosen))
+        return replace(
+            self,
+            sources=self.sources[:, tokens],
+            destinations=self.destinations[:, tokens],
+            augmentations=tuple(a for a, keep in zip(self.augmentations, chosen, strict=True) if keep),
+        )
+
     def statistics(
         self,
         lam: Sequence[float],
@@ -106,27 +153,112 @@ class TokenRows:
             EditError: Bad lams or shares, all of them named; or not one for each edit or preserved prompt.
 
         """
-        blends = self._blends(shares)
-        if len(lam) != len(self.edits):
-            raise EditError(f"{len(self.edits)} edits, but {len(lam)} lams: give one for each")
-        lams = [float(s) for s in lam]
+        kept = min((float(s) for s in lam), default=1.0) if preserve_lam is None else preserve_lam
+        return self.component_statistics([Strengths(lam, shares, kept)], device=device)[0]
+
+    def component_statistics(self, components: Sequence[Strengths], *, device: Device = "cpu") -> list[Statistics]:
+        """Weighted statistics of several operators over the same tokens, the components of a mixture.
+
+        What components have in common is summed once: G of every edit and preserved prompt whose lam is the same in all
+        of them. So K components cost K sums of B, and little more.
+
+        Args:
+            components: Lams and shares of each; see `statistics`.
+            device: Where to compute; needs float64.
+
+        Raises:
+            EditError: As for `statistics`.
+
+        """
+        checked = [self._checked(strengths) for strengths in components]
+        pushes = [self._pushes(one.push, kept) for one, (_, _, kept) in zip(components, checked, strict=True)]
+        count, d = len(components), self.tokens.shape[1]
+        common, own = Sums(d, device, count), [Sums(d, device) for _ in components if count > 1]
+        for e, (source, places) in enumerate(zip(self.sources, self._places(), strict=True)):
+            lams = [lam[e] for lam, _, _ in checked]
+            rows = self._rows(source, places, [blends[e] for _, blends, _ in checked])
+            if len(set(lams)) == 1:
+                common.add(rows, 1 / lams[0])
+            else:
+                for k, (sums, lam) in enumerate(zip(own, lams, strict=True)):
+                    sums.add(replace(rows, shifts=rows.shifts[k : k + 1]), 1 / lam)
+        kept = list(zip(*(lams for _, _, lams in checked), strict=True))
+        shared = [lams[0] if len(set(lams)) == 1 else math.inf for lams in kept]
+        self._add_kept(common, shared)
+        for k, sums in enumerate(own):
+            self._add_kept(sums, [math.inf if len(set(lams)) == 1 else lams[k] for lams in kept])
+        for sums, of_component in zip(own or [common], pushes, strict=True):
+            for push in of_component:
+                sums.add(self._pushed_rows(push), 1 / push.lam)
+        G, B = common.totals()
+        parts = [(G, B[0])] if count == 1 else [(G + g, B[k] + b) for k, (g, b) in enumerate(s.total() for s in own)]
+        return [
+            self._statistics(G_k.cpu(), B_k.cpu(), *strengths, pushed)
+            for (G_k, B_k), strengths, pushed in zip(parts, checked, pushes, strict=True)
+        ]
+
+    def _pushes(self, push: Sequence[Sequence[float]] | None, kept_lams: Sequence[float]) -> list[_Push]:
+        """Every push of a destination that is preserved at all, for each augmentation."""
+        if push is None:
+            return []
+        lams = dict(zip(self.preserved, kept_lams, strict=True))
+        pushes, row = [], 0
+        for e, (edit, of_edit) in enumerate(zip(self.edits, push, strict=True)):
+            for destination, size in zip(edit.destinations, of_edit, strict=True):
+                for a, template in enumerate(self.augmentations):
+                    prompt = augment(template, destination)
+                    lam = lams.get(prompt, math.inf)
+                    if size and 1 / lam > 0:
+                        pushes.append(_Push(e, row, a, prompt, augment(template, edit.source), float(size), lam))
+                row += 1
+        return pushes
+
+    def _pushed_rows(self, push: _Push) -> Rows:
+        """A preserved destination's tokens with their shifts; they are counted where it is preserved."""
+        n = self.sources.shape[1] // len(self.augmentations)
+        tokens = slice(push.augmentation * n, (push.augmentation + 1) * n)
+        source, destination = self.sources[push.edit, tokens], self.destinations[push.row, tokens]
+        moves = source != destination
+        shifts = push.size * np.subtract(self.tokens[destination[moves]], self.tokens[source[moves]], dtype=float)
+        nothing = torch.zeros(int(moves.sum()), dtype=torch.float64)
+        return Rows(torch.from_numpy(self.tokens[destination[moves]]), nothing, torch.from_numpy(shifts)[None])
+
+    def _checked(self, strengths: Strengths) -> tuple[list[float], list[Floats], list[float]]:
+        """Lam and blend of each edit, lam of each preserved prompt."""
+        blends = self._blends(strengths.shares)
+        if len(strengths.lam) != len(self.edits):
+            raise EditError(f"{len(self.edits)} edits, but {len(strengths.lam)} lams: give one for each")
+        lams = [float(s) for s in strengths.lam]
         check_lams(lams, "lam", [e.source for e in self.edits])
-        kept_lams = self._kept_lams(min(lams, default=1.0) if preserve_lam is None else preserve_lam)
-        sums = Sums(self.tokens.shape[1], device)
-        for source, places, blend, strength in zip(self.sources, self._places(), blends, lams, strict=True):
-            if 1 / strength > 0:
-                sums.add(self._rows(source, places, blend), 1 / strength)
-        for strength in dict.fromkeys(kept_lams):
-            if 1 / strength > 0:
-                sums.add(self._kept_rows([kept == strength for kept in kept_lams]), 1 / strength)
-        G, B = (matrix.cpu() for matrix in sums.total())
+        return lams, blends, self._kept_lams(strengths.preserve_lam)
+
+    def _add_kept(self, sums: Sums, lams: Sequence[float]) -> None:
+        """Add the preserved prompts, those of one lam together."""
+        for lam in dict.fromkeys(lams):
+            if 1 / lam > 0:
+                sums.add(self._kept_rows([kept == lam for kept in lams]), 1 / lam)
+
+    def _statistics(
+        self,
+        G: torch.Tensor,
+        B: torch.Tensor,
+        lams: Sequence[float],
+        blends: Sequence[Floats],
+        kept_lams: Sequence[float],
+        pushes: Sequence[_Push],
+    ) -> Statistics:
+        kept_as = {prompt: {prompt: 1.0} for prompt in self.preserved}
+        for push in pushes:
+            of_prompt = kept_as[push.prompt]
+            of_prompt[push.prompt] += push.size
+            of_prompt[push.source] = of_prompt.get(push.source, 0.0) - push.size
         edits = zip(self.edits, blends, lams, strict=True)
         kept = zip(self.preserved, kept_lams, strict=True)
         return Statistics(
             G,
             B,
-            tuple(record for edit, blend, strength in edits for record in self._records(edit, blend, strength)),
-            tuple(EditRecord(prompt, ((prompt, 1.0),), strength) for prompt, strength in kept),
+            tuple(record for edit, blend, lam in edits for record in self._records(edit, blend, lam)),
+            tuple(EditRecord(prompt, tuple(sorted(kept_as[prompt].items())), lam) for prompt, lam in kept),
             self.encoder,
         )
 
@@ -142,7 +274,7 @@ class TokenRows:
         """
         found = []
         for source, places, blend in zip(self.sources, self._places(), self._blends(shares), strict=True):
-            rows = self._rows(source, places, blend)
+            rows = self._rows(source, places, [blend])
             moved = rows.shifts[0].any(dim=1)
             # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
             factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
@@ -197,7 +329,8 @@ class TokenRows:
         """Shares of each edit's destinations in each augmentation, [W, K]."""
         own = [list(e.destinations.values()) for e in self.edits]
         sources, counts = [e.source for e in self.edits], [len(values) for values in own]
-        return checked_blends(sources, counts, len(self.augmentations), own if shares is None else shares)
+        given = own if shares is None else shares
+        return checked_blends(sources, counts, len(self.augmentations), given, MOST_OVERSHOOT)
 
     def _kept_lams(self, preserve_lam: float | Sequence[float]) -> list[float]:
         """Strength of each preserved prompt."""
@@ -230,17 +363,18 @@ class TokenRows:
         ends = np.cumsum([0, *(len(e.destinations) for e in self.edits)])
         return [self.destinations[start:end] for start, end in pairwise(ends)]
 
-    def _rows(self, source: Places, destinations: Places, blend: Floats) -> Rows:
-        """Distinct tokens of one edit, with the blend of its shifts."""
+    def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> Rows:
+        """Distinct tokens of one edit, with a shift for each blend of its destinations."""
         distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
-        shifts = torch.zeros(1, len(distinct), self.tokens.shape[1], dtype=torch.float64)
-        # Tokens of one augmentation lie together, and what stays with the source shifts by nothing.
-        of_tokens = np.repeat(blend, len(source) // len(blend), axis=0)
-        for shares, places in zip(of_tokens.T, destinations, strict=True):
-            moves = np.flatnonzero((places != source) & (shares != 0))
-            moved = np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float)
-            moved *= shares[moves, None]
-            shifts[0].index_add_(0, torch.from_numpy(inverse[moves]), torch.from_numpy(moved))
+        shifts = torch.zeros(len(blends), len(distinct), self.tokens.shape[1], dtype=torch.float64)
+        for shift, blend in zip(shifts, blends, strict=True):
+            # Tokens of one augmentation lie together, and what stays with the source shifts by nothing.
+            of_tokens = np.repeat(blend, len(source) // len(blend), axis=0)
+            for shares, places in zip(of_tokens.T, destinations, strict=True):
+                moves = np.flatnonzero((places != source) & (shares != 0))
+                moved = np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float)
+                moved *= shares[moves, None]
+                shift.index_add_(0, torch.from_numpy(inverse[moves]), torch.from_numpy(moved))
         return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
 
     def _kept_rows(self, which: Sequence[bool]) -> Rows:
@@ -251,7 +385,11 @@ class TokenRows:
 
 
 def checked_blends(
-    sources: Sequence[str], destinations: Sequence[int], augmentations: int, shares: Sequence[npt.ArrayLike]
+    sources: Sequence[str],
+    destinations: Sequence[int],
+    augmentations: int,
+    shares: Sequence[npt.ArrayLike],
+    most: float = 1.0,
 ) -> list[Floats]:
     """Shares of each edit's destinations in each augmentation, once they are known to be usable.
 
@@ -259,7 +397,8 @@ def checked_blends(
         sources: Source prompt of each edit.
         destinations: Its number of destinations, K.
         augmentations: Number of augmentations, W.
-        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most `MOST_OVERSHOOT`.
+        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most `most`.
+        most: 1, or more where edits may overshoot.
 
     Returns:
         For each edit [W, K] float64, read only.
@@ -286,14 +425,11 @@ def checked_blends(
             continue
         rows = np.atleast_2d(values)
         with np.errstate(invalid="ignore", over="ignore"):
-            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (
-                rows.sum(axis=1) <= MOST_OVERSHOOT + _SHARE_TOLERANCE
-            )
+            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (rows.sum(axis=1) <= most + _SHARE_TOLERANCE)
         if not good.all():
             bad = rows[~good].tolist()
             faults.append(
-                f"edit of {source!r}: shares must be finite, not negative and sum to at most {MOST_OVERSHOOT:g}, "
-                f"not {bad}"
+                f"edit of {source!r}: shares must be finite, not negative and sum to at most {most:g}, not {bad}"
             )
         blends.append(np.broadcast_to(values, (augmentations, count)))
     if faults:

@@ -384,18 +384,26 @@ class Sums:
     Products of float32 tokens are exact in float64, so a weight is applied to sums of them, never to tokens; and sums
     are formed apart and then added, as each addition to a large total rounds with it. At 35 edits and a first token of
     thirty times the others' norm, 2e-10 of the edit is lost so; one running sum of scaled rows lost 5e-9.
+
+    Args:
+        d: Width.
+        device: Where to sum.
+        shifts: How many shifts each row has, K; G is summed once for all of them.
+
     """
 
     _CAPACITY = 320
 
-    def __init__(self, d: int, device: Device) -> None:
-        self._G, self._B = (torch.zeros(d, d, dtype=torch.float64, device=device) for _ in range(2))
+    def __init__(self, d: int, device: Device, shifts: int = 1) -> None:
+        self._G = torch.zeros(d, d, dtype=torch.float64, device=device)
+        self._B = torch.zeros(shifts, d, d, dtype=torch.float64, device=device)
         self._tokens = torch.empty(self._CAPACITY, d, dtype=torch.float64, device=device)
-        self._counted, self._shifts = torch.empty_like(self._tokens), torch.empty_like(self._tokens)
+        self._counted = torch.empty_like(self._tokens)
+        self._shifts = torch.empty(shifts, self._CAPACITY, d, dtype=torch.float64, device=device)
         self._filled, self._weight = 0, 0.0
 
     def add(self, rows: Rows, weight: float) -> None:
-        """G += weight sum c c^T, B += weight sum (c* - c) c^T."""
+        """G += weight sum c c^T, B_k += weight sum (c*_k - c) c^T; rows have K shifts, or none where nothing moves."""
         if weight == 0:
             return
         if weight != self._weight:
@@ -411,20 +419,26 @@ class Sums:
             self._tokens[to].copy_(rows.tokens[part])
             torch.mul(self._tokens[to], counts[part], out=self._counted[to])
             if len(rows.shifts):
-                self._shifts[to].copy_(rows.shifts[0][part])
+                self._shifts[:, to].copy_(rows.shifts[:, part])
             else:
-                self._shifts[to].zero_()
+                self._shifts[:, to].zero_()
             self._filled += count
 
-    def total(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """G and B, [d, d] float64."""
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """G [d, d] and the B of each shift [K, d, d], float64."""
         self._flush()
         return self._G, self._B
 
+    def total(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """G and the B of the only shift, [d, d] float64."""
+        G, B = self.totals()
+        return G, B[0]
+
     def _flush(self) -> None:
-        tokens, counted, shifts = (b[: self._filled] for b in (self._tokens, self._counted, self._shifts))
+        tokens, counted = self._tokens[: self._filled], self._counted[: self._filled]
         self._G.add_(tokens.T @ counted, alpha=self._weight)
-        self._B.add_(shifts.T @ tokens, alpha=self._weight)
+        for B, shifts in zip(self._B, self._shifts, strict=True):
+            B.add_(shifts[: self._filled].T @ tokens, alpha=self._weight)
         self._filled = 0
 
 

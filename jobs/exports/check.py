@@ -8,7 +8,7 @@ same prompts and seeds are drawn with both: the pixels say whether it is the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def is_half(*dtypes: torch.dtype) -> bool:
 
 
 def open_export(
-    form: Form, folder: Path, base: Any, base_folder: Path, sampler: SamplerConfig
+    form: Form, folder: Path, base: Any, base_folder: Path, sampler: SamplerConfig, *, file: str | None = None
 ) -> tuple[Any, EditOperator | None, torch.dtype]:
     """Open an export beside the resident base pipeline, in the dtype that it is stored in.
 
@@ -48,6 +48,7 @@ def open_export(
         base: the resident pipeline; lends what the export does not hold.
         base_folder: the folder that it was loaded from.
         sampler: as for `load_pipeline`.
+        file: the file in the folder that holds the weights; None: the form's own.
 
     Returns:
         The pipeline to draw with, the operator that its embeddings pass through (None: the edit is in the weights), and
@@ -68,12 +69,12 @@ def open_export(
             folder / "unet", dtype=dtype, use_safetensors=True, local_files_only=True
         )
         return prepared(_with_unet(base, unet, dtype), sampler, device, dtype), None, dtype
-    source = open_safetensors(folder / FILES[form])
+    source = open_safetensors(folder / (file or FILES[form]))
     edited = [
         entry for name, entry in source.entries.items() if ".attn2.to_" in name or name.endswith("lora_up.weight")
     ]
     if not edited:
-        raise ModelError(f"{FILES[form]} holds none of the edit's tensors")
+        raise ModelError(f"{source.path.name} holds none of the edit's tensors")
     dtype = DTYPES[edited[0].dtype]
     if form == "single-file":
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
@@ -109,7 +110,7 @@ def _with_unet(base: Any, unet: Any, dtype: torch.dtype) -> Any:
 
 def compare(
     drawn: tuple[Generator, str],
-    audited: tuple[Generator, str],
+    audited: tuple[Generator, str | Callable[[Sample], str]],
     wanted: Sequence[Sample],
     classifier: Classifier,
     texts: TextEmbeddings,
@@ -119,7 +120,7 @@ def compare(
 
     Args:
         drawn: the export's generator and the name of the operator there, "base" for none.
-        audited: the resident model's, likewise.
+        audited: the resident model's, likewise; of a mixture, the operator's name for each sample.
         wanted: what to draw.
         classifier: labels the images.
         texts: by these.
@@ -129,8 +130,10 @@ def compare(
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         images = [
-            generator.draw([ImageRequest(s.prompt, operator, s.seed) for s in batch], _BATCH)
-            for generator, operator in (drawn, audited)
+            generator.draw(
+                [ImageRequest(s.prompt, name if isinstance(name, str) else name(s), s.seed) for s in batch], _BATCH
+            )
+            for generator, name in (drawn, audited)
         ]
         ok = np.all([each.statuses == STATUSES.index("ok") for each in images], axis=0)
         pixels = [each.pixels.astype(np.float64) / 255 for each in images]

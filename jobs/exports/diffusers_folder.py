@@ -23,12 +23,12 @@ from jobs.exports.writing import Edits, edited_pieces, scratch_folder, tensor_by
 from jobs.models import content_digest, staged_from
 from time_ops import EditOperator, ModelError
 
-__all__ = ["write_checkpoint", "write_edited_unet"]
+__all__ = ["UNET", "UNET_CONFIG", "kept_files", "stored_files", "write_checkpoint", "write_edited_unet"]
 
 _KEPT = (".safetensors", ".json", ".txt", ".model")
 _PICKLED_INDEX = ".bin.index"
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-_UNET, _CONFIG = "unet", "unet/config.json"
+UNET, UNET_CONFIG = "unet", "unet/config.json"
 
 
 def write_checkpoint(
@@ -71,20 +71,20 @@ def write_checkpoint(
     """
     if content_digest(base) != expected:
         raise ModelError("the model has changed since it was audited; run the job again")
-    kept = _kept(base, only_unet=only_unet)
+    kept = kept_files(base, only_unet=only_unet)
     with scratch_folder(scratch) as folder:
-        edited = write_edited_unet(base / _UNET, operator, folder / _UNET, header)
+        edited = write_edited_unet(base / UNET, operator, folder / UNET, header)
         write_operator(operator, folder / "operator.safetensors", operator_header or {})
         (folder / "README.md").write_text(card, encoding="utf-8")
         made = {name: folder / name for name in ("operator.safetensors", "README.md")}
-        made |= {f"{_UNET}/{path.name}": path for path in edited}
+        made |= {f"{UNET}/{path.name}": path for path in edited}
         files = kept | made
         publish(
             files,
             store,
             prefix,
-            main=_CONFIG if only_unet else MODEL_INDEX,
-            stored=_stored(base, kept.keys() - made.keys(), settings),
+            main=UNET_CONFIG if only_unet else MODEL_INDEX,
+            stored=stored_files(base, kept.keys() - made.keys(), settings),
             beside=beside,
         )
         return {name: path.stat().st_size for name, path in files.items()}
@@ -164,11 +164,14 @@ def _variants(folder: Path) -> list[list[Path]]:
     return list(found.values())
 
 
-def _kept(base: Path, *, only_unet: bool) -> dict[str, Path]:
-    """The components that model_index.json names; single files beside them hold unedited weights, and stay out."""
+def kept_files(base: Path, *, only_unet: bool) -> dict[str, Path]:
+    """The base model's files that an edited folder has, by their names in it, those that the edit changes among them.
+
+    They are those of the components that model_index.json names: single files beside them hold unedited weights.
+    """
     index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
     components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    wanted = {_UNET} if only_unet else components | {_UNET, MODEL_INDEX}
+    wanted = {UNET} if only_unet else components | {UNET, MODEL_INDEX}
     files = {path.relative_to(base).as_posix(): path for path in base.rglob("*") if path.is_file()}
     return {
         name: path
@@ -177,8 +180,8 @@ def _kept(base: Path, *, only_unet: bool) -> dict[str, Path]:
     }
 
 
-def _stored(base: Path, names: set[str], settings: StorageSettings | None) -> dict[str, Stored]:
-    """The objects that a staged model's files were downloaded from."""
+def stored_files(base: Path, names: set[str], settings: StorageSettings | None) -> dict[str, Stored]:
+    """The objects that a staged model's files of these names were downloaded from."""
     staged = staged_from(base)
     if staged is None:
         return {}

@@ -16,11 +16,20 @@ from typing import Any, Literal
 
 from jobs.exports.names import is_xl
 from jobs.report.schema import Verdict
-from time_ops import EditOperator, ModelError
+from time_ops import EditOperator, Mixture, ModelError
 
-__all__ = ["Form", "ModelSpec", "Provenance", "file_header", "lams_digest", "spec_of"]
+__all__ = [
+    "Form",
+    "ModelSpec",
+    "Provenance",
+    "component_header",
+    "file_header",
+    "lams_digest",
+    "not_alone",
+    "spec_of",
+]
 
-Form = Literal["single_file", "lora", "tensors", "operator"]
+Form = Literal["single_file", "lora", "tensors", "operator", "mixture"]
 
 _VERSION = "1.0.1"
 _UNKNOWN_ARCHITECTURE = "stable-diffusion-custom"
@@ -87,8 +96,8 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
         ValueError: Any other value names a path, or a place in a store.
 
     """
-    implementation = {"single_file": "sgm", "lora": "diffusers", "tensors": "diffusers", "operator": "evenhand"}[form]
-    suffix = {"lora": "/lora", "operator": "/evenhand-operator"}.get(form, "")
+    implementation = {"single_file": "sgm", "lora": "diffusers", "tensors": "diffusers"}.get(form, "evenhand")
+    suffix = {"lora": "/lora", "operator": "/evenhand-operator", "mixture": "/evenhand-mixture"}.get(form, "")
     if form == "lora" and spec.architecture.startswith("stable-diffusion-xl"):
         # Its names are those of the original code.
         implementation = "sgm"
@@ -110,10 +119,48 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
     return found
 
 
-def lams_digest(operator: EditOperator) -> str:
-    """sha256 in hex of the strengths that an operator was solved with, by source prompt, in the order of its steps."""
-    lams = [sorted((r.source, repr(r.lam)) for r in step.edits) for step in operator.steps]
+def component_header(header: Mapping[str, str], label: str, mixture: str) -> dict[str, str]:
+    """A file's header once it also says of which mixture it is a component, and that it is none by itself.
+
+    Args:
+        header: See `file_header`.
+        label: Of the component.
+        mixture: The mixture's digest.
+
+    """
+    said = not_alone(label)
+    return {
+        **header,
+        "modelspec.title": f"{label} only, not debiased: one component of {header['modelspec.title']}",
+        "modelspec.description": said,
+        "evenhand.is": said,
+        "evenhand.component": label,
+        "evenhand.mixture": mixture,
+    }
+
+
+def not_alone(label: str) -> str:
+    """What a component of a mixture is not, in the words of every header and card."""
+    return (
+        f"Not a debiased model: one component of a mixture. By itself it sends every profession to {label!r}. Only the "
+        "whole mixture, whose components take turns by each image's seed, was audited and gated."
+    )
+
+
+def lams_digest(edit: EditOperator | Mixture) -> str:
+    """sha256 in hex of the strengths that an edit was solved with, by source prompt, in the order of its steps.
+
+    Of a mixture those of all components, by label.
+    """
+    if isinstance(edit, Mixture):
+        lams: Any = [[component.label, _lams(component.operator)] for component in edit.components]
+    else:
+        lams = _lams(edit)
     return hashlib.sha256(json.dumps(lams).encode()).hexdigest()
+
+
+def _lams(operator: EditOperator) -> list[list[tuple[str, str]]]:
+    return [sorted((r.source, repr(r.lam)) for r in step.edits) for step in operator.steps]
 
 
 def spec_of(folder: Path, title: str, **others: str | None) -> ModelSpec:

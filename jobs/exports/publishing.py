@@ -1,8 +1,9 @@
 """Publishing a folder in an object store: whole or not at all, and no byte sent that the server has already.
 
-The main file (`model_index.json`) makes a folder one that is opened. It goes first where an older folder is replaced
-and comes last, after SHA256SUMS, which its readers check (`jobs.exports.checksums`). A publication that broke off is
-gone on with by the next one: what is there already stays.
+The main file makes a folder one that is opened: `model_index.json`, or `mixture.json` of a mixture, whose components'
+own `model_index.json` lie below. It goes first where an older folder is replaced and comes last, after SHA256SUMS,
+which its readers check (`jobs.exports.checksums`). A publication that broke off is gone on with by the next one: what
+is there already stays.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from infra.storage import ObjectMissing, ObjectStore, StorageError, in_parallel
 from jobs.exports.checksums import CHECKSUMS, checksums_text, parse_checksums, sha256_of
 from time_ops.errors import ModelError
 
-__all__ = ["MODEL_INDEX", "Stored", "promote", "publish", "remove"]
+__all__ = ["MIXTURE_INDEX", "MODEL_INDEX", "Stored", "promote", "publish", "remove"]
 
 MODEL_INDEX = "model_index.json"
+MIXTURE_INDEX = "mixture.json"
+"""A mixture's main file: at its root there is no `model_index.json`, so nobody opens a part as the whole."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,30 @@ def publish(
         kept = _unpublish(folder, there, main, set(digests))
         found = _published(store, [each for each in beside if each != prefix])
 
-        def place(name: str) -> None:
+        def place(name: str, twins: Sequence[Stored] = ()) -> None:
             if name in kept and folder.stat(name).sha256 == digests[name]:
                 return
             sources = [stored[name]] if stored and name in stored else []
-            if not _copied(folder, name, digests[name], [*sources, *found.get(digests[name], ())]):
+            if not _copied(folder, name, digests[name], [*sources, *twins, *found.get(digests[name], ())]):
                 folder.upload(files[name], name)
 
-        in_parallel(place, [name for name in digests if name != main])
+        groups = _twins({name: digest for name, digest in digests.items() if not _opens(name, main)})
+
+        def place_all(first: str) -> None:
+            place(first)
+            for name in groups[first]:
+                place(name, [Stored(folder, first)])
+
+        in_parallel(place_all, list(groups))
         folder.put(CHECKSUMS, text.encode(), content_type="text/plain")
         folder.discard_unfinished()
-        place(main)
+        for name in _opening(digests, main):
+            place(name)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def promote(
-    store: ObjectStore, source: str, target: str, changed: Mapping[str, bytes], *, main: str = MODEL_INDEX
+    store: ObjectStore, source: str, target: str, changed: Mapping[str, bytes], *, main: str | None = None
 ) -> str:
     """Make the folder `target` hold what a published folder does, with some small files changed, and end the source.
 
@@ -99,7 +110,7 @@ def promote(
         source: the published folder; may be `target` itself.
         target: where to.
         changed: files that are written anew, or are added.
-        main: see `publish`; small, as it is read.
+        main: see `publish`; small, as it is read. None: the one of a mixture or a diffusers folder, as it is there.
 
     Returns:
         The SHA-256 of SHA256SUMS, in hex.
@@ -110,6 +121,7 @@ def promote(
     """
     origin, folder = store.sub(source), store.sub(target)
     digests = parse_checksums(origin.get(CHECKSUMS).decode())
+    main = main or (MIXTURE_INDEX if MIXTURE_INDEX in digests else MODEL_INDEX)
     changed = {main: origin.get(main), **changed}
     digests |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
     text = checksums_text(digests)
@@ -123,9 +135,10 @@ def promote(
             elif source != target and not (name in kept and folder.stat(name).sha256 == digests[name]):
                 folder.copy(origin, name, name, sha256=digests[name])
 
-        in_parallel(place, [name for name in digests if name != main])
+        in_parallel(place, [name for name in digests if not _opens(name, main)])
         folder.put(CHECKSUMS, text.encode(), content_type="text/plain")
-        place(main)
+        for name in _opening(digests, main):
+            place(name)
     if source != target:
         remove(store, source, main=main)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -146,11 +159,30 @@ def _is_published(folder: ObjectStore, there: set[str], text: str, digests: Mapp
 
 def _unpublish(folder: ObjectStore, there: set[str], main: str, names: set[str]) -> set[str]:
     """Delete what makes the old folder one, first, and then what the new one will not have; return what is left."""
-    gone = dict.fromkeys((MODEL_INDEX, main, CHECKSUMS, *sorted(there - names)))
+    opening = _opening(there, main)[::-1]
+    gone = dict.fromkeys((MODEL_INDEX, MIXTURE_INDEX, main, *opening, CHECKSUMS, *sorted(there - names)))
     for name in gone:
         if name in there:
             folder.delete(name)
     return there - set(gone)
+
+
+def _twins(digests: Mapping[str, str]) -> dict[str, list[str]]:
+    """Equal files by the first of them, which is sent; a mixture's components have many."""
+    groups: dict[str, list[str]] = {}
+    for name, digest in digests.items():
+        groups.setdefault(digest, []).append(name)
+    return {first: others for first, *others in groups.values()}
+
+
+def _opens(name: str, main: str) -> bool:
+    """Whether a file makes the folder, or one below it, one that is opened."""
+    return name == main or name.rpartition("/")[2] == MODEL_INDEX
+
+
+def _opening(names: Iterable[str], main: str) -> list[str]:
+    """Those that do, the folder's own last."""
+    return sorted((name for name in names if _opens(name, main)), key=lambda name: (name == main, name))
 
 
 def _published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, list[Stored]]:

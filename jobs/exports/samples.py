@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -78,11 +78,14 @@ def samples(tasks: Sequence[TallyTask], seed: int, count: int) -> list[Sample]:
     return list(islice(chain(audited, further), count))
 
 
-def shipped(found: Compared, dtype: str, *, half: bool, limit: float) -> Shipped:
+def shipped(
+    found: Compared, dtype: str, *, half: bool, limit: float, parts: Mapping[str, Compared] | None = None
+) -> Shipped:
     """The figures and their gate.
 
     Args:
         found: of all images.
+        parts: of these, of each part by its name, where there are several: none may fail by itself.
         dtype: as stored.
         half: whether half precision or a LoRA's rank is in play: labels are then gated at `limit`, else all of them
             and the pixels.
@@ -96,6 +99,10 @@ def shipped(found: Compared, dtype: str, *, half: bool, limit: float) -> Shipped
         exact = mean is not None and mean <= _FULL_PRECISION and found.same == found.labelled
         reason = "every label is the same" if exact else "in full precision every image must be the same"
         result = result.model_copy(update={"outcome": "pass" if exact else "fail", "reason": reason})
+    for name, part in (parts or {}).items():
+        alone = shipped(part, dtype, half=half, limit=limit).gate
+        if alone.outcome == "fail":
+            result = result.model_copy(update={"outcome": "fail", "reason": f"{name}: {alone.reason}"})
     return Shipped(
         dtype=dtype,
         images=found.images,

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from infra.storage import LocalStore, StorageSettings
-from jobs.audit import read_operator
+from jobs.audit import read_edit
 from jobs.cells import Cell, audit_cells, cut_cell
 from jobs.comparing import Matched, check_comparable, match, reference_shard
 from jobs.config import RunConfig, load_config
@@ -485,13 +485,13 @@ def test_a_submission_takes_operator_and_folders_along(tmp_path: Path) -> None:
 def test_operators_that_can_not_be_told_apart_are_refused(tmp_path: Path) -> None:
     settings = StorageSettings()
     with pytest.raises(ConfigError, match="can't read"):
-        read_operator(str(tmp_path / "none"), settings)
+        read_edit(str(tmp_path / "none"), settings)
     (tmp_path / "damaged").write_bytes(b"none")
     with pytest.raises(ConfigError, match=f"^{tmp_path / 'damaged'} is not a safetensors file"):
-        read_operator(str(tmp_path / "damaged"), settings)
+        read_edit(str(tmp_path / "damaged"), settings)
     EditOperator(torch.eye(3, dtype=torch.float64) * 2).save(tmp_path / "by-hand")
     with pytest.raises(ConfigError, match="does not say what it was solved from"):
-        read_operator(str(tmp_path / "by-hand"), settings)
+        read_edit(str(tmp_path / "by-hand"), settings)
 
 
 def test_cells_are_the_keys_of_their_first_shards(store: LocalStore) -> None:

@@ -32,6 +32,7 @@ from jobs.pool import Pool
 from jobs.solving import (
     CHUNK_PROFESSIONS,
     ChunkEncoder,
+    ChunkStrengths,
     EditChunk,
     Mapper,
     PreserveLams,
@@ -345,16 +346,18 @@ def norms_of(pairs: Sequence[TokenPairs]) -> list[float]:
     return [float(torch.linalg.matrix_norm(B, ord=2)) for B in steps]
 
 
-def preserve_lams(chunk: EditChunk, professions: int, lam: float) -> PreserveLams:
-    """One lam for all."""
-    return PreserveLams((lam,) * len(chunk.preserved), (lam,) * professions)
+def strengths_of(chunk: EditChunk, lam: Sequence[float], shares: Any, kept: float) -> ChunkStrengths:
+    """One operator, all preserved prompts at one lam; every wording has the same shares."""
+    blends = tuple(np.tile(np.asarray(own, dtype=float), (len(chunk.wordings), 1)) for own in shares)
+    preserve = PreserveLams((kept,) * len(chunk.preserved), tuple((kept,) * len(own) for own in shares))
+    return ChunkStrengths(tuple(lam), blends, preserve)
 
 
 def spread(encoder: ChunkEncoder, chunks: Sequence[EditChunk], lam: Sequence[float], shares: Any, kept: float) -> Any:
     total: Statistics | None = None
     for i, chunk in enumerate(chunks):
         part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
-        found = encoder.statistics(chunk, lam[part], shares[part], preserve_lams(chunk, len(lam[part]), kept))
+        (found,) = encoder.statistics(chunk, [strengths_of(chunk, lam[part], shares[part], kept)])
         total = found if total is None else total + found
     assert total is not None
     return solve_sums(total)
@@ -389,13 +392,13 @@ def test_another_process_of_the_node_reads_the_tokens_and_mends_damaged_ones(tmp
     manifest = manifest_of(5)
     chunk, *_ = edit_chunks(manifest, config_of(tmp_path), KEY)
     node = Encoders(tmp_path, manifest, pipe)
-    arguments = [3.0] * 5, [resolved_shares(p) for p in manifest.professions], preserve_lams(chunk, 5, 2.0)
-    first = node.new().statistics(chunk, *arguments).to_bytes()
-    assert node.new().statistics(chunk, *arguments).to_bytes() == first
+    wanted = [strengths_of(chunk, [3.0] * 5, [resolved_shares(p) for p in manifest.professions], 2.0)]
+    first = node.new().statistics(chunk, wanted)[0].to_bytes()
+    assert node.new().statistics(chunk, wanted)[0].to_bytes() == first
     assert node.asked == 1
     (file,) = (node.cache / "pairs").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    assert node.new().statistics(chunk, *arguments).to_bytes() == first
+    assert node.new().statistics(chunk, wanted)[0].to_bytes() == first
     assert node.asked == 2
 
 
@@ -425,10 +428,8 @@ def test_a_preserved_prompt_of_two_professions_counts_once(tmp_path: Path, pipe:
     node = Encoders(tmp_path, manifest, pipe)
     encoder, shares = node.new(), [resolved_shares(p) for p in manifest.professions]
     parts = [
-        encoder.statistics(
-            first, [1.0] * CHUNK_PROFESSIONS, shares[:CHUNK_PROFESSIONS], preserve_lams(first, CHUNK_PROFESSIONS, 1.0)
-        ),
-        encoder.statistics(second, [1.0] * 2, shares[CHUNK_PROFESSIONS:], preserve_lams(second, 2, 1.0)),
+        encoder.statistics(chunk, [strengths_of(chunk, [1.0] * len(own), own, 1.0)])[0]
+        for chunk, own in ((first, shares[:CHUNK_PROFESSIONS]), (second, shares[CHUNK_PROFESSIONS:]))
     ]
     found = [record.source for part in parts for record in part.preserved]
     assert sorted(found) == sorted(preserved_prompts(manifest, config))

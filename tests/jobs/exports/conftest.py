@@ -11,9 +11,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
+from jobs.exports.header import Provenance, lams_digest
+from jobs.models import content_digest
 from tests.jobs.exports.original_layout import single_file
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
-from time_ops import EditOperator
+from time_ops import EditOperator, Mixture
 
 BASE_HEADER = {"modelspec.title": "the base", "modelspec.license": "openrail", "sshs_model_hash": "of the base"}
 HEADER = {"modelspec.title": "an edit", "evenhand.run": "r1"}
@@ -88,3 +90,13 @@ def image_of(pipe: Any, **embeds: Any) -> torch.Tensor:
     ).images
     assert bool(torch.isfinite(latents).all())
     return torch.as_tensor(latents)
+
+
+def mixture_of(model: Model) -> Mixture:
+    """Two strong edits, one of them of a nurse with weights of its own."""
+    operators = {"female": model.operator(), "male": model.operator(rank=3, size=4.0)}
+    return Mixture.of(operators, [0.4, 0.6], {"a nurse": [0.25, 0.75]})
+
+
+def provenance_of(model: Model, mixture: Mixture) -> Provenance:
+    return Provenance(content_digest(model.folder), "m" * 64, lams_digest(mixture), "r1", "pass")
