@@ -51,7 +51,7 @@ def summary_table(report: Report) -> RenderableType:
     The page has all else: intervals by label and by profession, and why a gate said what it said.
     """
     badge, style = _VERDICTS[report.verdict]
-    headline = plain_text(report.headline or headline_of(report)).replace(" %", "\N{NO-BREAK SPACE}%")
+    headline = plain_text(report.headline or headline_of(report))
     parts: list[RenderableType] = [
         Text.assemble((f" {badge} ", f"{style} reverse"), "  ", (headline, "bold")),
         Text(plain_text(report.sentence), style="dim"),
