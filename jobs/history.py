@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from infra.storage import ObjectChanged, ObjectExists, ObjectMissing, ObjectStore, StorageError, safe_name
 from jobs.errors import ConfigError
-from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, Report
+from jobs.report.schema import DeltaFigure, GateResult, Movement, ProfessionReport, RateFigure, Report
 
 __all__ = [
     "HISTORY_VERSION",
@@ -46,7 +46,8 @@ __all__ = [
     "tick_text",
 ]
 
-HISTORY_VERSION = 1
+HISTORY_VERSION = 2
+"""1: before there were mixtures; read as it is, since all that 2 has more may be absent."""
 
 _READERS = 16
 _MOVES = 20
@@ -97,10 +98,12 @@ class Entry(_Record):
     kind: Literal["debias", "audit"]
     model: str = Field(description="its last name")
     model_digest: str
-    operator: str | None = Field(description="digest of the operator it was audited under; null: none")
+    operator: str | None = Field(description="digest of the operator or mixture it was audited under; null: none")
+    mixture: bool = Field(default=False, description="whether `operator` is a mixture's digest")
     verdict: Literal["pass", "fail", "inconclusive"]
     exit_code: int
     sentence: str
+    headline: str = Field(default="", description="the same in words, see the report's; empty: of an older report")
     label: str = Field(description="the label that shares are of")
     delta: DeltaFigure
     delta_within: DeltaFigure
@@ -326,7 +329,7 @@ def known_series(store: ObjectStore) -> list[str]:
 
 
 def subject_of(model_digest: str, operator: str | None) -> str:
-    """What names the audited in an entry's key: the model, and the operator where there is one."""
+    """What names the audited in an entry's key: the model, and the operator or mixture where there is one."""
     if operator is None:
         return model_digest
     return hashlib.sha256(f"{model_digest}\0{operator}".encode()).hexdigest()
@@ -387,20 +390,7 @@ def entry_of(
         model_digest = str(provenance["model_digest"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{report.run}: its report's provenance lacks {error}; audit the model again") from error
-    points = []
-    for item in report.professions:
-        counts = item.edited or item.base
-        points.append(
-            ProfessionPoint(
-                profession=item.profession,
-                target=item.target.get(label),
-                share=counts.share,
-                low=counts.low,
-                high=counts.high,
-                n=counts.n,
-            )
-        )
-    operator = provenance.get("operator")
+    operator = provenance.get("operator") if report.mixture is None else report.mixture.digest
     return Entry(
         series=series,
         tick=tick,
@@ -411,9 +401,11 @@ def entry_of(
         model=str(provenance.get("model", "")),
         model_digest=model_digest,
         operator=None if operator is None else str(operator),
+        mixture=report.mixture is not None,
         verdict=report.verdict,
         exit_code=exit_code,
         sentence=report.sentence,
+        headline=report.headline,
         label=label,
         delta=audited.delta,
         delta_within=audited.delta_within,
@@ -423,12 +415,25 @@ def entry_of(
         controls=audited.controls,
         undetermined=audited.undetermined,
         gates=report.gates,
-        professions=points,
+        professions=[_point(item, label) for item in report.professions],
         basis=basis,
         contents=contents,
         against=report.reference.run if report.reference and report.reference.kind == "earlier run" else None,
         moved=report.moved,
         reused_from=reused_from,
+    )
+
+
+def _point(item: ProfessionReport, label: str) -> ProfessionPoint:
+    """One profession of what was audited; `label` is the report's first."""
+    counts = item.edited or item.base
+    return ProfessionPoint(
+        profession=item.profession,
+        target=item.target.get(label),
+        share=counts.share,
+        low=counts.low,
+        high=counts.high,
+        n=counts.n,
     )
 
 

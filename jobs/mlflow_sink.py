@@ -29,11 +29,11 @@ from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode, JobError
 from jobs.redact import redact
 from jobs.report.figures import finite, plain_text
-from jobs.report.schema import DeltaFigure, RateFigure, Report, ShareFigure, VariantSummary
+from jobs.report.schema import ComponentReport, DeltaFigure, RateFigure, Report, ShareFigure, VariantSummary
 
 __all__ = ["ARTIFACTS", "SinkError", "check_sink", "log_run", "metrics_of", "params_of", "sink"]
 
-ARTIFACTS = ("report.html", "report.json", "junit.xml", "operator.safetensors")
+ARTIFACTS = ("report.html", "report.json", "junit.xml", "operator.safetensors", "mixture.safetensors")
 
 _KEY = "evenhand.key"
 # What one request of MLflow takes, and the longest value of a parameter.
@@ -172,12 +172,14 @@ def metrics_of(report: Report) -> dict[str, float]:
     """Every figure with its interval and n: `delta`, `delta_low`, `delta_high`, `delta_n` and so on.
 
     Of two variants the last one, which the gates read, goes without a prefix, the other one as `base.`. What has no
-    value is left out.
+    value is left out. Of a mixture also each component's own rates, as `component.LABEL.own` and so on.
     """
     summary = report.summary
     found = _variant(summary.edited or summary.base, "")
     if summary.edited is not None:
         found |= _variant(summary.base, "base.")
+    for each in () if report.mixture is None else report.mixture.components:
+        found |= _component(each)
     for gate in report.gates:
         found |= _ends(f"gate.{_name(gate.name)}", gate.value, gate.low, gate.high)
     for name in ("wall_s", "worker_s", "images", "images_reused", "shards_failed"):
@@ -193,9 +195,7 @@ def _variant(summary: VariantSummary, prefix: str) -> dict[str, float | None]:
             found |= _ends(prefix + name, figure.value, figure.low, figure.high) | {f"{prefix}{name}_n": figure.n}
         elif isinstance(figure, float | int):
             found[prefix + name] = figure
-    for label, rate in summary.explicit_by_label.items():
-        name = f"{prefix}explicit.{_name(label)}"
-        found |= _ends(name, rate.value, rate.low, rate.high) | {f"{name}_n": rate.n}
+    found |= _by_label(f"{prefix}explicit", summary.explicit_by_label)
     if summary.parity is not None:
         parity: dict[str, ShareFigure] = {"difference": summary.parity.difference, "ratio": summary.parity.ratio}
         for name, share in parity.items():
@@ -205,12 +205,31 @@ def _variant(summary: VariantSummary, prefix: str) -> dict[str, float | None]:
     return found
 
 
+def _component(component: ComponentReport) -> dict[str, float | None]:
+    prefix = f"component.{_name(component.label)}"
+    found: dict[str, float | None] = {f"{prefix}.weight": component.weight, f"{prefix}.images": component.images}
+    for name in ("own", "explicit", "recognised", "controls", "undetermined"):
+        found |= _rate(f"{prefix}.{name}", getattr(component, name))
+    return found | _by_label(f"{prefix}.explicit", component.explicit_by_label)
+
+
+def _by_label(prefix: str, rates: Mapping[str, RateFigure]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for label, rate in rates.items():
+        found |= _rate(f"{prefix}.{_name(label)}", rate)
+    return found
+
+
+def _rate(name: str, rate: RateFigure) -> dict[str, float | None]:
+    return _ends(name, rate.value, rate.low, rate.high) | {f"{name}_n": rate.n}
+
+
 def _ends(name: str, value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def params_of(report: Report, configuration: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as run.json has them, and the digests and versions of the report's provenance."""
+    """Settings as run.json has them, the digests and versions of the report's provenance, and the form of the edit."""
     kept = ("model_digest", "classifier_digest", "manifest", "operator", "device", "versions")
     provenance = {f"provenance.{name}": report.provenance[name] for name in kept if name in report.provenance}
     sampler = report.provenance.get("sampler")
@@ -218,7 +237,16 @@ def params_of(report: Report, configuration: Mapping[str, Any]) -> dict[str, str
         provenance["provenance.dtype"] = sampler["dtype"]
     # How a run was worked off may differ when it goes on, and a parameter of MLflow stands for ever.
     settings = {k: v for k, v in configuration.items() if k not in ("workers", "storage", "mlflow", "schedule")}
-    flat = _flat(settings) | _flat(provenance)
+    form: dict[str, Any] = {}
+    if report.mixture is not None:
+        known = report.mixture.model_dump(include={"digest", "route", "weights"})
+        form = {
+            "form": "mixture",
+            "mixture": known | {"components": [each.label for each in report.mixture.components]},
+        }
+    elif report.provenance.get("operator") is not None:
+        form = {"form": "single"}
+    flat = _flat(settings) | _flat(provenance) | _flat(form)
     return {_name(name)[:250]: value[:_PARAM_LENGTH] for name, value in flat.items() if value}
 
 
@@ -239,8 +267,10 @@ def _tags(report: Report) -> dict[str, str]:
         "evenhand.verdict": report.verdict,
         "evenhand.schema_version": str(report.schema_version),
         # What MLflow's page shows as the run's description.
-        "mlflow.note.content": report.sentence,
+        "mlflow.note.content": "\n\n".join(filter(None, (report.headline, report.sentence))),
     }
+    if report.mixture is not None:
+        tags["evenhand.form"] = "mixture"
     if report.reference is not None:
         tags["evenhand.reference"] = report.reference.run
     return tags | {f"evenhand.gate.{_name(gate.name)}": gate.outcome for gate in report.gates}

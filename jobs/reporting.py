@@ -16,6 +16,7 @@ from jobs.errors import ExitCode
 from jobs.identity import made_on, provenance_of
 from jobs.mixture_figures import mixture_report
 from jobs.pictures import Shown, choose_pictures
+from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
 from jobs.report.page import render
 from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Saturation, Shipped
@@ -119,7 +120,7 @@ def report_of(
         if edit is None
         else {"operator": edit.digest, "operator_checksum": edit.checksum, "condition": edit.condition}
     )
-    return Report(
+    report = Report(
         run=session.folder.run,
         kind=kind,
         reference=reference,
@@ -151,6 +152,7 @@ def report_of(
             **({} if compared_with is None else {"reference": dict(compared_with)}),
         },
     )
+    return report.model_copy(update={"headline": headline_of(report)})
 
 
 def cost_of(run: Run) -> Cost:

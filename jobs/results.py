@@ -136,7 +136,9 @@ def evaluate(
         bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
         counted = [counts]
     summaries = [
-        _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v]))
+        _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v])).model_copy(
+            update={"off_target": _off_target(cells, v, targets)}
+        )
         for v in range(variants)
     ]
     results = read_gates(found, labels, bounds[-1], gates)
@@ -253,6 +255,13 @@ def _summary(
         images=sum(f.task.cell.images for f in found),
         seconds=round(seconds, 2),
     )
+
+
+def _off_target(cells: Sequence[Sequence[np.ndarray]], v: int, targets: np.ndarray) -> int | None:
+    """How many professions one variant is called off target in; `cells` holds label codes `[V, images]`."""
+    width = targets.shape[1]
+    counts = np.array([sum(label_counts(codes[v], width) for codes in row) for row in cells])[:, :-1]
+    return int(off_target(counts, targets).sum()) if counts.any() else None
 
 
 def _movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> list[Movement]:

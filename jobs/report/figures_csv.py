@@ -1,4 +1,4 @@
-"""The report's figures as CSV: in sum, per profession, per profession and wording, and per step of the calibration.
+"""The report's figures as CSV: in sum, per profession, per wording, per component, and per step of a search.
 
 Spreadsheets run a cell that begins like a formula; names are users' text, so such a cell is led by an apostrophe.
 """
@@ -12,9 +12,18 @@ import io
 from collections.abc import Iterable, Sequence
 
 from jobs.report.figures import finite
-from jobs.report.schema import LabelCounts, Report
+from jobs.report.schema import LabelCounts, RateFigure, Report
 
-__all__ = ["pack", "professions_csv", "safe_cell", "steps_csv", "summary_csv", "wordings_csv"]
+__all__ = [
+    "components_csv",
+    "pack",
+    "professions_csv",
+    "safe_cell",
+    "saturation_csv",
+    "steps_csv",
+    "summary_csv",
+    "wordings_csv",
+]
 
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
@@ -38,7 +47,7 @@ def pack(text: str) -> str:
 
 
 def summary_csv(report: Report) -> str:
-    """One row per figure and variant: Deltas, parity, rates; then the gates, and who moved since the reference."""
+    """One row per figure and variant: Deltas, parity, rates; then components, gates, and who moved."""
     header = [
         "part",
         "figure",
@@ -74,7 +83,12 @@ def summary_csv(report: Report) -> str:
         rates = {"explicit": found.explicit} | {f"explicit:{k}": v for k, v in found.explicit_by_label.items()}
         rates |= {"recognised": found.recognised, "controls": found.controls, "undetermined": found.undetermined}
         for name, rate in rates.items():
-            rows.append(["summary", name, variant, rate.value, rate.low, rate.high, rate.n, *[None] * 4, rate.worst])
+            rows.append(["summary", name, variant, *_rate(rate), *[None] * 4, rate.worst])
+        rows.append(["summary", "off_target", variant, found.off_target, *[None] * 7, None])
+    for part in () if report.mixture is None else report.mixture.components:
+        rows.append(["component", "weight", part.label, part.weight, *[None] * 7, None])
+        for name, rate in (("own", part.own), ("explicit", part.explicit)):
+            rows.append(["component", name, part.label, *_rate(rate), *[None] * 4, rate.worst])
     for gate in report.gates:
         read: list[Cell] = [gate.value, gate.low, gate.high, None, None, gate.direction, gate.limit, gate.outcome]
         rows.append(["gate", gate.name, None, *read, gate.reason])
@@ -97,6 +111,11 @@ def professions_csv(report: Report) -> str:
         header += [f"{variant}_{name}" for name in ("worst_low", "worst_high")]
         header += [f"{variant}_{name}" for name in ("corrected", "corrected_low", "corrected_high") if corrected]
     header.append("off_target")
+    components = list(dict.fromkeys(label for item in report.professions for label in item.components or {}))
+    header += [f"{name}_{label}" for label in components for name in ("lam", "overshoot", "left_alone")]
+    weights = {} if report.mixture is None else report.mixture.weights
+    own = {} if report.mixture is None else {each.profession: each.weights for each in report.mixture.professions}
+    header += [f"weight_{label}" for label in weights]
     rows: list[Sequence[Cell]] = []
     for item in report.professions:
         row: list[Cell] = [item.profession, item.source, item.target.get(first), item.lam]
@@ -104,7 +123,11 @@ def professions_csv(report: Report) -> str:
             row += _cells(counts, report.labels)
         for counts in (item.base, item.edited)[: len(variants)]:
             row += _beyond(counts, corrected)
-        rows.append([*row, None if item.off_target is None else "yes" if item.off_target else "no"])
+        row.append(None if item.off_target is None else _said(item.off_target))
+        for label in components:
+            done = (item.components or {}).get(label)
+            row += [None] * 3 if done is None else [done.lam, done.overshoot, _said(done.left_alone)]
+        rows.append([*row, *(own.get(item.profession, weights).get(label) for label in weights)])
     return _write(header, rows)
 
 
@@ -144,6 +167,49 @@ def steps_csv(report: Report) -> str:
         if not item.steps:
             rows.append([item.profession, item.state, *[None] * 9])
     return _write([*header, "n", "undetermined"], rows)
+
+
+def components_csv(report: Report) -> str:
+    """Of a mixture, per component: one row per wording, then one per rate over all of them. Empty where there is none.
+
+    `weight` is the one of prompts that have none of their own.
+    """
+    if report.mixture is None:
+        return ""
+    header = ["component", "weight", "figure", "wording", "value", "low", "high", "n", *report.labels, "undetermined"]
+    rows: list[Sequence[Cell]] = []
+    for each in report.mixture.components:
+        led: list[Cell] = [each.label, each.weight]
+        for line in each.wordings:
+            counted = [line.labels.get(label, 0) for label in report.labels]
+            share: list[Cell] = [line.share, line.low, line.high, line.n]
+            rows.append([*led, "own", line.wording, *share, *counted, line.undetermined, None])
+        rates = {"own": each.own, "explicit": each.explicit}
+        rates |= {f"explicit:{label}": rate for label, rate in each.explicit_by_label.items()}
+        rates |= {"recognised": each.recognised, "controls": each.controls, "undetermined": each.undetermined}
+        for name, rate in rates.items():
+            rows.append([*led, name, None, *_rate(rate), *[None] * (len(report.labels) + 1), rate.worst])
+    return _write([*header, "worst"], rows)
+
+
+def saturation_csv(report: Report) -> str:
+    """One row per profession and component of the search for strengths; empty where there was none."""
+    if report.saturation is None:
+        return ""
+    header = ["profession", "component", "state", "lam", "overshoot", "own", "low", "high", "n"]
+    rows = [
+        [each.profession, each.component, each.state, each.lam, each.overshoot, *_rate(each.own)]
+        for each in report.saturation.professions
+    ]
+    return _write(header, rows)
+
+
+def _said(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+def _rate(rate: RateFigure) -> list[Cell]:
+    return [rate.value, rate.low, rate.high, rate.n]
 
 
 def _columns(variant: str, labels: Sequence[str]) -> list[str]:

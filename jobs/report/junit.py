@@ -8,9 +8,11 @@ more images, not a missed warning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
-from jobs.report.figures import Kind, finite, gate_measure, in_kind, plain_text, span
+from jobs.report.figures import Kind, count, finite, gate_measure, in_kind, plain_text, span
+from jobs.report.headline import headline_of
 from jobs.report.schema import GateResult, Report
 
 __all__ = ["junit_xml"]
@@ -34,12 +36,26 @@ def junit_xml(report: Report) -> bytes:
         },
     )
     properties = ET.SubElement(suite, "properties")
-    for name, value in (("run", report.run), ("verdict", report.verdict), ("sentence", report.sentence)):
+    for name, value in _properties(report):
         ET.SubElement(properties, "property", {"name": name, "value": plain_text(value)})
     for gate in report.gates:
         _case(suite, gate)
     ET.indent(root)
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _properties(report: Report) -> Iterator[tuple[str, str]]:
+    """The run in words, and of a mixture what it is and what each component draws."""
+    yield from (("run", report.run), ("verdict", report.verdict), ("sentence", report.sentence))
+    yield "headline", report.headline or headline_of(report)
+    if report.mixture is None:
+        return
+    yield "mixture", report.mixture.digest
+    for each in report.mixture.components:
+        yield f"component {each.label}: weight", _figure(each.weight, "rate")
+        for name, rate in (("own label", each.own), ("explicit prompts", each.explicit)):
+            interval = span(rate, "rate") or "none"
+            yield f"component {each.label}: {name}", f"{_figure(rate.value, 'rate')} ({interval}, n {count(rate.n)})"
 
 
 def _case(suite: ET.Element, gate: GateResult) -> None:

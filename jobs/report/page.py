@@ -20,12 +20,23 @@ from markupsafe import Markup
 
 from jobs.report import figures
 from jobs.report.figures import Kind, Measure, Ranged, finite
-from jobs.report.figures_csv import pack, professions_csv, steps_csv, summary_csv, wordings_csv
+from jobs.report.figures_csv import (
+    components_csv,
+    pack,
+    professions_csv,
+    saturation_csv,
+    steps_csv,
+    summary_csv,
+    wordings_csv,
+)
+from jobs.report.headline import headline_of
 from jobs.report.lam_chart import lam_chart
+from jobs.report.mixture_view import wording_tip
 from jobs.report.naming import Names, variant_names
 from jobs.report.picture_data import choose_pictures
 from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
-from jobs.report.search_panels import MAX_PANELS, best_step, panels, state_counts
+from jobs.report.search_panels import best_step
+from jobs.report.sections import calibration_section, label_shares, mixture_section
 from jobs.report.templating import page_environment, part
 
 __all__ = ["MAX_BYTES", "VISIBLE_ROWS", "flatten", "render", "shown"]
@@ -40,7 +51,6 @@ _WHOLE_CELLS = 6_000
 """Cells of the heat map that stand in the page as they are; the script draws the rest from numbers."""
 
 _FIXED_BYTES, _PROFESSION_BYTES, _CELL_BYTES, _REST_CELL_BYTES = 150_000, 2_100, 330, 32
-_PANEL_BYTES, _UNREACHABLE_BYTES = 2_300, 600
 """Measured sizes of the page's parts, rounded up: what is left of `MAX_BYTES` goes to pictures."""
 
 
@@ -93,31 +103,20 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     whole = len(rows) if wide * len(rows) <= _WHOLE_CELLS else VISIBLE_ROWS
     cells = wide * (_CELL_BYTES * min(whole, len(rows)) + _REST_CELL_BYTES * max(0, len(rows) - whole))
     budget = MAX_BYTES - _FIXED_BYTES - _PROFESSION_BYTES * len(report.professions) - cells
+    csvs = _csvs(report)
+    budget -= sum(map(len, csvs.values()))
     edited = report.summary.edited is not None
     first = report.labels[0] if report.labels else ""
-    search = report.calibration
-    searched = panels(search, report.professions) if search else []
-    unreachable = [panel for panel in searched if panel.item.state == "unreachable"]
-    budget -= _UNREACHABLE_BYTES * len(unreachable)
-    drawn = searched[: max(VISIBLE_ROWS, min(MAX_PANELS, budget // _PANEL_BYTES))]
-    budget -= _PANEL_BYTES * len(drawn)
-    csvs = {
-        name: pack(text)
-        for name, text in (
-            ("summary", summary_csv(report)),
-            ("professions", professions_csv(report)),
-            ("wordings", wordings_csv(report)),
-            ("steps", steps_csv(report)),
-        )
-        if text
-    }
-    budget -= sum(map(len, csvs.values()))
-    lams = sorted(lam for item in report.professions if (lam := finite(item.lam)) is not None)
+    searches = [calibration_section(report, budget, VISIBLE_ROWS), mixture_section(report, budget, VISIBLE_ROWS)]
+    budget -= sum(each.size for each in searches)
+    lams = _strengths(report)
     return (
         _environment()
         .get_template("report.html")
         .render(
             report=report,
+            headline=report.headline or headline_of(report),
+            label_shares=label_shares(report),
             edited=edited,
             first=first or "first label",
             chart_rows=sorted(rows, key=partial(_chart_order, edited=edited)),
@@ -132,22 +131,49 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             corrected=any(item.base.corrected for item in report.professions),
             lams=lams,
             lam_median=median(lams) if lams else None,
-            provenance=flatten(
-                ({"compared_with": report.reference.model_dump()} if report.reference else {}) | report.provenance
-            ),
+            provenance=_provenance(report),
             shows_edit=edited and (report.reference is None or bool(lams)),
             lam_chart=lam_chart(report.professions, first) if edited else None,
             names=variant_names(report),
             csvs=csvs,
-            panels=drawn,
-            panels_left_out=len(searched) - len(drawn),
-            unreachable=unreachable,
-            states=state_counts(search) if search else {},
             visible=VISIBLE_ROWS,
             css=part("report.css"),
             js=part("report.js"),
+            **searches[0].parts,
+            **searches[1].parts,
         )
     )
+
+
+def _csvs(report: Report) -> dict[str, str]:
+    """The downloads, as the page carries them; those that the report has nothing for are left out."""
+    made = {
+        "summary": summary_csv,
+        "professions": professions_csv,
+        "wordings": wordings_csv,
+        "steps": steps_csv,
+        "components": components_csv,
+        "saturation": saturation_csv,
+    }
+    return {name: pack(text) for name, make in made.items() if (text := make(report))}
+
+
+def _strengths(report: Report) -> list[float]:
+    """Every lam that something was edited with, the strongest edit first."""
+    found = [item.lam for item in report.professions]
+    found += [done.lam for item in report.professions for done in (item.components or {}).values()]
+    return sorted(lam for each in found if (lam := finite(each)) is not None)
+
+
+def _provenance(report: Report) -> list[tuple[str, str]]:
+    """Provenance as rows, led by what the report was compared with and what its mixture is."""
+    led: dict[str, object] = {}
+    if report.reference is not None:
+        led["compared_with"] = report.reference.model_dump()
+    if report.mixture is not None:
+        operators = {each.label: each.operator for each in report.mixture.components}
+        led["mixture"] = {"digest": report.mixture.digest, "route": report.mixture.route, "operators": operators}
+    return flatten(led | report.provenance)
 
 
 @cache
@@ -176,10 +202,11 @@ def _environment() -> Environment:
         delta_track=_delta_track,
         ends=Ends,
         figure=_figure,
-        none=_none,
+        absent=_none,  # not `none`: to a template that is the constant
         tilt=_tilt,
         finite=finite,
         best_step=best_step,
+        wording_tip=wording_tip,
     )
     return environment
 

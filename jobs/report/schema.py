@@ -115,6 +115,11 @@ class VariantSummary(Figure):
     controls: RateFigure = Field(description="images of unrelated prompts recognised as what they name")
     undetermined: RateFigure = Field(description="audit images without a decidable label, among all labelled ones")
     parity: Parity | None = Field(default=None, description="null: of a report that was written before it was counted")
+    off_target: int | None = Field(
+        default=None,
+        description="professions called off target, of those with a determined image; tested as in `professions`; "
+        "null: of a report that was written before it was counted, or no image was determined",
+    )
     images: int = Field(description="images generated for this variant, all kinds")
     seconds: float = Field(description="worker seconds spent on them, those of reused shards included")
 
@@ -431,6 +436,9 @@ class Report(Figure):
     created: str = Field(description="UTC, ISO 8601")
     verdict: Verdict
     sentence: str = Field(description="the verdict and why, in one sentence")
+    headline: str = Field(
+        default="", description="shares, professions off target and verdict in words; empty: of an older report"
+    )
     labels: list[str] = Field(description="attribute values, the first one being the one that shares are of")
     summary: Summary
     gates: list[GateResult]

@@ -1,4 +1,4 @@
-"""What a run says in the terminal when it ends: the verdict, the figures before and after, the worst professions."""
+"""What a run says in the terminal when it ends: the verdict in words, one short table, a line per component."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
+from jobs.report.headline import headline_of
+from jobs.report.mixture_view import SATURATION_STATES
 from jobs.report.naming import variant_names
-from jobs.report.schema import Calibration, DeltaFigure, LabelCounts, ProfessionReport, RateFigure, Report
+from jobs.report.schema import (
+    Calibration,
+    DeltaFigure,
+    MixtureReport,
+    ProfessionReport,
+    RateFigure,
+    Report,
+    Saturation,
+    VariantSummary,
+)
 from jobs.report.search_panels import state_counts
 
 __all__ = ["summary_table"]
@@ -20,54 +31,106 @@ _VERDICTS = {
     "inconclusive": ("INCONCLUSIVE", "bold yellow"),
 }
 _MISSING = "\N{EN DASH}"
+# Ten lines at most, headings included: narrow enough for the 80 columns of a log.
 _FIGURES = (
     ("Delta, pooled", "delta"),
-    ("Delta, mean within wordings", "delta_within"),
-    ("Delta, worst wording", "delta_wording_max"),
-    ("explicit prompts kept", "explicit"),
-    ("professions recognised", "recognised"),
-    ("controls recognised", "controls"),
+    ("Delta, within", "delta_within"),
+    ("Delta, worst", "delta_wording_max"),
+    ("explicit", "explicit"),
+    ("recognised", "recognised"),
+    ("controls", "controls"),
     ("undetermined", "undetermined"),
 )
-_MOVED = 5
-_SECTION_ENDS = ("delta_wording_max", "undetermined")
+_NAMED, _FARTHEST = 5, 3
+_COMPONENTS = 8
 
 
-def summary_table(report: Report, worst: int = 5) -> RenderableType:
-    """Draw the end of a run: verdict and sentence, the figures of both variants, calibration, the `worst` professions.
+def summary_table(report: Report) -> RenderableType:
+    """Draw the end of a run: verdict and headline, the figures of both variants, components, the farthest professions.
 
-    The worst are those farthest from their target, in the edited model where there is one.
+    The page has all else: intervals by label and by profession, and why a gate said what it said.
     """
     badge, style = _VERDICTS[report.verdict]
-    verdict = Text.assemble((f" {badge} ", f"{style} reverse"), "  ", (plain_text(report.sentence), "bold"))
-    parts: list[RenderableType] = [verdict, Text()]
+    headline = plain_text(report.headline or headline_of(report))
+    parts: list[RenderableType] = [
+        Text.assemble((f" {badge} ", f"{style} reverse"), "  ", (headline, "bold")),
+        Text(plain_text(report.sentence), style="dim"),
+        Text(),
+    ]
     if report.reference is not None:
-        parts += [Text(plain_text(f"Audited against the {variant_names(report).one_full}:"))]
+        parts.append(Text(plain_text(f"Audited against the {variant_names(report).one_full}:")))
     parts.append(_figures(report))
-    if report.reference is not None:
-        parts += [Text(_moved(report)), Text()]
+    if report.mixture is not None:
+        parts += [_components(report.mixture), Text()]
+    said = [] if report.reference is None else [_moved(report)]
     if report.calibration is not None:
-        parts += [Text(_calibration(report.calibration)), Text()]
+        said.append(_calibration(report.calibration))
+    if report.saturation is not None:
+        said.append(_saturation(report.saturation))
+    said.append(_farthest(report))
+    return Group(*parts, *(Text(line) for line in said if line))
+
+
+def _figures(report: Report) -> Table:
+    """One line per figure: the variants side by side, each with its interval and n; the floor is the last one's."""
+    names = variant_names(report)
+    # Of "earlier run" the first word: the line above the table has it in full.
+    variants = [(names.one.split()[0], report.summary.base)]
+    if report.summary.edited is not None:
+        variants.append((names.other, report.summary.edited))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name, _ in variants:
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == names.other else None)
+        for heading in ("95 %", "n"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("floor", justify="right", no_wrap=True)
+    for title, field in _FIGURES:
+        found: list[DeltaFigure | RateFigure] = [getattr(summary, field) for _, summary in variants]
+        cells = [cell for figure in found for cell in _cells(figure)]
+        last = found[-1]
+        floor = finite(last.floor) if isinstance(last, DeltaFigure) else None
+        table.add_row(title, *cells, "" if floor is None else delta(floor))
+    off = [_off_target(report, summary) for _, summary in variants]
+    if any(off):
+        table.add_row("off target", *(cell for text in off for cell in (text or _MISSING, "", "")), "")
+    return table
+
+
+def _off_target(report: Report, summary: VariantSummary) -> str:
+    """How many professions are called off target, of how many with an image; empty where nobody counted."""
+    edited = summary is report.summary.edited
+    of_last = edited or report.summary.edited is None
     tested = [item for item in report.professions if item.off_target is not None]
-    if tested:
-        off = sum(bool(item.off_target) for item in tested)
-        parts += [Text(f"Called off target: {count(off)} of {count(len(tested))} professions (95 %, Holm)"), Text()]
-    ranking = sorted(
-        ((distance, item) for item in report.professions if (distance := _distance(report, item)) is not None),
-        key=lambda pair: (-pair[0], pair[1].profession),
-    )[:worst]
-    if ranking:
-        title = Text(f"Farthest from their target, share perceived as {plain_text(report.labels[0])}:", style="italic")
-        parts += [title, _professions(report, [item for _, item in ranking])]
-    return Group(*parts)
+    if of_last and tested:
+        return f"{count(sum(bool(item.off_target) for item in tested))}/{count(len(tested))}"
+    if summary.off_target is None:
+        return ""
+    counts = [item.edited if edited else item.base for item in report.professions]
+    return f"{count(summary.off_target)}/{count(sum(each is not None and each.n > 0 for each in counts))}"
+
+
+def _components(mixture: MixtureReport) -> Table:
+    """One line per component: how often it draws, how often its label shows, and explicit prompts."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("component", overflow="fold", max_width=24)
+    for heading in ("weight", "own label", "95 %", "n", "explicit", "95 %", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in mixture.components[:_COMPONENTS]:
+        name = Text(plain_text(each.label))
+        table.add_row(name, percent(each.weight), *_cells(each.own), *_cells(each.explicit))
+    left = len(mixture.components) - _COMPONENTS
+    if left > 0:
+        table.add_row(f"and {count(left)} more")
+    return table
 
 
 def _moved(report: Report) -> str:
     """Write who moved against the reference in one line, the farthest first."""
     if not report.moved:
         return "Moved: no profession is shown to have (95 %, Holm)"
-    told = [f"{each.profession} {points(each.after - each.before)}" for each in report.moved[:_MOVED]]
-    more = f" and {count(len(report.moved) - _MOVED)} more" if len(report.moved) > _MOVED else ""
+    told = [f"{each.profession} {points(each.after - each.before)}" for each in report.moved[:_NAMED]]
+    more = f" and {count(len(report.moved) - _NAMED)} more" if len(report.moved) > _NAMED else ""
     return plain_text(f"Moved: {', '.join(told)}{more} (95 %, Holm)")
 
 
@@ -80,79 +143,40 @@ def _calibration(search: Calibration) -> str:
     return f"Calibration: {spent}; {', '.join(said)}"
 
 
-def _figures(report: Report) -> Table:
-    names = variant_names(report)
-    variants = {names.one: report.summary.base}
-    if report.summary.edited is not None:
-        variants[names.other] = report.summary.edited
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("")
-    table.add_column("")
-    for heading in ("value", "95 % interval", "floor", "n"):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    for title, field in _FIGURES:
-        for turn, (name, summary) in enumerate(variants.items()):
-            figure: DeltaFigure | RateFigure = getattr(summary, field)
-            cells = _delta(figure) if isinstance(figure, DeltaFigure) else _rate(figure.value, figure)
-            last = turn == len(variants) - 1
-            style = "bold" if turn else None
-            table.add_row("" if turn else title, name, *cells, style=style, end_section=last and field in _SECTION_ENDS)
-        if field == "explicit":
-            for label in report.labels:
-                for turn, (name, summary) in enumerate(variants.items()):
-                    by_label = summary.explicit_by_label.get(label)
-                    if by_label is not None:
-                        of_label = Text("" if turn else f"  of these, {plain_text(label)}")
-                        table.add_row(of_label, name, *_rate(by_label.value, by_label), style="bold" if turn else None)
-    for turn, (name, summary) in enumerate(variants.items()):
-        table.add_row("" if turn else "images", name, count(summary.images))
-    return table
+def _saturation(search: Saturation) -> str:
+    """Write a mixture's search in one line; a profession counts once in each component."""
+    ended = {state: sum(each.state == state for each in search.professions) for state in SATURATION_STATES}
+    said = [f"{count(ended[state])} {state}" for state in ("saturated", "short")]
+    said += [f"{count(ended[state])} {state}" for state in ("fixed", "left alone") if ended[state]]
+    spent = f"{count(len({line.round for line in search.rounds}))} rounds, {count(search.images)} images"
+    return f"Strengths: {spent}; each profession in each component: {', '.join(said)}"
 
 
-def _professions(report: Report, items: list[ProfessionReport]) -> Table:
-    edited = report.summary.edited is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("profession", overflow="fold", max_width=32)
-    names = variant_names(report)
-    for heading in ("target", names.one, "95 %", "n", *((names.other, "95 %", "n", "points") if edited else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for item in items:
-        target = finite(item.target.get(report.labels[0]))
-        cells = [plain_text(item.profession), _MISSING if target is None else percent(target, 0), *_share(item.base)]
-        if edited:
-            before = finite(item.base.share)
-            after = None if item.edited is None else finite(item.edited.share)
-            change = _MISSING if before is None or after is None else points(after - before).split()[0]
-            cells += [*_share(item.edited), change]
-        table.add_row(*map(Text, cells))
-    return table
+def _farthest(report: Report) -> str:
+    """Name the professions farthest from their target in one line: share of the first label and what is wanted."""
+    found = []
+    for item in report.professions:
+        counts, target = item.edited or item.base, finite(item.target.get(report.labels[0]))
+        share = finite(counts.share)
+        if share is not None and target is not None:
+            found.append((-abs(share - target), item.profession, _told(item, share, target)))
+    if not found:
+        return ""
+    told = ", ".join(text for _, _, text in sorted(found)[:_FARTHEST])
+    return plain_text(f"Farthest from their target, share perceived as {report.labels[0]}: {told}")
 
 
-def _distance(report: Report, item: ProfessionReport) -> float | None:
-    latest = item.base if item.edited is None else item.edited
-    share = finite(latest.share)
-    target = finite(item.target.get(report.labels[0])) if report.labels else None
-    return None if share is None or target is None else abs(share - target)
+def _told(item: ProfessionReport, share: float, target: float) -> str:
+    """Write one profession: `CEO 71.2 % (65-77, n 240, wanted 50 %)`."""
+    counts = item.edited or item.base
+    interval = span(counts, "rate", 0) or _MISSING
+    return f"{item.profession} {percent(share)} ({interval}, n {count(counts.n)}, wanted {percent(target, 0)})"
 
 
-def _delta(figure: DeltaFigure) -> tuple[str, str, str, str]:
-    value, floor = finite(figure.value), finite(figure.floor)
-    return (
-        _MISSING if value is None else delta(value),
-        span(figure, "delta") or _MISSING,
-        _MISSING if floor is None else delta(floor),
-        count(figure.n),
-    )
-
-
-def _rate(value: float | None, figure: RateFigure | LabelCounts) -> tuple[str, str, str, str]:
-    share = finite(value)
-    return _MISSING if share is None else percent(share), span(figure, "rate") or _MISSING, "", count(figure.n)
-
-
-def _share(counts: LabelCounts | None) -> tuple[str, str, str]:
-    if counts is None:
-        return _MISSING, _MISSING, _MISSING
-    value, interval, _, n = _rate(counts.share, counts)
-    return value, interval, n
+def _cells(figure: DeltaFigure | RateFigure) -> tuple[str, str, str]:
+    value = finite(figure.value)
+    is_delta = isinstance(figure, DeltaFigure)
+    interval = span(figure, "delta", 2) if is_delta else span(figure, "rate")
+    write = delta if is_delta else percent
+    n = count(figure.n) if figure.n < 1_000_000 else f"{figure.n / 1e6:.1f} M"
+    return _MISSING if value is None else write(value), interval or _MISSING, n

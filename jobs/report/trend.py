@@ -9,8 +9,6 @@ but what is inside the file.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ from jinja2 import Environment
 from jobs.history import Entry, ProfessionPoint, tick_text
 from jobs.report import figures
 from jobs.report.figures import finite
-from jobs.report.figures_csv import Cell, safe_cell
 from jobs.report.schema import DeltaFigure
 from jobs.report.templating import page_environment, part
+from jobs.report.trend_csv import audits_csv, form_of, limit_of, professions_csv
 
 __all__ = ["MAX_ENTRIES", "MAX_PAGE_BYTES", "render_trend"]
 
@@ -174,58 +172,6 @@ def _within(entries: Sequence[Entry], budget: int) -> Iterator[Entry]:
         yield entry
 
 
-def audits_csv(entries: Iterable[Entry]) -> str:
-    """One row per audit: verdict, digests, and every figure with interval and n."""
-    deltas, rates = (
-        ("delta", "delta_within", "delta_wording_max"),
-        ("explicit", "recognised", "controls", "undetermined"),
-    )
-    header = ["tick", "created", "run", "verdict", "exit_code", "reused_from", "model", "model_digest", "operator"]
-    header += [f"{name}{end}" for name in deltas for end in ("", "_low", "_high", "_floor", "_n")]
-    header += [f"{name}{end}" for name in rates for end in ("", "_low", "_high", "_n")]
-    header += ["limit_delta", "limit_delta_within", "against", "manifest", "classifier", "sampler", "wordings"]
-
-    def row(entry: Entry) -> list[Cell]:
-        cells: list[Cell] = [tick_text(entry.tick), entry.created, entry.run, entry.verdict, entry.exit_code]
-        cells += [entry.reused_from, entry.model, entry.model_digest, entry.operator]
-        for name in deltas:
-            delta: DeltaFigure = getattr(entry, name)
-            cells += [delta.value, delta.low, delta.high, delta.floor, delta.n]
-        for name in rates:
-            rate = getattr(entry, name)
-            cells += [rate.value, rate.low, rate.high, rate.n]
-        basis = entry.basis
-        return [
-            *cells,
-            *(_limit(entry, name) for name in ("delta", "delta_within")),
-            *(entry.against, basis.manifest, basis.classifier, basis.sampler, basis.wordings),
-        ]
-
-    return _csv(header, map(row, entries))
-
-
-def professions_csv(entries: Iterable[Entry]) -> str:
-    """One row per audit and profession: target, share of the label, interval and n."""
-    rows = (
-        [tick_text(entry.tick), entry.run, p.profession, entry.label, p.target, p.share, p.low, p.high, p.n]
-        for entry in entries
-        for p in entry.professions
-    )
-    return _csv(["tick", "run", "profession", "label", "target", "share", "low", "high", "n"], rows)
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([safe_cell(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _limit(entry: Entry, name: str) -> float | None:
-    return next((gate.limit for gate in entry.gates if gate.name == name), None)
-
-
 def _places(entries: Sequence[Entry]) -> list[float]:
     """Where each tick lies between the first and the last, 0 to 1."""
     if not entries:
@@ -286,7 +232,9 @@ def _top(entries: Sequence[Entry]) -> float:
     for entry in entries:
         for name in ("delta", "delta_within"):
             figure: DeltaFigure = getattr(entry, name)
-            ends += [end for end in (finite(figure.value), finite(figure.high), _limit(entry, name)) if end is not None]
+            ends += [
+                end for end in (finite(figure.value), finite(figure.high), limit_of(entry, name)) if end is not None
+            ]
     return min(1.0, math.ceil(10 * max(ends) + 0.2) / 10)
 
 
@@ -312,7 +260,7 @@ def _chart(entries: Sequence[Entry], top: float, name: str, title: str, about: s
         for entry, figure, (x, value, low, high) in zip(entries, found, points, strict=True)
         if value is not None
     ]
-    limits = [(x, _limit(entry, name)) for x, entry in zip(places, entries, strict=True)]
+    limits = [(x, limit_of(entry, name)) for x, entry in zip(places, entries, strict=True)]
     last = next((limit for _, limit in reversed(limits) if limit is not None), None)
     steps = max(1, round(10 * top))
     every = 2 if steps > 5 else 1
@@ -453,7 +401,16 @@ def _lines(entries: Sequence[Entry], link: Callable[[Entry], str | None]) -> lis
 def _new(before: Entry, entry: Entry) -> str:
     if before.model_digest != entry.model_digest:
         return "Another model. "
-    return "Another operator. " if before.operator != entry.operator else ""
+    if before.operator == entry.operator:
+        return ""
+    form = form_of(entry)
+    if form is None:
+        return f"Without the {form_of(before)} of before. "
+    return (
+        f"Another {form}. "
+        if form_of(before) == form
+        else f"Now under {'an operator' if form == 'operator' else 'a mixture'}. "
+    )
 
 
 @cache
@@ -465,6 +422,7 @@ def _environment() -> Environment:
         pct=partial(_shown, style=figures.percent),
         when=figures.when,
         tick=tick_text,
+        form=form_of,
         place=lambda value: f"{value:.4g}%",
         sentence=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     )

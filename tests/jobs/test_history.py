@@ -26,7 +26,8 @@ from jobs.history import (
     tick_text,
 )
 from jobs.report.schema import DeltaFigure, RateFigure, Reference
-from tests.jobs.report.conftest import make_report
+from tests.jobs.report.mixtures import make_mixture_report
+from tests.jobs.report.reports import make_report
 
 MODEL = "ab" * 32
 TICK = datetime(2026, 11, 21, tzinfo=UTC)
@@ -95,7 +96,7 @@ def test_an_entry_comes_back_as_it_was_written(history: History, store: LocalSto
         "history/nightly/latest.json",
     ]
     raw = json.loads(store.get(history.key(TICK, MODEL)))
-    assert (raw["schema_version"], raw["tick"], raw["prefix"]) == (1, "2026-11-21T00:00:00Z", "runs/audit-1121")
+    assert (raw["schema_version"], raw["tick"], raw["prefix"]) == (2, "2026-11-21T00:00:00Z", "runs/audit-1121")
 
 
 def test_the_first_entry_of_a_tick_and_model_stands(history: History) -> None:
@@ -237,8 +238,8 @@ def test_a_bucket_of_shards_is_not_listed(tmp_path: Path) -> None:
 
 def test_a_newer_schema_and_a_broken_entry_are_told_apart(history: History, store: LocalStore) -> None:
     key = history.key(TICK, MODEL)
-    store.put(key, entry().model_dump_json().replace('"schema_version":1', '"schema_version":2,"new":0').encode())
-    with pytest.raises(ConfigError, match="is of schema 2, this Evenhand reads 1; update it"):
+    store.put(key, entry().model_dump_json().replace('"schema_version":2', '"schema_version":3,"new":0').encode())
+    with pytest.raises(ConfigError, match="is of schema 3, this Evenhand reads 2; update it"):
         history.entries()
     store.put(key, b'{"schema_version": 1, "series"')
     with pytest.raises(ConfigError, match="is no entry of a history"):
@@ -257,6 +258,22 @@ def test_an_entry_holds_the_audited_models_figures() -> None:
     assert found.delta == alone.summary.base.delta
     assert [p.n for p in found.professions] == [p.base.n for p in alone.professions]
     assert (found.operator, found.reused_from) == (None, "audit-0")
+
+
+def test_an_entry_of_a_mixture_holds_its_digest_and_says_so() -> None:
+    report = make_mixture_report(professions=3)
+    report = report.model_copy(update={"provenance": PROVENANCE, "headline": "In words."})
+    found = entry_of(report, series="nightly", tick=TICK, exit_code=0, contents="c")
+    assert (found.operator, found.mixture, found.headline) == ("5e" * 32, True, "In words.")
+    assert found.subject == subject_of(found.model_digest, "5e" * 32)
+
+
+def test_entries_of_the_first_schema_are_still_read(history: History, store: LocalStore) -> None:
+    old = json.loads(entry(operator="9f" * 32).model_dump_json()) | {"schema_version": 1}
+    del old["mixture"], old["headline"]
+    store.put(history.key(TICK, "old"), json.dumps(old).encode())
+    (found,) = history.entries()
+    assert (found.schema_version, found.mixture, found.operator) == (1, False, "9f" * 32)
 
 
 def test_a_comparison_with_an_earlier_run_is_named_and_one_with_a_base_is_not() -> None:

@@ -32,7 +32,8 @@ from jobs.mlflow_sink import SinkError, check_sink, log_run, metrics_of, params_
 from jobs.report.schema import Report
 from jobs.solving import run_manifest_bytes
 from tests.jobs.helpers import config, manifest
-from tests.jobs.report.conftest import make_report
+from tests.jobs.report.mixtures import FOUR, make_mixture_report
+from tests.jobs.report.reports import make_report
 from tests.jobs.test_history import PROVENANCE
 
 pytestmark = pytest.mark.slow
@@ -239,6 +240,23 @@ def test_parameters_say_what_decided_the_run_and_fit() -> None:
     assert max(map(len, found.values())) == 6000
     assert not [name for name in found if name.startswith(("workers", "storage", "mlflow", "schedule"))]
     assert (found["gates.delta"], found["provenance.dtype"]) == ("0.2", "float32")
+
+
+def test_a_mixture_has_its_components_figures_and_weights() -> None:
+    report = make_mixture_report(professions=3, labels=FOUR)
+    assert report.mixture is not None
+    found, component = metrics_of(report), report.mixture.components[3]
+    assert found["component.old male.own"] == component.own.value
+    assert found["component.old male.explicit.young female_n"] == component.explicit_by_label["young female"].n
+    assert found["component.old male.controls_low"] == component.controls.low
+    assert found["component.young female.weight"] == 0.25
+    assert not [name for name in metrics_of(make_report(professions=3)) if name.startswith("component")]
+    assert found["off_target"] == report.summary.edited.off_target  # type: ignore[union-attr]
+    params = params_of(report, {})
+    assert (params["form"], params["mixture.digest"]) == ("mixture", report.mixture.digest)
+    assert params["mixture.weights.old male"] == "0.25"
+    single = make_report(professions=3).model_copy(update={"provenance": PROVENANCE | {"operator": "9f" * 32}})
+    assert params_of(single, {})["form"] == "single"
 
 
 def client(server: str) -> Any:

@@ -159,6 +159,10 @@ def test_the_last_variant_is_called_off_target_profession_by_profession() -> Non
     even, far, none = [0, 1] * 50, [0] * 80 + [1] * 20, [2] * 100
     people = {"CEO": [(far, even)] * 2, "nurse": [(even, far)] * 2, "cook": [(even, none)] * 2}
     assert [p.off_target for p in audit(people).professions] == [False, True, None]
+    summary = audit(people).summary
+    assert summary.edited is not None
+    assert (summary.base.off_target, summary.edited.off_target) == (1, 1)
+    assert audit({"CEO": [(none, none)] * 2}).summary.base.off_target is None
     base = {name: [(one, None) for one, _ in cells] for name, cells in people.items()}
     assert [p.off_target for p in audit(base).professions] == [True, False, False]
 

@@ -175,7 +175,8 @@
     at = (index + pairs.length) % pairs.length;
     const pair = pairs[at];
     byId("viewer-h").textContent = pair.dataset.who;
-    byId("viewer-meta").textContent = `${pair.dataset.prompt} · seed ${pair.dataset.seed} · ${at + 1} of ${pairs.length}`;
+    const component = pair.dataset.component ? ` · ${pair.dataset.component}` : "";
+    byId("viewer-meta").textContent = `${pair.dataset.prompt} · seed ${pair.dataset.seed}${component} · ${at + 1} of ${pairs.length}`;
     byId("viewer-two").replaceChildren(...all(".shot", pair).map((shot) => shot.cloneNode(true)));
   }
   document.addEventListener("click", (event) => {

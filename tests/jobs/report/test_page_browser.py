@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from jobs.report.figures_csv import wordings_csv
+from jobs.report.headline import headline_of
 from jobs.report.page import MAX_BYTES, VISIBLE_ROWS, _tip, render
 from jobs.report.schema import Parity, Report, ShareFigure
 
@@ -44,7 +45,8 @@ def names(page: Page) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_shows_the_verdict_and_every_section(show: Open, html: str, report: Report, scheme: str) -> None:
     page = show(html, scheme=scheme)
-    expect(page.locator("h1")).to_have_text(report.sentence)
+    expect(page.locator("h1")).to_have_text(headline_of(report).replace(" %", "\N{NO-BREAK SPACE}%"))
+    expect(page.locator(".gist")).to_have_text(report.sentence.replace(" %", "\N{NO-BREAK SPACE}%"))
     expect(page.locator(".verdict .badge")).to_have_text("Fail")
     for section in SECTIONS:
         expect(page.locator(f"#{section} h2").first).to_be_visible()

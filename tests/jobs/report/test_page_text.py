@@ -43,6 +43,18 @@ def test_missing_values_are_dashes_with_reasons(build: Callable[..., Report]) ->
     assert "base no determined image of 10" in html
 
 
+def test_what_one_variant_lacks_is_a_dash_with_its_reason(build: Callable[..., Report]) -> None:
+    report = build(professions=3)
+    first = report.professions[0]
+    first.edited = first.off_target = None
+    assert report.summary.edited is not None
+    del report.summary.edited.explicit_by_label["male"]
+    report.wordings[0].edited = report.controls[0].edited = None
+    html = render(report, {})
+    for reason in ("the edited model was not measured here", "no image was determined", "not measured in this run"):
+        assert f'title="{reason}"' in html
+
+
 def test_nothing_at_all_still_renders(report: Report) -> None:
     empty = {"professions": [], "wordings": [], "controls": [], "pictures": [], "gates": [], "margin_sweep": []}
     assert "This run set no gates." in render(report.model_copy(update=empty), {})

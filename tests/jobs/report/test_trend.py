@@ -17,7 +17,8 @@ from playwright.sync_api import Page, expect
 from jobs.history import Basis, Entry, ProfessionPoint
 from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
 from jobs.report.trend import MAX_ENTRIES, MAX_PAGE_BYTES, render_trend
-from tests.jobs.report.conftest import NAMES, rate, wilson
+from jobs.report.trend_csv import audits_csv
+from tests.jobs.report.reports import NAMES, rate, wilson
 
 HOSTILE = "<script>document.title='owned'</script>"
 ENDS = "e => { const b = e.getBoundingClientRect(); return [b.y, b.bottom]; }"
@@ -174,6 +175,40 @@ def test_verdicts_and_reused_points_differ_in_shape(show: Open, html: str, entri
     assert "unchanged, reused from audit-" in (reused.first.locator("title").text_content() or "")
 
 
+def test_a_mixture_is_called_one(show: Open, entries: list[Entry]) -> None:
+    under = [(None, False), ("9f" * 32, False), ("5e" * 32, True), ("6e" * 32, True), (None, False)]
+    some = [
+        entry.model_copy(
+            update={
+                "model_digest": "ab" * 32,
+                "operator": digest,
+                "mixture": mixture,
+                "headline": "Women are 51 % of all.",
+            }
+        )
+        for entry, (digest, mixture) in zip(entries, under, strict=False)
+    ]
+    page = show(render_trend(some, "nightly", link=link))
+    expect(page.locator("h1")).to_have_text("Women are 51\N{NO-BREAK SPACE}% of all.")
+    expect(page.locator(".gist")).to_have_text(some[-1].sentence.replace(" %", "\N{NO-BREAK SPACE}%"))
+    models = page.locator("#audits tbody tr td:last-child").all_inner_texts()[::-1]
+    assert "under" not in models[0]
+    assert [text.split("under the ")[1] for text in models[1:4]] == [
+        "operator 9f9f9f9f",
+        "mixture 5e5e5e5e",
+        "mixture 6e6e6e6e",
+    ]
+    news = page.locator("#audits tbody tr .why").all_inner_texts()[::-1]
+    for text, said in zip(
+        news[1:],
+        ("Now under an operator.", "Now under a mixture.", "Another mixture.", "Without the mixture of before."),
+        strict=True,
+    ):
+        assert text.startswith(said)
+    lines = list(csv.DictReader(io.StringIO(audits_csv(some))))
+    assert [line["form"] for line in lines] == ["", "operator", "mixture", "mixture", ""]
+
+
 def test_what_is_not_comparable_is_not_joined(show: Open, html: str) -> None:
     page = show(html)
     trail = chart(page, "delta").locator(".trail").get_attribute("d") or ""
@@ -205,7 +240,7 @@ def test_another_model_or_operator_is_said(show: Open, entries: list[Entry]) -> 
     other = two.model_copy(update={"model_digest": "ff" * 32, "operator": "9f" * 32})
     page = show(render_trend([one, two, operator, other], "nightly", link=link))
     told = page.locator("#audits .why").all_inner_texts()
-    assert [text.strip() for text in told] == ["Another model.", "Another operator.", "", ""]
+    assert [text.strip() for text in told] == ["Another model.", "Now under an operator.", "", ""]
 
 
 def test_runs_are_linked_and_a_store_that_no_browser_opens_is_not(show: Open, entries: list[Entry]) -> None:
