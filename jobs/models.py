@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ __all__ = [
     "safetensors_header",
     "stage",
     "staged_from",
+    "variant_of",
     "weight_files",
     "weight_variant",
 ]
@@ -327,29 +328,42 @@ def pickled_advice(*, pipeline: bool) -> str:
     )
 
 
-def _variants(part: Path) -> dict[str | None, list[Path]]:
+def _variants(names: Iterable[str]) -> dict[str | None, list[str]]:
     """A component's weights by their variant, None for those without; other files are no weights that would load."""
-    found: dict[str | None, list[Path]] = {}
-    for file in sorted(part.glob("*.safetensors")):
-        match = _WEIGHTS.fullmatch(file.name)
+    found: dict[str | None, list[str]] = {}
+    for name in sorted(names):
+        match = _WEIGHTS.fullmatch(name)
         if match:
-            found.setdefault(match[1] or match[2], []).append(file)
+            found.setdefault(match[1] or match[2], []).append(name)
     return found
 
 
-def weight_variant(part: Path) -> str | None:
+def _names(part: Path) -> list[str]:
+    return [file.name for file in part.glob("*.safetensors")]
+
+
+def variant_of(names: Iterable[str], where: str) -> str | None:
     """Which variant of a component's weights is loaded: None, the plain ones, where there are such; else the only one.
+
+    Args:
+        names: the component's files.
+        where: its name, for a message.
 
     Raises:
         ModelError: there are several variants, and no plain weights.
     """
-    found = _variants(part)
+    found = _variants(names)
     if None in found or not found:
         return None
     if len(found) > 1:
         held = ", ".join(str(variant) for variant in found)
-        raise ModelError(f"{part.name}/ holds several variants ({held}) and no default: keep one")
+        raise ModelError(f"{where}/ holds several variants ({held}) and no default: keep one")
     return next(iter(found))
+
+
+def weight_variant(part: Path) -> str | None:
+    """Which variant of the weights in a component's folder is loaded; see `variant_of`."""
+    return variant_of(_names(part), part.name)
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -358,7 +372,7 @@ def weight_files(part: Path) -> list[Path]:
     Raises:
         ModelError: see `weight_variant`.
     """
-    return _variants(part).get(weight_variant(part), [])
+    return [part / name for name in _variants(_names(part)).get(weight_variant(part), [])]
 
 
 def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tuple[str, str]]:

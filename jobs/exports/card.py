@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.exports.schema import FILES, Exported, Form
+from jobs.models import variant_of
 from jobs.report.schema import DeltaFigure, RateFigure
 
 __all__ = ["NOT_CHECKED", "REVERT", "export_card"]
@@ -41,6 +42,10 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False) -> st
     if exported.outcome != "pass":
         lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
     loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+    # Weights that the base model has in a variant alone, as fp16, are found by its name only.
+    names = [name.removeprefix("unet/") for name in exported.files if name.startswith("unet/")]
+    if exported.form == "diffusers" and (variant := variant_of(names, "unet")) is not None:
+        loading = f'{loading[:-1]}, variant="{variant}")'
     lines += ["```python", loading, "```", ""]
     if exported.rank is not None:
         lines += [
