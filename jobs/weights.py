@@ -46,6 +46,8 @@ _HARMLESS = (
 )
 # A text encoder may be given as the whole CLIP model that it is half of.
 _OTHER_HALF = (r"^vision_model\.", r"^visual_projection\.", r"^text_projection\.", r"^logit_scale$")
+# Classes that old folders name and that are gone.
+_SUCCESSORS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 # What NaN and infinities have in common: all bits of the exponent are set.
 _EXPONENTS = {
     "F16": ("<u2", 0x7C00),
@@ -72,7 +74,10 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
     for name, (library, class_name) in components_of(folder, safety_checker=safety_checker).items():
         kind = component_class(library, class_name)
         if kind is None:
-            faults.append(f"model_index.json names a {library}.{class_name} as its {name}, which is not installed here")
+            also = f"; its successor is {_SUCCESSORS[class_name]}, name that" if class_name in _SUCCESSORS else ""
+            faults.append(
+                f"model_index.json names {library}.{class_name} as the {name}, which is not installed here{also}"
+            )
         elif issubclass(kind, torch.nn.Module):
             other = _OTHER_HALF if class_name == "CLIPTextModel" else ()
             models[name] = _examined(folder / name, kind, other, faults)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, SiglipConfig, SiglipModel, ViTConfig, ViTModel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, ViTConfig, ViTModel
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
@@ -203,6 +204,32 @@ def test_tensors_that_do_no_harm_are_let_be(model: Path, classifier: Path) -> No
         mine, theirs = (getattr(pipe, part).state_dict() for pipe in (found, wanted))
         assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
     Classifier(classifier, CPU)
+
+
+def test_the_safety_checker_is_looked_at_where_it_is_loaded(model: Path) -> None:
+    """Its class is diffusers' own; files of earlier versions have another name for its vision model."""
+    vision = TINY | {"image_size": 32, "patch_size": 8}
+    checker: Any = StableDiffusionSafetyChecker(CLIPConfig(text_config=TINY, vision_config=vision, projection_dim=16))
+    checker.save_pretrained(model / "safety_checker")
+    named = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+    }
+    settle("model_index.json", **named)(model)
+    (model / "feature_extractor").mkdir()
+    with pytest.raises(ModelError, match=r"CLIPFeatureExtractor as the feature_extractor, .* is CLIPImageProcessor"):
+        check_pipeline(model)
+    settle("model_index.json", feature_extractor=[None, None])(model)
+
+    def in_old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n.replace("vision_model.", "vision_model.vision_model.", 1): t for n, t in tensors.items()}
+
+    change("safety_checker", in_old_names)(model)
+    check_pipeline(model)
+    drop("safety_checker", "concept_embeds")(model)
+    with pytest.raises(ModelError, match=r"safety_checker/model\.safetensors lacks .*: concept_embeds$"):
+        check_pipeline(model)
+    check_pipeline(model, safety_checker=False)
 
 
 def _vit() -> Any:
