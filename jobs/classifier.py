@@ -11,6 +11,8 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from jobs.generator import padded
+from jobs.models import weight_variant
+from jobs.weights import check_classifier
 from time_ops import ModelError
 
 __all__ = ["Classifier"]
@@ -20,11 +22,19 @@ _TEXT_BATCH = 32
 
 
 class Classifier:
-    """A CLIP model and its processor, on one device, in float32."""
+    """A CLIP model and its processor, on one device, in float32.
+
+    Raises:
+        ModelError: it is none, or its files are not what its configuration says; see `check_classifier`.
+    """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        check_classifier(folder, finite=False)
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         try:
-            self._model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self._model: Any = CLIPModel.from_pretrained(
+                folder, variant=weight_variant(folder), dtype=torch.float32, **options
+            )
             self._processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"the classifier can't be loaded as a CLIP model: {error}") from error

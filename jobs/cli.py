@@ -418,7 +418,8 @@ def check(
 ) -> None:
     """Check a manifest and report every fault at once. Exit code 0, or 2 if there is something to mend."""
     checker = None
-    if model:
+    # A file that is not there needs no model to say so.
+    if model and file.is_file():
         from infra.storage import StorageSettings
         from jobs.inputs import prompt_checker
         from jobs.models import load_tokenizers, stage

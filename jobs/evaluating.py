@@ -16,7 +16,8 @@ from jobs.evaluating_operators import EditRequest, SolvedEdit
 from jobs.evaluating_tally import DESTINATION, NONE, SOURCE, Measures, MeasureTask, Role, cell_of
 from jobs.identity import evaluation_identity, last_name
 from jobs.inputs import prompt_checker, read_bytes
-from jobs.models import cache_folder, check_kind, load_tokenizers, stage
+from jobs.kinds import check_kind
+from jobs.models import cache_folder, load_tokenizers, stage
 from jobs.report.evaluation import best_of
 from jobs.report.evaluation_schema import (
     ControlDrift,
@@ -88,7 +89,7 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
     """
     content = read_bytes(config.manifest, settings)
     folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
-    check_kind(folder)
+    check_kind(folder, safety_checker=config.sampler.safety_checker)
     tokenizers = load_tokenizers(folder)
     aligned = prompt_checker(tokenizers, config.evaluate.wordings)
     columns = {"source": "old", "destination": "new"}

@@ -10,7 +10,8 @@ from typing import Any
 from infra.storage import ObjectMissing, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
-from jobs.models import cache_folder, check_kind, load_tokenizers, stage
+from jobs.kinds import check_kind
+from jobs.models import cache_folder, load_tokenizers, stage
 from manifests import Fault, Manifest, read_manifest
 from time_ops.prompts import PromptEdit, augment, check_prompts
 
@@ -97,7 +98,7 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
     folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
-    check_kind(folder)
+    check_kind(folder, safety_checker=config.sampler.safety_checker)
     tokenizers = load_tokenizers(folder)
     others = [*config.controls, *config.preserve.prompts, config.sampler.negative_prompt]
     long = {f.reason: None for tokenizer in tokenizers for f in check_prompts(tokenizer, [], prompts=others)}

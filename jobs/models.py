@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,18 +36,27 @@ __all__ = [
     "Staged",
     "age_out",
     "cache_folder",
-    "check_kind",
+    "components_of",
     "content_digest",
+    "is_pickled",
     "load_tokenizers",
     "origin_of",
+    "pickled_advice",
     "resolve_dtype",
     "safetensors_header",
     "stage",
     "staged_from",
+    "variant_of",
+    "weight_files",
+    "weight_variant",
 ]
 
 _READ_BYTES = 1 << 20
 _TEXT_SUFFIXES = (".json", ".txt", ".model")
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+# What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
+# versions wrote the variant behind the shard's number.
+_WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?(?:\.(\w+))?\.safetensors")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
 _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -118,6 +128,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS.
         StorageError: the object store can't be read.
     """
+    _refuse_single_file(reference)
     if reference.startswith("s3://"):
         folder = _download(reference, settings, cache)
     elif Path(reference).is_dir():
@@ -133,10 +144,24 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         )
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
-            f"{reference}: holds no safetensors. Pickled weights (.bin, .ckpt) are never opened; "
-            "save the model again with safe_serialization=True on a machine that you trust with it"
+            f"{reference}: holds no safetensors, and pickled weights (.bin, .ckpt) are never opened. "
+            f"{pickled_advice(pipeline=pipeline)}"
         )
     return folder
+
+
+def _refuse_single_file(reference: str) -> None:
+    """A model that is one file, with the way to a folder."""
+    suffix = Path(reference).suffix.lower()
+    if Path(reference).is_dir() or suffix not in (*_PICKLED, ".safetensors"):
+        return
+    never = ", and a pickled one: opening it can run code" if suffix in _PICKLED else ""
+    raise ModelError(
+        f"{reference} is a single file{never}. Jobs take folders; make one"
+        f"{' on a machine that may be lost' if never else ''}: "
+        "python -c \"import diffusers; diffusers.StableDiffusionPipeline.from_single_file('FILE')"
+        ".save_pretrained('FOLDER', safe_serialization=True)\""
+    )
 
 
 def _download(url: str, settings: StorageSettings, cache: Path) -> Path:
@@ -283,18 +308,93 @@ def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def check_kind(folder: Path) -> None:
-    """Refuse, before anything is spent, a pipeline that jobs can't audit.
+def is_pickled(part: Path) -> bool:
+    """Whether a component's folder has pickled weights and no safetensors."""
+    return not any(part.glob("*.safetensors")) and any(file.suffix in _PICKLED for file in part.iterdir())
+
+
+def pickled_advice(*, pipeline: bool) -> str:
+    """The way out, for who has pickled weights alone."""
+    load = "('OLD', use_safetensors=False).save_pretrained('NEW', safe_serialization=True)"
+    code = (
+        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained{load}"
+        if pipeline
+        else f"from transformers import CLIPModel as M, CLIPProcessor as P; M.from_pretrained{load}; "
+        "P.from_pretrained('OLD').save_pretrained('NEW')"
+    )
+    return (
+        "Opening them can run code: convert them on a machine that may be lost, and give the new folder. "
+        f'python -c "{code}"'
+    )
+
+
+def _variants(names: Iterable[str]) -> dict[str | None, list[str]]:
+    """A component's weights by their variant, None for those without; other files are no weights that would load."""
+    found: dict[str | None, list[str]] = {}
+    for name in sorted(names):
+        match = _WEIGHTS.fullmatch(name)
+        if match:
+            found.setdefault(match[1] or match[2], []).append(name)
+    return found
+
+
+def _names(part: Path) -> list[str]:
+    return [file.name for file in part.glob("*.safetensors")]
+
+
+def variant_of(names: Iterable[str], where: str) -> str | None:
+    """Which variant of a component's weights is loaded: None, the plain ones, where there are such; else the only one.
+
+    Args:
+        names: the component's files.
+        where: its name, for a message.
 
     Raises:
-        ModelError: it is no `StableDiffusionPipeline`.
+        ModelError: there are several variants, and no plain weights.
+    """
+    found = _variants(names)
+    if None in found or not found:
+        return None
+    if len(found) > 1:
+        held = ", ".join(str(variant) for variant in found)
+        raise ModelError(f"{where}/ holds several variants ({held}) and no default: keep one")
+    return next(iter(found))
+
+
+def weight_variant(part: Path) -> str | None:
+    """Which variant of the weights in a component's folder is loaded; see `variant_of`."""
+    return variant_of(_names(part), part.name)
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors files that a component is loaded from, shards in their order; none where there are none.
+
+    Raises:
+        ModelError: see `weight_variant`.
+    """
+    return [part / name for name in _variants(_names(part)).get(weight_variant(part), [])]
+
+
+def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tuple[str, str]]:
+    """What a pipeline's `model_index.json` has loaded: library and class of each component, by its name.
+
+    Args:
+        folder: the pipeline.
+        safety_checker: whether that is loaded as well.
+
+    Raises:
+        ModelError: the file can't be read.
     """
     try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"model_index.json can't be read: {error}") from error
-    if kind != "StableDiffusionPipeline":
-        raise ModelError(f"the model is a {kind}; jobs audit StableDiffusionPipeline (1.x and 2.x) so far")
+    return {
+        name: (str(value[0]), str(value[1]))
+        for name, value in index
+        if isinstance(value, list) and len(value) == 2 and None not in value
+        if safety_checker or name != "safety_checker"
+    }
 
 
 def load_tokenizers(folder: Path) -> list[Any]:
@@ -323,10 +423,10 @@ def load_tokenizers(folder: Path) -> list[Any]:
 def _component_class(folder: Path, name: str) -> str:
     """The transformers class of one of the pipeline's components, "" where model_index.json names none."""
     try:
-        library, kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[name]
-    except (OSError, ValueError, KeyError, TypeError):
+        library, kind = components_of(folder)[name]
+    except (ModelError, KeyError):
         return ""
-    return str(kind) if library == "transformers" else ""
+    return kind if library == "transformers" else ""
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from jobs.config import SamplerConfig
-from jobs.models import check_kind
+from jobs.models import components_of, weight_variant
+from jobs.weights import check_loaded, check_pipeline, component_class
 from time_ops.errors import ModelError
 
 __all__ = ["SCHEDULERS", "load_pipeline", "prepared"]
@@ -39,20 +40,38 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     image, and TF32 is allowed unless the dtype is float32. A compiled UNet compiles at its first batch, and again for
     every other batch size.
 
+    Components whose weights are there in a variant alone, as fp16, are loaded from that.
+
     Raises:
-        ModelError: not a Stable Diffusion 1.x or 2.x pipeline, or one that can't be loaded.
+        ModelError: not a Stable Diffusion 1.x or 2.x pipeline, one that can't be loaded, or one whose files are not
+            what its configuration says; see `check_pipeline`.
     """
-    check_kind(folder)
+    check_pipeline(folder, safety_checker=sampler.safety_checker, finite=False)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     if not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        options |= _variants(folder, sampler, dtype)
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
+    check_loaded(pipe.components)
     return prepared(pipe, sampler, device, dtype)
+
+
+def _variants(folder: Path, sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The components that have no plain weights, loaded. diffusers' own `variant` would be that of all components."""
+    found = {}
+    for name, (library, class_name) in components_of(folder, safety_checker=sampler.safety_checker).items():
+        variant = weight_variant(folder / name)
+        if variant is not None:
+            kind = component_class(library, class_name)
+            found[name] = kind.from_pretrained(
+                folder / name, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+    return found
 
 
 def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +143,9 @@ class Pool:
                 self._crew.proved.add(number)
                 return ray.get(result)
             except RayTaskError as error:
+                # The error is in both; one that nobody asks for is printed by Ray, traceback and all.
+                with suppress(RayTaskError):
+                    ray.get(result)
                 raise raised_there(error) from error
             except UNPLACEABLE as error:
                 raise ClusterError(f"no worker answers to {method}: {type(error).__name__}: {error}") from error

@@ -12,14 +12,12 @@ from pathlib import Path
 from infra.storage import StorageSettings, open_store
 from jobs.errors import ConfigError
 from jobs.exports.publishing import publish
-from jobs.models import check_kind, content_digest, stage
-from time_ops import ModelError
+from jobs.models import content_digest, stage
 
-__all__ = ["Kept", "is_pickled", "stage_to"]
+__all__ = ["Kept", "stage_to"]
 
 # What loading opens, and the model's own card with its licence.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md")
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def stage_to(reference: str, target: str, *, pipeline: bool) -> Kept:
 
     Raises:
         ConfigError: the target is a bucket without a prefix, or holds something that is no model.
-        ModelError: no such model, or one without safetensors.
+        ModelError: no such model, one without safetensors, or one whose files are not what its configuration says.
         StorageError: the store refuses or fails.
     """
     settings = StorageSettings.from_environment()
@@ -63,19 +61,15 @@ def stage_to(reference: str, target: str, *, pipeline: bool) -> Kept:
         raise ConfigError(f"{target} holds {len(there)} objects and is no model; give a prefix that is empty")
     with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
         folder = stage(reference, settings, Path(cache), pipeline=pipeline)
-        if pipeline:
-            check_kind(folder)
+        # It brings torch and diffusers, which importing this module need not.
+        from jobs.weights import check_classifier, check_pipeline
+
+        (check_pipeline if pipeline else check_classifier)(folder)
         files = {
             file.relative_to(folder).as_posix(): file
             for file in sorted(folder.rglob("*"))
             if file.is_file() and file.suffix in _SUFFIXES and not _is_hidden(file.relative_to(folder))
         }
-        unread = [part.name for part in folder.iterdir() if part.is_dir() and is_pickled(part)]
-        if unread:
-            raise ModelError(
-                f"{reference}: {', '.join(sorted(unread))} has pickled weights alone, which are never opened. Save the "
-                "model again with safe_serialization=True on a machine that you trust with it."
-            )
         publish(files, store, name, main=main)
         size = sum(file.stat().st_size for file in files.values())
         return Kept(store.url(name), len(files), size, content_digest(folder))
@@ -83,8 +77,3 @@ def stage_to(reference: str, target: str, *, pipeline: bool) -> Kept:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def is_pickled(part: Path) -> bool:
-    """Whether a component's folder has pickled weights and no safetensors."""
-    return not any(part.glob("*.safetensors")) and any(file.suffix in _PICKLED for file in part.iterdir())

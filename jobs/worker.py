@@ -40,6 +40,7 @@ from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
+from jobs.weights import check_classifier, check_pipeline
 from time_ops import EditOperator, Mixture, ModelError, Statistics
 
 __all__ = ["AuditWorker"]
@@ -153,7 +154,13 @@ class AuditWorker:
         return f"{self._device.type} {name}"
 
     def probe(self) -> Probe:
-        """Identity of the models and of this machine; loads no weights into memory."""
+        """Identity of the models, once they are found to be whole, and of this machine; keeps no weights in memory.
+
+        Raises:
+            ModelError: files are not what their configuration says; nothing of the run is written yet.
+        """
+        check_pipeline(self._model_folder, safety_checker=self._config.sampler.safety_checker)
+        check_classifier(self._classifier_folder)
         model, classifier = self._digests
         return Probe(
             model,

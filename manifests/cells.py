@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
 __all__ = ["lam_cell", "share_cell", "text_cell"]
@@ -16,6 +17,8 @@ _FORBIDDEN = {
     "Co": "a private-use code point",
 }
 _INVISIBLE = {"\u200b", "\u2060", "\ufeff", "\u00ad", "\u202a", "\u202b", "\u202c", "\u202d", "\u202e"}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_PERCENT = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*%")
 _NAMES = {"\n": "a line break", "\r": "a line break", "\t": "a tab", "\x00": "a NUL"}
 
 
@@ -50,10 +53,21 @@ def _number(value: object) -> float | None:
         try:
             return float(text.replace("_", "?"))
         except ValueError:
-            raise ValueError(f"{value!r} is not a number; give one with a decimal point, or leave it empty") from None
+            raise ValueError(_no_number(text)) from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number; give one, or null")
     return float(value)
+
+
+def _no_number(text: str) -> str:
+    """Why a text is none, as people and spreadsheets write them."""
+    percent = _PERCENT.fullmatch(text)
+    if percent:
+        number = float(percent[1].replace(",", "."))
+        return f"{text!r} is a percentage; write the number itself, {number / 100:g}"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"{text!r} has a decimal comma; write it with a point, {text.replace(',', '.')}"
+    return f"{text!r} is not a number; give one with a decimal point, or leave it empty"
 
 
 def share_cell(cell: object) -> float | None:

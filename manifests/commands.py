@@ -27,6 +27,8 @@ __all__ = ["INPUT_FAULT", "app", "check_manifest", "show_faults", "split_labels"
 INPUT_FAULT = 2
 """Exit code: the input must be mended."""
 
+_COLUMN_WIDTH = 24
+
 app = typer.Typer(no_args_is_help=True, help="Check and build manifests.")
 
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="The attribute's labels, with commas: female,male.")]
@@ -50,7 +52,8 @@ def check_manifest(
     try:
         manifest = read_manifest(source, name=name, labels=labels, checker=checker)
     except OSError as error:
-        faults: tuple[Fault, ...] = (Fault(None, None, f"can't be opened: {error.strerror or error}"),)
+        reason = error.strerror or str(error)
+        faults: tuple[Fault, ...] = (Fault(None, None, f"can't be opened: {reason}; correct the name"),)
     except ManifestError as error:
         faults = error.faults
     else:
@@ -69,13 +72,18 @@ def check_manifest(
 
 
 def show_faults(name: str, faults: Collection[Fault], console: Console) -> None:
-    """Draw the faults as a table."""
+    """Draw the faults as a table; a single one of the whole file as a sentence."""
+    faults = list(faults)
+    if [(fault.row, fault.line, fault.column) for fault in faults] == [(None, None, None)]:
+        console.print(Text(f"{name} {faults[0].message}"), soft_wrap=True)
+        return
     table = Table(title=Text(f"{name}: {len(faults)} to mend"), title_justify="left")
     with_lines = any(fault.line is not None for fault in faults)
     table.add_column("row", justify="right", no_wrap=True)
     if with_lines:
         table.add_column("line", justify="right", no_wrap=True)
-    table.add_column("column", no_wrap=True)
+    # Names may be as long as they like: most of the width is for what to do.
+    table.add_column("column", overflow="fold", max_width=_COLUMN_WIDTH)
     table.add_column("what to mend", overflow="fold")
     for fault in faults:
         places = [fault.row, fault.line] if with_lines else [fault.row]

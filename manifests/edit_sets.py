@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from manifests.cells import text_cell
 from manifests.errors import Fault, ManifestError, in_order
-from manifests.read import Layout, RawRow, iter_rows
+from manifests.read import Layout, RawRow, is_nameless, iter_rows
 
 __all__ = ["EditChecker", "EditSet", "PromptPair", "TestedEdit", "read_edit_set"]
 
@@ -190,14 +190,13 @@ def read_edit_set(
 
 def _columns(found: Sequence[str], faults: list[Fault], line: int | None) -> list[str]:
     """The usable columns; each that is missing, unknown, repeated or without its partner is a fault."""
-    # A spreadsheet's spacer: it has no name, or the one that pandas makes up for it.
-    named = [column for column in found if column.strip() and not column.startswith("Unnamed:")]
-    known = [c for c in dict.fromkeys(named) if c in ("old", "new", "validation") or _NUMBERED.fullmatch(c)]
-    faults += [
-        Fault(None, c, f"is not a column of an edit set; {_LAYOUT}", line)
-        for c in dict.fromkeys(named)
-        if c not in known
-    ]
+    named = [column for column in found if not is_nameless(column)]
+    known = [c for c in dict.fromkeys(named) if _is_column(c)]
+    for column in dict.fromkeys(named):
+        if column not in known:
+            lower = column.strip().lower()
+            hint = f"did you mean {lower!r}?" if _is_column(lower) else _LAYOUT
+            faults.append(Fault(None, column, f"is not a column of an edit set; {hint}", line))
     for column in ("old", "new"):
         if column not in known:
             faults.append(Fault(None, column, "is missing; add it", line))
@@ -211,6 +210,10 @@ def _columns(found: Sequence[str], faults: list[Fault], line: int | None) -> lis
     if {"old", "new"} <= set(known) and not any(c.startswith(("positive", "negative", "ex")) for c in known):
         faults.append(Fault(None, None, f"has no prompts to test the edits with; {_LAYOUT}", line))
     return [column for column in known if named.count(column) == 1]
+
+
+def _is_column(name: str) -> bool:
+    return name in ("old", "new", "validation") or _NUMBERED.fullmatch(name) is not None
 
 
 class _Row:

@@ -3,6 +3,8 @@
     manifest = read_manifest(Path("professions.parquet"), name="professions.parquet", labels=["female", "male"])
 
 `iter_rows` streams: Parquet by row groups in batches, CSV by lines, so only what the checks between rows need is kept.
+Files are taken as tools write them: with a data frame's index, without columns that may be empty, with commas,
+semicolons or tabs between the cells.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import json
+import re
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +27,7 @@ from manifests.check import RowChecker
 from manifests.errors import Fault, ManifestError
 from manifests.schema import COLUMNS, TEXT_COLUMNS, Manifest
 
-__all__ = ["Columns", "Layout", "PromptChecker", "RawRow", "check_with", "iter_rows", "read_manifest"]
+__all__ = ["Columns", "Layout", "PromptChecker", "RawRow", "check_with", "is_nameless", "iter_rows", "read_manifest"]
 
 PromptChecker = Callable[[Sequence[tuple[int, str, str]]], Iterable[Fault]]
 """Checks (row, source, destination) of all rows against something that this package does not know, a tokenizer say."""
@@ -32,6 +37,8 @@ Columns = Callable[[Sequence[str], list[Fault], int | None], list[str]]
 
 _BATCH_ROWS = 8192
 _PARQUET_MAGIC = b"PAR1"
+_INDEX = re.compile(r"__index_level_\d+__")
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _FORMATS = {
     b"PARE": "an encrypted Parquet file",
     b"ARROW1": "an Arrow file",
@@ -133,21 +140,24 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout
 
 
 def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None) -> list[str]:
-    """The usable ones of the columns found; each missing, unknown or repeated one is a fault."""
+    """The usable ones of the columns found; each unknown or repeated one, and a missing one of text, is a fault."""
     known = set(COLUMNS)
-    unknown = [column for column in dict.fromkeys(found) if column not in known]
+    unknown = [column for column in dict.fromkeys(found) if column not in known and not is_nameless(column)]
     missing = [column for column in COLUMNS if column not in found]
     for column in unknown:
         near = difflib.get_close_matches(column.strip().lower(), missing or COLUMNS, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"remove it; the columns are {', '.join(COLUMNS)}"
         faults.append(Fault(None, column, f"is not a column of a manifest; {hint}", line))
-    for column in missing:
-        todo = "add it" if column in TEXT_COLUMNS else "add it; its cells may be empty"
-        faults.append(Fault(None, column, f"is missing; {todo}", line))
+    faults += [Fault(None, column, "is missing; add it", line) for column in missing if column in TEXT_COLUMNS]
     for column in dict.fromkeys(found):
-        if found.count(column) > 1:
+        if found.count(column) > 1 and not is_nameless(column):
             faults.append(Fault(None, column, f"is there {found.count(column)} times; keep one", line))
     return [column for column in COLUMNS if found.count(column) == 1]
+
+
+def is_nameless(column: str) -> bool:
+    """Whether a column is a spreadsheet's spacer or a data frame's index: no name, or the one that pandas makes up."""
+    return not column.strip() or column.startswith("Unnamed:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +170,16 @@ class Layout:
     """Columns of numbers; all others hold text."""
     sparse: bool = False
     """Whether a column of text may be empty from end to end."""
+    optional: tuple[str, ...] = ()
+    """Columns that a file may leave out: their cells are then null."""
+
+    def absent(self, found: Collection[str]) -> dict[str, object]:
+        """The cells of every row in columns that the file has left out."""
+        return dict.fromkeys(column for column in self.optional if column not in found)
 
 
-MANIFEST = Layout("manifest", _columns, frozenset(COLUMNS) - frozenset(TEXT_COLUMNS))
+_NUMBERS = COLUMNS[len(TEXT_COLUMNS) :]
+MANIFEST = Layout("manifest", _columns, frozenset(_NUMBERS), optional=_NUMBERS)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -172,12 +189,30 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_number(kind.value_type)
+    numbers = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null
+    return any(is_kind(kind) for is_kind in numbers)
+
+
+def _index_columns(schema: pa.Schema) -> set[str]:
+    """Columns that hold a data frame's nameless index, by the metadata that pandas keeps with it."""
+    try:
+        found = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+    except (KeyError, TypeError, ValueError):
+        return set()
+    # An index without a column is described by an object; one with a name of its own is a column like any other.
+    return {column for column in found if isinstance(column, str) and _INDEX.fullmatch(column)}
 
 
 def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
     try:
         file = pq.ParquetFile(stream)
+        schema = file.schema_arrow
+        names = [name for name in schema.names if name not in _index_columns(schema)]
+    except UnicodeDecodeError:
+        faults.append(Fault(None, None, "has names of columns that are not UTF-8 text; write it again"))
+        return
     except (pa.ArrowException, OSError) as error:
         faults.append(
             Fault(
@@ -187,9 +222,9 @@ def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], l
             )
         )
         return
-    schema = file.schema_arrow
     usable = []
-    for column in layout.columns(schema.names, faults, None):
+    absent = layout.absent(names)
+    for column in layout.columns(names, faults, None):
         kind = schema.field(column).type
         empty = layout.sparse and pa.types.is_null(kind)
         if not (empty or (_is_number(kind) if column in layout.numbers else _is_text(kind))):
@@ -207,8 +242,9 @@ def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], l
                 columns[column] = _cells(batch.column(column), column, number, faults, layout)
             for cells in zip(*columns.values(), strict=True):
                 number += 1
-                yield RawRow(number, None, {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN})
-    except (pa.ArrowException, OSError) as error:
+                found = {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN}
+                yield RawRow(number, None, found | absent)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         faults.append(Fault(None, None, f"can't be read past row {number} ({_brief(error)}); write it again"))
 
 
@@ -217,10 +253,10 @@ _BROKEN = object()
 
 
 def _cells(array: pa.Array, column: str, before: int, faults: list[Fault], layout: Layout) -> list[object]:
-    if column in layout.numbers:
-        return list(array.cast(pa.float64(), safe=False).to_pylist())
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if column in layout.numbers:
+        return list(array.cast(pa.float64(), safe=False).to_pylist())
     values: list[object] = []
     for number, value in enumerate(array.cast(pa.large_binary()).to_pylist(), start=before + 1):
         try:
@@ -233,10 +269,11 @@ def _cells(array: pa.Array, column: str, before: int, faults: list[Fault], layou
 
 def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, strict=True)
     usable: list[str] | None = None
     number, line = 0, 1
     try:
+        head, separator = _head(text)
+        reader = csv.reader(chain(head, text), delimiter=separator, strict=True)
         for fields in reader:
             started, line = line, reader.line_num + 1
             if not any(fields):
@@ -247,6 +284,7 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layou
                     return
                 header = fields
                 usable = layout.columns(header, faults, started)
+                absent = layout.absent(header)
                 if not usable:
                     faults.append(
                         Fault(
@@ -260,11 +298,14 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layou
                 continue
             number += 1
             if len(fields) != len(header):
-                message = f"has {len(fields)} cells where the header has {len(header)}; quote cells that hold a comma"
+                message = (
+                    f"has {len(fields)} cells where the header has {len(header)}; quote cells that hold "
+                    f"{_SEPARATORS[separator]}"
+                )
                 faults.append(Fault(number, None, message, started))
                 continue
             cells = dict(zip(header, fields, strict=True))
-            yield RawRow(number, started, {column: cells[column] for column in usable})
+            yield RawRow(number, started, {column: cells[column] for column in usable} | absent)
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text past row {number} (byte 0x{error.object[error.start]:02X}); save it as UTF-8"
         faults.append(Fault(None, None, message, None))
@@ -274,6 +315,18 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layou
         faults.append(Fault(None, None, message, line))
     finally:
         text.detach()
+
+
+def _head(text: Iterable[str]) -> tuple[list[str], str]:
+    """The lines up to the header, read from `text`, and what stands between its cells: what makes most cells of it."""
+    head: list[str] = []
+    for line in text:
+        head.append(line)
+        if line.strip(f"{''.join(_SEPARATORS)}{string.whitespace}"):
+            break
+    header = head[-1:]
+    counts = {mark: len(next(csv.reader(header, delimiter=mark), [])) for mark in _SEPARATORS}
+    return head, max(_SEPARATORS, key=lambda mark: counts[mark])
 
 
 def _looks_like_text(header: str) -> bool:

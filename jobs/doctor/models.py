@@ -21,8 +21,8 @@ from jobs.classifier import Classifier
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
 from jobs.inputs import read_bytes, read_inputs
-from jobs.models import cache_folder, check_kind, load_tokenizers, safetensors_header, stage
-from jobs.staging import is_pickled
+from jobs.models import cache_folder, load_tokenizers, safetensors_header, stage, weight_files, weight_variant
+from jobs.weights import check_classifier, check_pipeline
 from manifests import read_manifest
 from time_ops import ModelError
 
@@ -63,7 +63,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
 
         def model() -> str:
             folder = stage(config.model, settings, cache, pipeline=True)
-            check_kind(folder)
+            check_pipeline(folder, safety_checker=config.sampler.safety_checker)
             kinds = weights_of(folder, left_out=() if config.sampler.safety_checker else ("safety_checker",))
             folders.append(folder)
             return kinds
@@ -152,17 +152,12 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
         left_out: components that are not loaded.
 
     Raises:
-        ModelError: a file can't be read, a component has pickled weights alone, or there is nothing to edit.
+        ModelError: a file can't be read, or there is nothing to edit.
     """
     dtypes: Counter[str] = Counter()
     edited = size = 0
     for part in sorted(each for each in folder.iterdir() if each.is_dir() and each.name not in left_out):
-        if is_pickled(part):
-            raise ModelError(
-                f"{part.name} holds pickled weights alone, which are never opened. Save the model again with "
-                "safe_serialization=True on a machine that you trust with it."
-            )
-        for file in sorted(part.glob("*.safetensors")):
+        for file in weight_files(part):
             size += file.stat().st_size
             try:
                 # Opened by the library first: it refuses headers that lie about the file.
@@ -204,7 +199,10 @@ def _encodes(folder: Path) -> str:
     (tokenizer, *_) = load_tokenizers(folder)
     try:
         encoder: Any = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, local_files_only=True
+            folder / "text_encoder",
+            variant=weight_variant(folder / "text_encoder"),
+            use_safetensors=True,
+            local_files_only=True,
         )
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(f"the text encoder can't be loaded: {error}") from error
@@ -218,7 +216,9 @@ def _encodes(folder: Path) -> str:
 
 
 def _classifies(reference: str, settings: StorageSettings, cache: Path) -> str:
-    classifier = Classifier(stage(reference, settings, cache, pipeline=False), torch.device("cpu"))
+    folder = stage(reference, settings, cache, pipeline=False)
+    check_classifier(folder)
+    classifier = Classifier(folder, torch.device("cpu"))
     grey = np.full((1, 64, 64, 3), 128, np.uint8)
     if not (np.isfinite(classifier.texts([_PROMPT])).all() and np.isfinite(classifier.images(grey)).all()):
         raise ModelError("the classifier's embeddings are not finite. Fetch it again.")

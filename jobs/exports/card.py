@@ -6,6 +6,7 @@ import re
 
 from jobs.exports.mixture_loading import mixture_loading
 from jobs.exports.schema import FILES, Exported, Form
+from jobs.models import variant_of
 from jobs.report.figures import plain_text
 from jobs.report.schema import DeltaFigure, MixtureReport, RateFigure
 
@@ -49,8 +50,7 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixtu
     if mixture is not None:
         lines += [mixture_loading(mixture, exported.form), *_components(exported)]
     else:
-        loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
-        lines += ["```python", loading, "```", ""]
+        lines += ["```python", _loading(exported, only_unet=only_unet), "```", ""]
     if exported.rank is not None:
         of_parts = "" if mixture is None else ", as the next figures the largest of the components"
         lines += [
@@ -116,3 +116,13 @@ def _rate(figure: RateFigure) -> str:
     if figure.value is None or figure.low is None or figure.high is None:
         return f"unknown (n = {figure.n:,})"
     return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}] (n = {figure.n:,})"
+
+
+def _loading(exported: Exported, *, only_unet: bool) -> str:
+    """The lines that load an export of a single edit."""
+    loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+    # Weights that the base model has in a variant alone, as fp16, are found by its name only.
+    names = [name.removeprefix("unet/") for name in exported.files if name.startswith("unet/")]
+    if exported.form == "diffusers" and (variant := variant_of(names, "unet")) is not None:
+        return f'{loading[:-1]}, variant="{variant}")'
+    return loading

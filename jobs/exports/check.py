@@ -23,6 +23,7 @@ from jobs.exports.schema import FILES, Form
 from jobs.exports.sources import DTYPES, open_safetensors, open_unet
 from jobs.generator import Generator, ImageRequest
 from jobs.labels import Labels, TextEmbeddings
+from jobs.models import weight_variant
 from jobs.pipelines import load_pipeline, prepared
 from jobs.shards import STATUSES
 from time_ops import EditOperator, ModelError
@@ -66,7 +67,11 @@ def open_export(
         if (folder / "model_index.json").is_file():
             return load_pipeline(folder, sampler, device, dtype), None, dtype
         unet = type(base.unet).from_pretrained(
-            folder / "unet", dtype=dtype, use_safetensors=True, local_files_only=True
+            folder / "unet",
+            variant=weight_variant(folder / "unet"),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
         )
         return prepared(_with_unet(base, unet, dtype), sampler, device, dtype), None, dtype
     source = open_safetensors(folder / (file or FILES[form]))

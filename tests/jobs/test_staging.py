@@ -99,7 +99,7 @@ def test_a_part_with_pickled_weights_alone_is_refused(s3: S3Server, tmp_path: Pa
     own = Path(shutil.copytree(PIPELINE_PATH, tmp_path / "own"))
     weights = next((own / "vae").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="vae has pickled weights alone"):
+    with pytest.raises(ModelError, match="vae holds pickled weights alone"):
         stage_to(str(own), store.url("sd"), pipeline=True)
     assert list(store.list()) == []
 

@@ -62,8 +62,20 @@ def test_check_command(tmp_path):
         (1, 2, "destination"), (1, 2, "target"), (1, 2, "lam"),
     ]  # fmt: skip
     assert json.loads(run(app, ["check", str(shipped_manifest_path()), "--json"]).output)["professions"] == 35
-    assert run(app, ["check", str(tmp_path / "none.csv")]).exit_code == 2
+    result = run(app, ["check", str(tmp_path / "none.csv")])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert result.output.startswith(f"{tmp_path / 'none.csv'} can't be opened: No such file or directory")
     assert run(app, ["check", str(shipped_manifest_path()), "--labels", "old,young"]).exit_code == 2
+
+
+def test_faults_can_be_read_in_80_columns(tmp_path):
+    bad = tmp_path / "m.csv"
+    bad.write_text("profession_name_as_the_department_has_it_in_its_own_files,source,destination,label\n")
+    lines = run(app, ["check", str(bad)], env={"COLUMNS": "80"}).output.splitlines()
+    assert max(map(len, lines[1:])) <= 80
+    told = " ".join(line.rsplit("│", 2)[1].strip() for line in lines if line.startswith("│"))
+    assert "is not a column of a manifest; remove it; the columns are profession, source, destination" in told
+    assert len(lines) < 12
 
 
 def test_build_command(tmp_path):

@@ -1,0 +1,127 @@
+"""What a staged pipeline is, by its configuration files alone: whether a job can audit it, before anything is spent.
+
+As `jobs.models`, without torch and diffusers. What its weights hold is looked at by `jobs.weights`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.models import components_of, is_pickled, pickled_advice, weight_variant
+from time_ops.errors import ModelError
+
+__all__ = ["check_kind"]
+
+_PIPELINE = "StableDiffusionPipeline"
+_NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_WEIGHTLESS = ("tokenizer", "scheduler", "feature_extractor")
+# What the channels beyond the latents' are, by what published UNets of 4 latent channels read.
+_INPUTS = {
+    5: "a depth map beside the noise (depth to image)",
+    7: "a low-resolution image beside the noise (upscaling)",
+    8: "an image beside the noise (editing by instruction)",
+    9: "a mask and an image beside the noise (inpainting)",
+}
+_ADDITIONS = {
+    "text": "a pooled text",
+    "text_time": "a pooled text and sizes (as SDXL's)",
+    "text_image": "a text and an image",
+    "image": "an image",
+    "image_hint": "an image and a hint",
+}
+_PROJECTIONS_OF_IMAGES = ("text_image_proj", "image_proj", "ip_image_proj")
+
+
+def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
+    """Refuse, before anything is spent, a pipeline that jobs can't audit.
+
+    Args:
+        folder: the staged pipeline.
+        safety_checker: whether that is loaded as well; else it may be as it likes.
+
+    Raises:
+        ModelError: it is no `StableDiffusionPipeline`, its UNet wants more than a text and noise, or a component is
+            missing, pickled, or of another class than its own configuration says; with every fault.
+    """
+    index = _json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if kind != _PIPELINE:
+        raise ModelError(f"the model is a {kind}; jobs audit {_PIPELINE} (1.x and 2.x) so far")
+    components = components_of(folder, safety_checker=safety_checker)
+    faults = [f"model_index.json names no {name}" for name in _NEEDED if name not in components]
+    pickled = []
+    configs: dict[str, Mapping[str, Any]] = {}
+    for name, (library, class_name) in components.items():
+        part = folder / name
+        if not part.is_dir():
+            faults.append(f"model_index.json names a {name}, and there is no folder of that name")
+        elif name not in _WEIGHTLESS:
+            if is_pickled(part):
+                pickled.append(name)
+            try:
+                weight_variant(part)
+                configs[name] = _json(part / "config.json")
+            except ModelError as error:
+                faults.append(str(error))
+                continue
+            said = configs[name].get("_class_name", class_name)
+            if library == "diffusers" and said != class_name:
+                faults.append(f"{name}/config.json is of a {said}, model_index.json names a {class_name}")
+    if pickled:
+        faults.append(
+            f"{', '.join(pickled)} {'holds' if len(pickled) == 1 else 'hold'} pickled weights alone, which are never "
+            f"opened. {pickled_advice(pipeline=True)}"
+        )
+    if {"unet", "vae", "text_encoder"} <= configs.keys():
+        faults += _unet_faults(configs["unet"], configs["vae"], configs["text_encoder"], components["unet"][1])
+    if len(faults) == 1:
+        raise ModelError(f"the model can't be audited: {faults[0]}")
+    if faults:
+        raise ModelError.listing("the model can't be audited:", faults)
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{_short(file)} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{_short(file)} can't be read: it holds no JSON object")
+    return content
+
+
+def _short(file: Path) -> str:
+    return file.name if file.name == "model_index.json" else f"{file.parent.name}/{file.name}"
+
+
+def _unet_faults(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], encoder: Mapping[str, Any], class_name: str
+) -> Iterator[str]:
+    """What in a UNet's configuration wants more than noise, a time and a text. Defaults are diffusers' own."""
+    if class_name != "UNet2DConditionModel":
+        yield f"its unet is a {class_name}; a UNet2DConditionModel is audited"
+        return
+    latents = vae.get("latent_channels", 4)
+    for way, verb in (("in", "reads"), ("out", "gives")):
+        channels = unet.get(f"{way}_channels", 4)
+        if channels != latents:
+            also = f": {_INPUTS[channels]}" if way == "in" and latents == 4 and channels in _INPUTS else ""
+            yield f"the UNet {verb} {channels} channels where the VAE has {latents} ({way}_channels){also}"
+    for key in ("class_embed_type", "num_class_embeds"):
+        if unet.get(key) is not None:
+            yield f"the UNet wants a class beside the text ({key}: {unet[key]!r})"
+    addition = unet.get("addition_embed_type")
+    if addition is not None:
+        yield f"the UNet wants {_ADDITIONS.get(addition, 'more')} beside the text (addition_embed_type: {addition!r})"
+    projection = unet.get("encoder_hid_dim_type")
+    if projection in _PROJECTIONS_OF_IMAGES:
+        yield f"the UNet wants an image's embeddings (encoder_hid_dim_type: {projection!r})"
+    width = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
+    given = encoder.get("hidden_size", encoder.get("text_config", {}).get("hidden_size"))
+    widths = set(width) if isinstance(width, list) else {width}
+    if given is not None and widths != {given}:
+        said = ", ".join(map(str, sorted(widths)))
+        yield f"the UNet reads texts of width {said}, the text encoder gives {given} (cross_attention_dim)"
