@@ -8,6 +8,7 @@ import pytest
 from jobs.cells import audit_cells, check_held_out, shards_of
 from jobs.errors import ConfigError
 from jobs.shards import Shard, ShardError, ShardSpec, image_seed
+from jobs.variants import Variant
 from tests.jobs.helpers import RECIPE, config, manifest, spec
 
 
@@ -100,7 +101,7 @@ def test_seeds_are_common_to_base_and_edit_and_to_nothing_else() -> None:
 
 def test_more_images_only_append_blocks() -> None:
     cells = {n: audit_cells(manifest("CEO", "nurse"), config(images_per_cell=n)) for n in (50, 150)}
-    small, large = (list(shards_of(cells[n], RECIPE, "base", config(images_per_cell=n))) for n in (50, 150))
+    small, large = (list(shards_of(cells[n], RECIPE, Variant.plain(), config(images_per_cell=n))) for n in (50, 150))
     assert {s.digest for s in small} < {s.digest for s in large}
     assert sum(s.count for s in large if s.prompt == "A painting of a CEO") == 150
 

@@ -15,6 +15,7 @@ from jobs.cells import Cell, cut_cell
 from jobs.labels import FAILED, TextEmbeddings
 from jobs.shards import BASE, STATUSES, Shard, ShardError, ShardSpec
 from jobs.tally import CellTally, Frame, Tallies, TallyTask, pack, parts_of, tally_part
+from jobs.variants import Variant
 from tests.jobs.helpers import RECIPE, config
 
 CONFIG = config(images_per_cell=8, explicit_images=4, control_images=4, shard_images=4)
@@ -25,7 +26,7 @@ TEXTS = TextEmbeddings(np.eye(4, dtype=np.float32)[None, :2], np.eye(4, dtype=np
 FEMALE_CEO, MALE_CEO, EITHER_CEO, TREE = np.array(
     [[0.5, 0, 0.8, 0], [0, 0.5, 0.8, 0], [0.4, 0.4, 0.8, 0], [0, 0, 0, 1]], np.float32
 )
-FRAME = Frame(RECIPE, {"base": BASE, "edited": "o"})
+FRAME = Frame(RECIPE, {"base": Variant.plain(), "edited": Variant.plain("o")})
 
 
 def put(
@@ -109,7 +110,7 @@ def test_a_byte_says_it_all() -> None:
     ok = np.array([True, True, True, False, False])
     packed = pack(codes, recognised, ok)
     assert len(set(packed.tolist())) == 4  # an image that is none says no more than that
-    cell = CellTally(packed[None], np.zeros(1), np.nan)
+    cell = CellTally(packed[None], np.zeros(1), np.nan, np.zeros((0, 63), np.int32))
     assert cell.codes.tolist() == [[0, 59, FAILED, FAILED, FAILED]]
     assert cell.recognised.tolist() == [[True, False, True, False, False]]
     assert cell.ok.tolist() == [[True, True, True, False, False]]
