@@ -28,8 +28,8 @@ from jobs.plan import make_plan
 from jobs.plan_schema import Plan
 from jobs.plan_text import plan_text
 from jobs.shards import BASE, Shard, ShardSpec, stored_keys
-from jobs.worker import AuditWorker
 from jobs.variants import Variant
+from jobs.worker import AuditWorker
 from manifests import manifest_bytes
 from manifests.schema import SCHEMA
 from tests.conftest import S3Server
