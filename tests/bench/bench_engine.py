@@ -30,7 +30,7 @@ from jobs.cells import audit_cells
 from jobs.config import RunConfig, load_config
 from jobs.results import EditedProfession, evaluate
 from jobs.session import open_session
-from jobs.shards import BASE
+from jobs.variants import Variant
 from manifests import Manifest, ManifestRow, resolved_targets, write_manifest
 from tests.bench.common import conditions
 from tests.bench.noop_worker import CELL, WIDTH, NoopWorker
@@ -127,7 +127,7 @@ def run(settings: RunConfig) -> Figures:
             session.generate(cells, None, "base")
             session.generate(cells, operator, "edited")
             made = time.monotonic()
-            variants = {"base": BASE, "edited": operator.digest}
+            variants = {"base": Variant.plain(), "edited": Variant.plain(operator.digest)}
             tallies = session.tally(session.tasks(cells), variants, texts, written=True)
             labels = list(settings.attribute)
             professions = [

@@ -134,7 +134,7 @@ def _serve_pool(pipe_end: Connection, settings: Settings, cluster: local.LocalCl
                 )
                 for i in range(count // settings.batch_size)
             ]
-            made = pool.run(specs, None, lambda *_, **__: None, len(specs))
+            made = pool.run(specs, (), lambda *_, **__: None, len(specs))
             if made.images_made != count:
                 raise RuntimeError(f"{made.images_made} images were made, not {count}")
 

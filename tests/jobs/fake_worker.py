@@ -27,7 +27,7 @@ class FakeWorker:
             os._exit(1)
         return "probed"
 
-    def run(self, specs: Sequence[ShardSpec], operator: object) -> list[ShardOutcome]:
+    def run(self, specs: Sequence[ShardSpec], operators: object) -> list[ShardOutcome]:
         for spec in specs:
             with self._log.open("a") as log:
                 log.write(f"{spec.prompt}\n")

@@ -91,6 +91,7 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "model": str(PIPELINE_PATH),
             "classifier": str(CLASSIFIER_PATH),
             "output": store.url(),
+            "form": "single",
             "wordings": {
                 "edit": ["{source}"],
                 "calibration": ["{source}"],
@@ -246,7 +247,7 @@ def test_an_operator_of_another_text_encoder_is_refused(here: Workplace) -> None
     recipe = recipe_of(config, worker.probe())
     spec = ShardSpec(recipe, foreign.digest, "audit", "A painting of a nurse", 0, 4)
     with pytest.raises(ModelError, match="solved for the text encoder 0000"):
-        worker.run([spec], foreign)
+        worker.run([spec], (foreign,))
     assert not here.store.exists(spec.object_key)
 
 

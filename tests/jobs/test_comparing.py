@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
-from jobs.cells import Cell, audit_cells, cut_cell
+from jobs.cells import Cell, audit_cells, cut_cell, cut_parts
 from jobs.comparing import Matched, check_comparable, match, reference_shard
 from jobs.config import RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
@@ -29,7 +30,7 @@ from jobs.folder import RunFolder
 from jobs.generator import encode_picture
 from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
 from jobs.labels import TextEmbeddings
-from jobs.pictures import choose_pictures
+from jobs.pictures import Shown, choose_pictures
 from jobs.report.page import render
 from jobs.report.schema import Cost, Report
 from jobs.reporting import code_of
@@ -37,6 +38,7 @@ from jobs.results import EditedProfession, evaluate, sentence
 from jobs.shards import BASE, Recipe, Shard, ShardSpec
 from jobs.submit import _ship
 from jobs.tally import Frame, Tallies, TallyTask, tally_part
+from jobs.variants import Variant
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_targets
 from tests.jobs.helpers import config as plain
 from tests.jobs.helpers import manifest
@@ -69,7 +71,7 @@ class Made:
     config: RunConfig = field(default_factory=config)
     manifest: Manifest = MANIFEST
     probe: Probe = PROBE
-    variants: tuple[str, ...] = (BASE,)
+    variants: tuple[Variant, ...] = (Variant.plain(),)
     run: str = "earlier"
 
     @property
@@ -91,11 +93,11 @@ class Made:
             for c in cells
         ]
 
-    def tally(self, variants: dict[str, str], key: str | None = None) -> Tallies:
+    def tally(self, variants: dict[str, Variant], key: str | None = None) -> Tallies:
         """Make what shards are missing, and count."""
         for task in self.tasks:
-            for operator in variants.values():
-                for spec in cut_cell(task.cell, self.recipe, operator, self.config):
+            for variant in variants.values():
+                for spec in chain.from_iterable(cut_parts(task.cell, self.recipe, variant, self.config)):
                     self.store.put(spec.object_key, shard(spec).to_bytes())
         part = tally_part(self.tasks, Frame(self.recipe, variants), TEXTS, self.config, self.store, key)
         return Tallies(self.tasks, [part])
@@ -115,7 +117,7 @@ class Made:
 
     def report(self, tallies: Tallies) -> Report:
         result = figures(self, tallies)
-        edit = {"operator": self.variants[-1]} if self.variants[-1] != BASE else {}
+        edit = {"operator": self.variants[-1].digest} if self.variants[-1].digest != BASE else {}
         return Report(
             run=self.run,
             created=datetime.now(UTC).isoformat(),
@@ -190,10 +192,10 @@ def store(tmp_path: Path) -> LocalStore:
 def test_two_runs_give_what_one_tally_of_both_gives(store: LocalStore) -> None:
     earlier = Made(store).write()
     now = Made(store, run="now")
-    joint = now.tally({"base": BASE, "edited": "o"})
+    joint = now.tally({"base": Variant.plain(), "edited": Variant.plain("o")})
     written: list[pa.Table] = []
     matched = now.match(earlier.read(), written.append)
-    apart = now.tally({"edited": "o"}).after(matched.part)
+    apart = now.tally({"edited": Variant.plain("o")}).after(matched.part)
     assert (apart.variants, len(apart)) == (2, len(joint))
     for task, one, other in zip(now.tasks, apart, joint, strict=True):
         assert np.array_equal(one.packed, other.packed)
@@ -211,11 +213,11 @@ def test_two_runs_give_what_one_tally_of_both_gives(store: LocalStore) -> None:
 
 
 def test_of_a_run_of_two_variants_the_last_one_counts(store: LocalStore) -> None:
-    earlier = Made(store, variants=(BASE, "o")).write().read()
+    earlier = Made(store, variants=(Variant.plain(), Variant.plain("o"))).write().read()
     now = Made(store, run="now")
     assert earlier.variant == "edited"
     assert earlier.reference("earlier run").operator == "o"
-    expected = now.tally({"edited": "o"})
+    expected = now.tally({"edited": Variant.plain("o")})
     written: list[pa.Table] = []
     found = Tallies(now.tasks, [now.match(earlier, written.append).part])
     assert all(np.array_equal(a.packed, b.packed) for a, b in zip(found, expected, strict=True))
@@ -229,7 +231,7 @@ def test_of_more_images_the_first_are_used(store: LocalStore) -> None:
     now.check(earlier)
     written: list[pa.Table] = []
     found = Tallies(now.tasks, [now.match(earlier, written.append).part])
-    expected = now.tally({"base": BASE})
+    expected = now.tally({"base": Variant.plain()})
     assert all(np.array_equal(a.packed, b.packed) for a, b in zip(found, expected, strict=True))
     assert sum(map(len, written)) == sum(c.images for c in audit_cells(MANIFEST, now.config))
 
@@ -242,7 +244,7 @@ def test_parts_are_read_one_by_one_in_any_order_of_cells(store: LocalStore) -> N
         earlier.rewrite(f"images/part-{i:05d}.parquet", parquet(rows))
     now = Made(store, run="now")
     found = Tallies(now.tasks, [now.match(earlier.read()).part])
-    expected = now.tally({"base": BASE})
+    expected = now.tally({"base": Variant.plain()})
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one.packed, other.packed)
 
@@ -267,10 +269,10 @@ def test_the_earlier_pictures_are_found_by_their_shards(store: LocalStore) -> No
 def test_without_the_earlier_picture_the_audited_one_is_shown_alone(store: LocalStore) -> None:
     earlier = Made(store).write().read()
     now = Made(store, run="now")
-    tallies = now.tally({"edited": "o"}).after(now.match(earlier).part)
+    tallies = now.tally({"edited": Variant.plain("o")}).after(now.match(earlier).part)
 
-    def shards(task: TallyTask) -> list[ShardSpec | None]:
-        return [None, cut_cell(task.cell, now.recipe, "o", now.config)[0]]
+    def shards(task: TallyTask) -> list[Shown]:
+        return [[], [("", cut_cell(task.cell, now.recipe, "o", now.config)[0])]]
 
     report = now.report(tallies)
     pairs, files = choose_pictures(store, tallies, shards, LABELS, report.professions)
@@ -286,7 +288,7 @@ def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None
     many = config(images_per_cell=60, shard_images=60)
     earlier = Made(store, many).write().read()
     now = Made(store, many, run="now")
-    tallies = now.tally({"edited": BIASED}).after(now.match(earlier).part)
+    tallies = now.tally({"edited": Variant.plain(BIASED)}).after(now.match(earlier).part)
     asked = [EditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in MANIFEST.professions]
     result = evaluate(tallies, asked, LABELS, list(many.wordings.audit), many.gates, 0, compared=True)
     gates = {gate.name: gate.outcome for gate in result.gates}

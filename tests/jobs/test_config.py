@@ -32,7 +32,6 @@ def test_every_fault_is_named_at_once() -> None:
     [
         ("wordings: {audit: ['A photo of {source}']}", "held out"),
         ("wordings: {audit: ['a person']}", "source"),
-        ("images_per_cell: 75\nshard_images: 50", "multiple of shard_images"),
         ("attribute: {female: ['a photo of a female {profession}']}", "two labels"),
         ("run: ../elsewhere", "run"),
         ("calibration: {lam: 0.1, least_lam: 0.2}", "must not be larger"),

@@ -69,6 +69,7 @@ def settings_of(cluster: local.LocalCluster, output: str) -> dict[str, Any]:
         "classifier": str(CLASSIFIER_PATH),
         "output": output,
         "run": "test",
+        "form": "single",
         "wordings": WORDINGS,
         # The empty prompt is left to move, so that a checkpoint or an audit that forgot to transform it would be seen.
         "preserve": {"prompts": []},

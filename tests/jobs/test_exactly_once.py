@@ -125,6 +125,7 @@ class Run:
             "classifier": str(CLASSIFIER_PATH),
             "output": f"s3://{BUCKET}/{uuid.uuid4().hex}",
             "run": "r",
+            "form": "single",
             "wordings": {
                 "edit": ["{source}", "A photo of {source}"],
                 "calibration": ["A sketch of {source}"],

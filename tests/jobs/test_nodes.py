@@ -40,7 +40,7 @@ def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Tall
     with Pool(config(output=str(folder)), StorageSettings(), "t", FakeWorker, say) as pool:
         pool.probe()
         specs = [spec(prompt=p, first=4 * i) for i, p in enumerate(prompts)]
-        return pool.run(specs, None, lambda *_, **__: None, len(specs))
+        return pool.run(specs, (), lambda *_, **__: None, len(specs))
 
 
 def test_a_node_of_many_workers_goes_at_once(nodes: Cluster, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_
     said: list[str] = []
     with Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker, said.append) as pool:
         assert pool.probe()
-        tallied = pool.run([spec(prompt="fine")], None, lambda *_, **__: None, 1)
+        tallied = pool.run([spec(prompt="fine")], (), lambda *_, **__: None, 1)
     assert tallied.shards == 1
     assert [text for text in said if "autoscaler to bring {'CPU': 1.0, 'GPU': 1.0}" in text]
     assert ray.cluster_resources()["GPU"] == 1

@@ -28,6 +28,7 @@ from jobs.plan import make_plan
 from jobs.plan_schema import Plan
 from jobs.plan_text import plan_text
 from jobs.shards import BASE, Shard, ShardSpec, stored_keys
+from jobs.variants import Variant
 from jobs.worker import AuditWorker
 from manifests import manifest_bytes
 from manifests.schema import SCHEMA
@@ -41,6 +42,7 @@ LIMIT_MB = 300
 MANIFEST = manifest("nurse", "carpenter")
 WIDTH = 64
 SETTINGS = (
+    "form=single",
     "sampler={steps: 2, height: 32, width: 32, dtype: float32}",
     'wordings.audit=["A painting of {source}", "{source} working"]',
     "shard_images=4",
@@ -94,7 +96,7 @@ def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -
     # The key's ingredients as the job gets them: from a worker.
     recipe = recipe_of(config, AuditWorker(config, StorageSettings.from_environment(), "test").probe())
     cells = audit_cells(MANIFEST, config)
-    base = list(shards_of(cells, recipe, BASE, config))
+    base = list(shards_of(cells, recipe, Variant.plain(), config))
     seconds = [1.0, 2.0, 4.0, 8.0, 16.0]
     for spec, spent in zip(base, seconds, strict=False):
         put(store, spec, spent)
@@ -129,9 +131,9 @@ def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -
     for trial in tried:
         candidate = trial.candidate
         made = calibration_cells(MANIFEST, config, candidate.number, candidate.active.tolist())
-        for spec in shards_of(made, recipe, trial.operator, config, pictures=False):
+        for spec in shards_of(made, recipe, Variant.plain(trial.operator), config, pictures=False):
             written.append(put(store, spec, 4.0))
-    edited = list(shards_of(cells, recipe, operator.digest, config))
+    edited = list(shards_of(cells, recipe, Variant.plain(operator.digest), config))
     written += [put(store, spec, 4.0) for spec in edited[:-1]]
     after = make_plan(config)
     assert [s.shards_to_make for s in after.stages] == [0, 0, 0, 1]

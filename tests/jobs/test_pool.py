@@ -41,7 +41,7 @@ def run(folder: Path, prompts: list[str], **keys: object) -> tuple[Tallied, int,
         pool.probe()
         specs = [spec(prompt=p, first=4 * i) for i, p in enumerate(prompts)]
         try:
-            tallied = pool.run(specs, None, advance, len(specs))
+            tallied = pool.run(specs, (), advance, len(specs))
         finally:
             log = folder / "log"
             tried = Counter(log.read_text().splitlines()) if log.exists() else Counter()

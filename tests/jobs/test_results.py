@@ -1,6 +1,7 @@
 """From label codes to figures: small audits worked out by hand."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def cell_tally(base: list[int], edited: list[int] | None, recognised: float = 1.
     hits = np.zeros(codes.shape, bool)
     hits[:, : round(recognised * codes.shape[1])] = True
     swept = np.stack([[np.bincount(c[c != FAILED], minlength=3)[:3] for c in codes]] * len(MARGINS))
-    return CellTally(pack(codes, hits, ok), swept, 0.25 if edited is not None else float("nan"))
+    drift = 0.25 if edited is not None else float("nan")
+    return CellTally(pack(codes, hits, ok), swept, drift, np.zeros((0, 5), np.int32))
 
 
 def tallies_of(tasks: list[TallyTask], cells: list[CellTally]) -> Tallies:
@@ -31,6 +33,7 @@ def tallies_of(tasks: list[TallyTask], cells: list[CellTally]) -> Tallies:
         np.concatenate([c.packed for c in cells], axis=1),
         np.stack([c.swept for c in cells]),
         np.array([c.drift for c in cells]),
+        np.stack([c.components for c in cells]),
         np.ones(len(cells[0].packed)),
         Counter(),
         Counter(),
@@ -62,7 +65,7 @@ def audit(
     control = ([FAILED] * 20, None if len(tallies[0].packed) == 1 else [FAILED] * 20)
     tally = cell_tally(*control)
     fine = np.ones(tally.packed.shape, bool)
-    tallies.append(CellTally(pack(np.full(fine.shape, FAILED), fine, fine), tally.swept, tally.drift))
+    tallies.append(replace(tally, packed=pack(np.full(fine.shape, FAILED), fine, fine)))
     tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), None, len(people)))
     professions = [
         EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people

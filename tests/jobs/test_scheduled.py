@@ -83,6 +83,7 @@ def cron(folder: Path) -> Iterator[Cron]:
         "model": str(PIPELINE_PATH),
         "classifier": str(CLASSIFIER_PATH),
         "output": str(folder / "output"),
+        "form": "single",
         "wordings": {"edit": ["{source}"], "calibration": ["{source}"], "audit": ["A painting of {source}"]},
         "controls": ["a photo of a tree"],
         "images_per_cell": 2,

@@ -8,6 +8,7 @@ import pytest
 from jobs.cells import audit_cells, check_held_out, shards_of
 from jobs.errors import ConfigError
 from jobs.shards import Shard, ShardError, ShardSpec, image_seed
+from jobs.variants import Variant
 from tests.jobs.helpers import RECIPE, config, manifest, spec
 
 
@@ -100,9 +101,22 @@ def test_seeds_are_common_to_base_and_edit_and_to_nothing_else() -> None:
 
 def test_more_images_only_append_blocks() -> None:
     cells = {n: audit_cells(manifest("CEO", "nurse"), config(images_per_cell=n)) for n in (50, 150)}
-    small, large = (list(shards_of(cells[n], RECIPE, "base", config(images_per_cell=n))) for n in (50, 150))
+    small, large = (list(shards_of(cells[n], RECIPE, Variant.plain(), config(images_per_cell=n))) for n in (50, 150))
     assert {s.digest for s in small} < {s.digest for s in large}
     assert sum(s.count for s in large if s.prompt == "A painting of a CEO") == 150
+
+
+def test_any_number_of_images_is_cut_into_blocks_the_last_one_shorter() -> None:
+    def cut(images: int) -> list[ShardSpec]:
+        run = config(images_per_cell=images, shard_images=50)
+        found = shards_of(audit_cells(manifest("CEO"), run), RECIPE, Variant.plain(), run)
+        return [s for s in found if s.prompt == "A painting of a CEO"]
+
+    assert [(s.first, s.count) for s in cut(60)] == [(0, 50), (50, 10)]
+    assert [s.indices for s in cut(60)] == [tuple(range(50)), tuple(range(50, 60))]
+    small, large = ([s.digest for s in cut(n)] for n in (60, 100))
+    assert large[0] == small[0]
+    assert large[1] not in small
 
 
 def test_rendered_prompts_of_edit_and_audit_may_not_meet() -> None:

@@ -76,6 +76,7 @@ def config_of(folder: Path, *wordings: str, **preserve: Any) -> RunConfig:
         model=str(PIPELINE_PATH),
         classifier=str(CLASSIFIER_PATH),
         output=str(folder),
+        form="single",
         wordings={"edit": wordings or WORDINGS},
         preserve=preserve,
         workers={"count": 2},
