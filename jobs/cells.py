@@ -223,7 +223,7 @@ def shards_of(
     seen: set[int] = set()
     for cell in cells:
         for spec in chain.from_iterable(cut_parts(cell, recipe, variant, config, pictures=pictures)):
-            place = hash((spec.operator, spec.stream, spec.prompt, spec.first, spec.count))
+            place = hash((spec.operator, spec.route, spec.stream, spec.prompt, spec.first, spec.count))
             if place not in seen:
                 seen.add(place)
                 yield spec

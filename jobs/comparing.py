@@ -154,13 +154,9 @@ def match(
             if (place := places.get(rows.cell)) is None:
                 continue
             cell = cells[place]
-            keep = rows.first(cell)
-            if len(np.unique(rows.index[keep])) != keep.sum():
-                raise _damaged(earlier, cell, "some images twice")
-            if keep.sum() != cell.images:
-                continue
-            at = starts[place] + np.argsort(places_of(rows.index[keep], cell.first))
-            if seen[at].any():
+            keep, within = rows.places(cell)
+            at = starts[place] + within
+            if seen[at].any() or len(np.unique(at)) != len(at):
                 raise _damaged(earlier, cell, "some images twice")
             _check_seeds(earlier, cell, rows, seed)
             seen[at] = True
@@ -214,17 +210,21 @@ class _Rows:
     components: np.ndarray
     """[n] the mixture's component that drew each; None where there was no mixture."""
 
-    def first(self, cell: Cell) -> np.ndarray:
-        """[n] bool, the images that a run of so many would have drawn: of a mixture the first of each component."""
+    def places(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """Which of them a run of so many images would have drawn, [n] bool, and the place of each of those in the cell.
+
+        Of a mixture, whose rows of a cell stand together, the first of each component.
+        """
         if self.components[0] is None:
-            return np.asarray((self.index >= cell.first) & (self.index < cell.first + cell.images))
+            keep = (self.index >= cell.first) & (self.index < cell.first + cell.images)
+            return keep, self.index[keep] - cell.first
         names = list(dict.fromkeys(self.components))
-        counts = [int((self.components == name).sum()) for name in names]
+        shares = [float((self.components == name).mean()) for name in names]
         keep = np.zeros(len(self.index), bool)
-        for name, count in zip(names, apportion([c / len(self.index) for c in counts], cell.images), strict=True):
+        for name, count in zip(names, apportion(shares, min(cell.images, len(self.index))), strict=True):
             mine = np.flatnonzero(self.components == name)
             keep[mine[np.argsort(self.index[mine], kind="stable")][:count]] = True
-        return keep
+        return keep, np.argsort(places_of(self.index[keep], cell.first))
 
     @property
     def ok(self) -> np.ndarray:
