@@ -188,7 +188,7 @@ def check_prompts(
                 too_long = _too_long(tokenizer, destination, index, name)
                 if too_long:
                     faults.setdefault((index, name, "length"), too_long)
-                elif not long:
+                elif not long and (template == templates[0] or _is_glued(template)):
                     try:
                         align_prompts(tokenizer, source, destination, alignment=alignment)
                     except EditError as error:
@@ -199,6 +199,15 @@ def check_prompts(
         if long:
             faults.setdefault((None, prompt, "length"), long)
     return list(faults.values())
+
+
+def _is_glued(template: str) -> bool:
+    """Whether the template's text touches the prompt's, so that a word of both may be one.
+
+    Elsewhere a template adds the same words to source and destination, so one that aligns bare aligns in it too.
+    """
+    before, _, after = template.partition("{source}")
+    return bool(before and not before[-1].isspace()) or bool(after and not after[0].isspace())
 
 
 def _quoted(prompts: Sequence[str]) -> list[str]:
