@@ -1,35 +1,40 @@
-# What one does daily. Every target sets up what it needs.
-.PHONY: setup run test test-fast bench lint type clean
+# What one does daily. Every target sets up what it needs. `make help` lists them.
+.PHONY: setup help run test test-fast check bench lint type clean
 
-setup:
+setup: ## .venv, with what running needs
 	@infra/setup.sh
 
-run: setup
+help: ## what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup ## the main job on an embedded S3 server and Ray, with the demo model
 	.venv/bin/evenhand demo --out out/demo
 
-test:
+test: ## all tests except the benchmarks'
 	@infra/setup.sh test
 	.venv/bin/python -m pytest -m alone tests/jobs
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore=tests/bench
 
-test-fast:
+test-fast: ## the quick tests of time_ops, manifests and jobs
 	@infra/setup.sh test
 	.venv/bin/python -m pytest -m "not slow" tests/time_ops tests/manifests tests/jobs
 
-bench:
+check: lint type test-fast ## before every commit: lint, type and test-fast
+
+bench: ## the benchmarks of docs/benchmarks.md that take minutes
 	@infra/setup.sh test
 	.venv/bin/python -m pytest tests/bench
 	.venv/bin/python -m tests.bench.bench_time_ops
 	.venv/bin/python -m tests.bench.bench_generation
 	.venv/bin/python -m tests.bench.bench_engine
 
-lint: setup
+lint: setup ## style, format, and that every dependency is pinned
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest -q tests/test_dependencies.py
 
-type: setup
+type: setup ## mypy, strict
 	.venv/bin/mypy
 
-clean:
+clean: ## remove .venv and what tools leave behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
