@@ -15,7 +15,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import cast
 
 import numpy as np
@@ -188,8 +189,10 @@ class TokenRows:
         for k, sums in enumerate(own):
             self._add_kept(sums, [math.inf if len(set(lams)) == 1 else lams[k] for lams in kept])
         for sums, of_component in zip(own or [common], pushes, strict=True):
-            for push in of_component:
-                sums.add(self._pushed_rows(push), 1 / push.lam)
+            for (edit, row, size, lam), group in groupby(of_component, key=attrgetter("edit", "row", "size", "lam")):
+                moves = self._moves(edit, row, [push.augmentation for push in group])
+                shifts = size * np.subtract(self.tokens[moves[1]], self.tokens[moves[0]], dtype=float)
+                sums.add_shifts(torch.from_numpy(self.tokens[moves[1]]), torch.from_numpy(shifts), 1 / lam)
         G, B = common.totals()
         parts = [(G, B[0])] if count == 1 else [(G + g, B[k] + b) for k, (g, b) in enumerate(s.total() for s in own)]
         return [
@@ -213,15 +216,13 @@ class TokenRows:
                 row += 1
         return pushes
 
-    def _pushed_rows(self, push: _Push) -> Rows:
-        """A preserved destination's tokens with their shifts; they are counted where it is preserved."""
+    def _moves(self, edit: int, row: int, augmentations: Sequence[int]) -> tuple[Places, Places]:
+        """Places of a source's tokens and of the destination's that correspond to them, where they differ."""
         n = self.sources.shape[1] // len(self.augmentations)
-        tokens = slice(push.augmentation * n, (push.augmentation + 1) * n)
-        source, destination = self.sources[push.edit, tokens], self.destinations[push.row, tokens]
-        moves = source != destination
-        shifts = push.size * np.subtract(self.tokens[destination[moves]], self.tokens[source[moves]], dtype=float)
-        nothing = torch.zeros(int(moves.sum()), dtype=torch.float64)
-        return Rows(torch.from_numpy(self.tokens[destination[moves]]), nothing, torch.from_numpy(shifts)[None])
+        tokens = np.concatenate([np.arange(a * n, (a + 1) * n) for a in augmentations])
+        source, destination = self.sources[edit, tokens], self.destinations[row, tokens]
+        differ = source != destination
+        return source[differ], destination[differ]
 
     def _checked(self, strengths: Strengths) -> tuple[list[float], list[Floats], list[float]]:
         """Lam and blend of each edit, lam of each preserved prompt."""

@@ -424,6 +424,11 @@ class Sums:
                 self._shifts[:, to].zero_()
             self._filled += count
 
+    def add_shifts(self, tokens: torch.Tensor, shifts: torch.Tensor, weight: float) -> None:
+        """B += weight sum (c* - c) c^T of tokens [u, d] that G counts elsewhere, with their shifts [u, d] float64."""
+        device = self._B.device
+        self._B[0].addmm_(shifts.to(device).T, tokens.to(device, torch.float64), alpha=weight)
+
     def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """G [d, d] and the B of each shift [K, d, d], float64."""
         self._flush()
