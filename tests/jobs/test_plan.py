@@ -287,6 +287,7 @@ def test_a_million_images_are_planned_in_seconds_by_a_small_process(tmp_path: Pa
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "big.parquet")
     where = [str(tmp_path / "big.parquet"), str(PIPELINE_PATH), str(CLASSIFIER_PATH), str(tmp_path / "out")]
+    where.append("form=single")
     wordings = 'wordings.audit=["A painting of {source}", "{source} working"]'
     done = subprocess.run(
         [sys.executable, "-c", MILLION, *where, wordings], check=True, capture_output=True, text=True, cwd=ROOT
