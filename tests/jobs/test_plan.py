@@ -323,6 +323,16 @@ def test_a_manifest_of_one_label_is_planned_with_the_unedited_model(tmp_path: Pa
     assert found.stages[2].images == found.stages[0].images == 32 + 2 * 2 + 2
 
 
+def test_where_all_lambdas_are_given_one_round_decides_the_weights(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE)
+    Path(config.manifest).write_bytes(manifest_bytes(manifest("nurse", "carpenter", lam=3.0)))
+    assert [(s.name, s.images) for s in make_plan(config).stages[1:-1]] == [
+        ("calibration, at most 1 rounds", 2 * COMPONENT["images"])
+    ]
+    none = config.model_copy(update={"mixture": config.mixture.model_copy(update={"budget": 0})})
+    assert [s.name for s in make_plan(none).stages] == ["base audit", "edited audit"]
+
+
 def test_it_finds_what_a_mixtures_run_has_stored(tmp_path: Path) -> None:
     output = tmp_path / "out"
     config = configured(tmp_path, str(output), *MIXTURE)
