@@ -103,6 +103,7 @@ def config(folder: Path, output: str, professions: int, images_per_cell: int) ->
             "model": str(demo.PIPELINE_PATH),
             "classifier": str(demo.CLASSIFIER_PATH),
             "output": f"{output}/{professions}-{images_per_cell}",
+            "form": "single",
             "wordings": {"edit": ["{source}"], "calibration": ["A photo of {source}"], "audit": list(WORDINGS)},
             "controls": ["a photo of a tree"],
             "images_per_cell": images_per_cell,

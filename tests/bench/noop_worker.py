@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,11 @@ class NoGenerator:
         """Any operator will do."""
         del digest
         return True
+
+    def knowing(self, operators: object) -> AbstractContextManager[None]:
+        """Likewise."""
+        del operators
+        return nullcontext()
 
     def draw(self, requests: Sequence[ImageRequest], batch_size: int) -> Images:
         """White images [n, 8, 8, 3]."""

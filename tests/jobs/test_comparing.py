@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -35,14 +36,15 @@ from jobs.report.page import render
 from jobs.report.schema import Cost, Report
 from jobs.reporting import code_of
 from jobs.results import EditedProfession, evaluate, sentence
-from jobs.shards import BASE, Recipe, Shard, ShardSpec
+from jobs.shards import BASE, Recipe, Shard, ShardSpec, image_seed
 from jobs.submit import _ship
 from jobs.tally import Frame, Tallies, TallyTask, tally_part
-from jobs.variants import Variant
+from jobs.variants import Part, Variant
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_targets
 from tests.jobs.helpers import config as plain
 from tests.jobs.helpers import manifest
 from time_ops import EditOperator
+from time_ops.route import WeightTable, route
 
 LABELS = ["female", "male"]
 BIASED = "biased"
@@ -282,6 +284,123 @@ def test_without_the_earlier_picture_the_audited_one_is_shown_alone(store: Local
     assert {pair.edited for pair in pairs} == files.keys()
     page = render(report.model_copy(update={"pictures": pairs}), files)
     assert page.count("data:image/png") == len(pairs)
+
+
+# An earlier run that was a mixture
+
+
+def mixed(*weights: float, professions: dict[str, tuple[float, ...]] | None = None) -> Variant:
+    parts = tuple(Part(name, name) for name in ("female", "male", "other")[: len(weights)])
+    return Variant("mixture", parts, WeightTable(weights, professions))
+
+
+def matched_as_drawn(earlier: Made, now: Made, variant: Variant) -> list[dict[str, Any]]:
+    """Match, and hold it against what this run would have drawn itself; the rows that were used."""
+    written: list[pa.Table] = []
+    read = earlier.read()
+    now.check(read)
+    found = Tallies(now.tasks, [now.match(read, written.append).part])
+    expected = now.tally({"edited": variant}, "expected.parquet")
+    for task, one, other in zip(now.tasks, found, expected, strict=True):
+        assert np.array_equal(one.packed, other.packed)
+        assert task.cell.kind == "control" or np.array_equal(one.swept, other.swept)
+    assert found.statuses == expected.statuses
+    assert found.components.shape == (len(now.tasks), 0, len(LABELS) + 3)
+    rows: list[dict[str, Any]] = pa.concat_tables(written).to_pylist()
+    drawn = pq.read_table(pa.BufferReader(now.store.get("expected.parquet"))).to_pylist()
+    images = [{(r["prompt"], r["seed"], r["component"], r["label"], r["status"]) for r in of} for of in (rows, drawn)]
+    assert images[0] == images[1]
+    assert len(rows) == len(drawn) == sum(task.images for task in now.tasks)
+    assert {row["variant"] for row in rows} == {"base"}
+    return rows
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        mixed(0.5, 0.5),
+        mixed(0.25, 0.75),
+        mixed(0.0, 1.0),
+        mixed(0.25, 0.25, 0.5),
+        mixed(0.5, 0.5, professions={"a CEO": (0.25, 0.75)}),
+    ],
+)
+def test_a_mixture_is_matched_as_it_was_drawn(store: LocalStore, variant: Variant) -> None:
+    earlier = Made(store, variants=(Variant.plain(), variant)).write()
+    assert earlier.read().reference("earlier run").operator == "mixture"
+    rows = matched_as_drawn(earlier, Made(store, run="now"), variant)
+    names = {row["component"] for row in rows}
+    assert names == {p.label for p, w in zip(variant.parts, variant.table.default, strict=True) if w}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.25, 0.75), (0.25, 0.25, 0.5)])
+def test_of_a_mixture_of_more_images_the_first_of_each_component_are_used(
+    store: LocalStore, weights: tuple[float, ...]
+) -> None:
+    # Blocks of one image of each component, so that more images are the same ones and some.
+    many = config(images_per_cell=16, explicit_images=8, control_images=8)
+    few = config(images_per_cell=8, explicit_images=4, control_images=4)
+    variant = mixed(*weights)
+    earlier = Made(store, many, variants=(Variant.plain(), variant)).write()
+    rows = matched_as_drawn(earlier, Made(store, few, run="now"), variant)
+    of_cell = [row for row in rows if row["prompt"] == "one a CEO"]
+    for k, part in enumerate(variant.parts):
+        drawn = sorted(row["index"] for row in of_cell if row["component"] == part.label)
+        seeds = (image_seed(few.seed, "audit", "one a CEO", i) for i in range(100))
+        assert drawn == [i for i, seed in enumerate(seeds) if route(seed, weights) == k][: int(8 * weights[k])]
+
+
+def test_two_mixtures_are_paired_at_equal_seeds(store: LocalStore) -> None:
+    first, second = (
+        mixed(0.5, 0.5),
+        Variant("other", (Part("female", "f2"), Part("male", "m2")), WeightTable([0.25, 0.75])),
+    )
+    run = config(images_per_cell=16)
+    earlier = Made(store, run, variants=(Variant.plain(), first)).write()
+    now = Made(store, run, run="now")
+    part = now.match(earlier.read()).part
+    apart, joint = now.tally({"edited": second}).after(part), now.tally({"base": first, "edited": second})
+    assert all(np.array_equal(one.packed, other.packed) for one, other in zip(apart, joint, strict=True))
+    assert np.array_equal(apart.components, joint.components)
+    assert apart.components.shape == (len(now.tasks), 2, len(LABELS) + 3)
+    one, other = figures(now, apart), figures(now, joint)
+    assert (one.summary, one.gates) == (other.summary, other.gates)
+
+
+def test_a_run_from_before_there_were_mixtures_is_matched(store: LocalStore) -> None:
+    earlier = Made(store).write()
+    part = "images/part-00000.parquet"
+    table = pq.read_table(pa.BufferReader(store.get(f"runs/earlier/{part}")))
+    earlier.rewrite(part, parquet(table.drop_columns(["component"])))
+    now = Made(store, run="now")
+    found = Tallies(now.tasks, [now.match(earlier.read()).part])
+    expected = now.tally({"base": Variant.plain()})
+    assert all(np.array_equal(a.packed, b.packed) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_mixtures_images_missing_or_twice_there_are_refused(store: LocalStore) -> None:
+    made = Made(store, variants=(Variant.plain(), mixed(0.5, 0.5))).write()
+    part = "images/part-00000.parquet"
+    table = pq.read_table(pa.BufferReader(store.get(f"runs/earlier/{part}")))
+    edited = table.filter(pc.equal(table.column("variant"), "edited"))
+    for changed, said in (
+        (edited.slice(1), "too few images"),
+        (pa.concat_tables([edited.slice(0, 1), edited]), "some images twice|too few images"),
+        (pa.concat_tables([edited, edited.slice(3, 1)]), "some images twice|too few images"),
+        (pa.concat_tables([edited, edited.slice(0, 4)]), "some images twice"),
+    ):
+        made.rewrite(part, parquet(changed))
+        with pytest.raises(ConfigError, match=said):
+            made.match(made.read())
+
+
+def test_a_mixture_shows_no_picture_that_its_digest_does_not_name(store: LocalStore) -> None:
+    """The earlier run's folder names the mixture, not which component's shard holds an image."""
+    earlier = Made(store, variants=(Variant.plain(), mixed(0.5, 0.5))).write().read()
+    now = Made(store, run="now")
+    matched = now.match(earlier)
+    cell = now.tasks[0].cell
+    assert reference_shard(matched, earlier, cut_cell(cell, now.recipe, BASE, now.config)[0], cell, store) is None
 
 
 def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None:

@@ -2,7 +2,12 @@
 
 import pytest
 
-from jobs.config import load_config
+from jobs.config import (
+    DEFAULT_EDIT_WORDINGS,
+    MIXTURE_CALIBRATION_WORDINGS,
+    MIXTURE_EDIT_WORDINGS,
+    load_config,
+)
 from jobs.errors import ConfigError, ExitCode, exit_code_of
 
 NEEDED = {"manifest": "m.parquet", "model": "m", "classifier": "c", "output": "out"}
@@ -39,6 +44,11 @@ def test_every_fault_is_named_at_once() -> None:
         ("confusion: {female: {female: 9, male: 1}}", r"true label is \['male'\]"),
         ("confusion: {female: {female: 6, male: 3}, male: {female: 4, male: 2}}", "singular"),
         ("confusion: {female: {female: 9}, male: {male: -1}}", "greater than or equal to 0"),
+        ("form: both", "mixture"),
+        ("mixture: {lam: 0.1, least_lam: 0.2}", "must not be larger"),
+        ("mixture: {overshoot: 1.6, most_overshoot: 1.5}", "must not be smaller"),
+        ("mixture: {neutral: [a cat, A cat]}", "repeats a prompt"),
+        ("controls: [A photo of a dog]", r"controls \['a photo of a dog'\] are also in mixture.neutral"),
         ("- a\n- b", "mapping"),
         ("a: [", "not YAML"),
     ],
@@ -46,6 +56,45 @@ def test_every_fault_is_named_at_once() -> None:
 def test_what_makes_no_sense_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(text, flags=NEEDED)
+
+
+def test_a_mixture_has_other_default_wordings_than_a_single_edit() -> None:
+    mixture, single = load_config(flags=NEEDED), load_config("form: single", flags=NEEDED)
+    assert (mixture.form, mixture.wordings.edit) == ("mixture", MIXTURE_EDIT_WORDINGS)
+    assert mixture.wordings.calibration == MIXTURE_CALIBRATION_WORDINGS
+    assert single.wordings.edit == single.wordings.calibration == DEFAULT_EDIT_WORDINGS
+    assert mixture.wordings.audit == single.wordings.audit
+    # Of what is given, nothing is replaced; the rest is the form's.
+    text = "wordings: {calibration: ['{source} now']}"
+    given = load_config(text, flags=NEEDED).wordings
+    assert (given.edit, given.calibration) == (MIXTURE_EDIT_WORDINGS, ("{source} now",))
+    assert load_config(f"form: single\n{text}", flags=NEEDED).wordings.edit == DEFAULT_EDIT_WORDINGS
+
+
+def test_the_form_counts_wherever_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENHAND_FORM", "single")
+    assert load_config("form: mixture", flags=NEEDED).wordings.edit == DEFAULT_EDIT_WORDINGS
+    assert load_config(flags=NEEDED, assignments=["form=mixture"]).wordings.edit == MIXTURE_EDIT_WORDINGS
+    # What is neutral is a mixture's alone.
+    assert load_config("controls: [a photo of a dog]", flags=NEEDED).controls == ("a photo of a dog",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "components", "rounds"),
+    [
+        ({}, 2, 2),
+        ({}, 4, 1),
+        ({"budget": 100}, 2, 4),
+        ({"budget": 100, "rounds": 1}, 2, 1),
+        # One round at least where there is a budget at all, and none without.
+        ({"budget": 1}, 2, 1),
+        ({"budget": 0}, 2, 0),
+        ({"rounds": 0}, 2, 0),
+    ],
+)
+def test_a_mixtures_rounds_are_what_its_budget_allows(keys: dict[str, int], components: int, rounds: int) -> None:
+    search = {"images": 4, "explicit_images": 1, "budget": 20, "rounds": 4} | keys
+    assert load_config(flags=NEEDED | {"mixture": search}).mixture.rounds_of(components) == rounds
 
 
 def test_labels_of_two_sources_never_mix() -> None:

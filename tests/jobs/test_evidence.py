@@ -14,6 +14,7 @@ from time_ops.calibration import Calibration, Candidate, Measured, Rules
 
 LABELS = ["female", "male"]
 CONFIG = config(
+    form="single",
     attribute={"female": ["a female {profession}"], "male": ["a male {profession}"]},
     wordings={"edit": ["{source}", "A photo of {source}"], "calibration": ["{source}", "A photo of {source}"]},
 )

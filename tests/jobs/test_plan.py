@@ -16,26 +16,33 @@ from rich.console import Console
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.demo.captions import draw_scene, draw_shares
 from infra.demo.world import draw_all
-from infra.storage import ObjectStore, StorageSettings
+from infra.storage import LocalStore, ObjectStore, StorageSettings
 from jobs import shards as stored
-from jobs.cells import audit_cells, calibration_cells, shards_of
+from jobs.cells import audit_cells, calibration_cells, saturation_cells, shards_of
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
+from jobs.edits import variant_of
 from jobs.evidence import Trial, evidence_bytes
 from jobs.generator import encode_picture
 from jobs.identity import identity_of, recipe_of
 from jobs.plan import make_plan
 from jobs.plan_schema import Plan
 from jobs.plan_text import plan_text
-from jobs.shards import BASE, Shard, ShardSpec, stored_keys
+from jobs.saturation_evidence import Tried
+from jobs.saturation_evidence import evidence_bytes as saturation_bytes
+from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
 from jobs.variants import Variant
 from jobs.worker import AuditWorker
-from manifests import manifest_bytes
+from manifests import Manifest, manifest_bytes
 from manifests.schema import SCHEMA
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
-from time_ops import EditOperator
+from time_ops import EditOperator, Mixture
 from time_ops.calibration import Candidate, Measured
+from time_ops.operator import EditRecord, Inputs
+from time_ops.route import UNEDITED
+from time_ops.saturation import Seen
+from time_ops.saturation import Trial as SaturationTrial
 
 ROOT = Path(__file__).parents[2]
 LIMIT_MB = 300
@@ -262,6 +269,150 @@ def test_an_unreachable_store_is_exit_code_4(
     assert "unreachable" in capsys.readouterr().err
 
 
+# A mixture
+
+MIXTURE = ("form=mixture", "mixture={images: 4, explicit_images: 1, control_images: 2, budget: 20, rounds: 4}")
+# By hand: of each cell both components draw half, in blocks of 2.
+MIXED_AUDIT = {"shards": 2 * 2 * (2 + 2) + 4 * 2 + 2, "images": AUDIT["images"]}
+# A round of one component: 2 professions x 4 images and 1 explicit prompt, each a shard; 1 control, 2 images.
+COMPONENT = {"shards": 2 * (4 + 1) + 1, "images": 2 * (4 + 1) + 2}
+LABELS = ["female", "male"]
+
+
+def tried(number: int, operators: tuple[str, ...], active: tuple[bool, ...]) -> Tried:
+    ones = np.ones((2, 2))
+    seen = Seen(*(np.zeros(shape, np.int64) for shape in ((2, 2, 3), (2, 2, 2), (2, 2), (2, 2))))
+    return Tried(SaturationTrial(number, ones, ones, ones, np.array(active)), seen, operators)
+
+
+def operator(label: str) -> EditOperator:
+    record = EditRecord("a nurse", ((f"a {label} nurse", 1.0),), 1.0)
+    return EditOperator(2 * torch.eye(4, dtype=torch.float64), (Inputs((record,)),))
+
+
+def recipe_at(config: RunConfig) -> Recipe:
+    """As the job gets it: from a worker."""
+    return recipe_of(config, AuditWorker(config, StorageSettings.from_environment(), "test").probe())
+
+
+def test_a_mixtures_stages_are_what_its_cells_come_to(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE)
+    found = make_plan(config)
+    assert [(s.name, s.rounds_at_most, s.shards, s.images, s.shards_stored) for s in found.stages] == [
+        ("base audit", 1, AUDIT["shards"], AUDIT["images"], 0),
+        ("calibration, at most 2 rounds", 2, 2 * 2 * COMPONENT["shards"], 2 * 2 * COMPONENT["images"], None),
+        ("edited audit", 1, MIXED_AUDIT["shards"], MIXED_AUDIT["images"], None),
+    ]
+    assert found.shards == found.shards_to_make == sum(s.shards for s in found.stages)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_one_label_is_planned_with_the_unedited_model(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE)
+    one = Manifest(tuple(row for row in MANIFEST.rows if row.label == "female"))
+    Path(config.manifest).write_bytes(manifest_bytes(one))
+    found = make_plan(config)
+    # Two explicit prompts instead of four; the unedited component draws only professions, and only as they are.
+    cells = [
+        cell
+        for component, is_edited in (("female", True), (UNEDITED, False))
+        for cell in saturation_cells(one, config, config.wordings.calibration, 1, component, [is_edited] * 2)
+    ]
+    assert [s.name for s in found.stages] == ["base audit", "calibration, at most 2 rounds", "edited audit"]
+    assert found.stages[1].images == 2 * sum(c.images for c in cells)
+    assert found.stages[2].images == found.stages[0].images == 32 + 2 * 2 + 2
+
+
+def test_where_all_lambdas_are_given_one_round_decides_the_weights(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE)
+    Path(config.manifest).write_bytes(manifest_bytes(manifest("nurse", "carpenter", lam=3.0)))
+    assert [(s.name, s.images) for s in make_plan(config).stages[1:-1]] == [
+        ("calibration, at most 1 rounds", 2 * COMPONENT["images"])
+    ]
+    none = config.model_copy(update={"mixture": config.mixture.model_copy(update={"budget": 0})})
+    assert [s.name for s in make_plan(none).stages] == ["base audit", "edited audit"]
+
+
+def test_it_finds_what_a_mixtures_run_has_stored(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = configured(tmp_path, str(output), *MIXTURE)
+    store = LocalStore(output)
+    recipe = recipe_at(config)
+    identity = identity_of(config, MANIFEST, recipe)
+    folder = store.sub(f"runs/run-{identity[:16]}")
+    folder.put("run.json", json.dumps({"identity": identity}).encode())
+
+    rounds = [tried(1, ("f1", "m1"), (True, True)), tried(2, ("f1", "m2"), (False, True))]
+    folder.put("calibration.parquet", saturation_bytes(rounds, MANIFEST, LABELS))
+    wordings = config.wordings.calibration
+    made = []
+    for number, component, digest in ((1, "female", "f1"), (1, "male", "m1"), (2, "male", "m2")):
+        cells = saturation_cells(MANIFEST, config, wordings, number, component, [True, True])
+        made.append(list(shards_of(cells, recipe, Variant.plain(digest), config, pictures=False)))
+    assert [len(specs) for specs in made] == [COMPONENT["shards"]] * 3
+    for spec in (*made[0], *made[1][:-1], *made[2]):
+        put(store, spec, 4.0)
+    going_on = make_plan(config)
+    assert [(s.name, s.shards, s.images, s.shards_stored) for s in going_on.stages] == [
+        ("base audit", AUDIT["shards"], AUDIT["images"], 0),
+        ("calibration round 1", 2 * COMPONENT["shards"], 2 * COMPONENT["images"], 2 * COMPONENT["shards"] - 1),
+        ("calibration round 2", COMPONENT["shards"], COMPONENT["images"], COMPONENT["shards"]),
+        # Both rounds were made: none is left.
+        ("edited audit", MIXED_AUDIT["shards"], MIXED_AUDIT["images"], None),
+    ]
+    folder.put("calibration.parquet", saturation_bytes(rounds[:1], MANIFEST, LABELS))
+    left = make_plan(config).stages[2]
+    assert (left.name, left.shards) == ("calibration, at most 1 more rounds", 2 * COMPONENT["shards"])
+    folder.put("calibration.parquet", saturation_bytes(rounds, MANIFEST, LABELS))
+
+    mixture = Mixture.of({"female": operator("female"), "male": operator("male")}, [0.25, 0.75], {"a nurse": [1, 0]})
+    folder.put("mixture.safetensors", mixture.to_bytes())
+    audited = audit_cells(MANIFEST, config)
+    edited = list(shards_of(audited, recipe, variant_of(mixture), config))
+    assert {s.operator for s in edited} == {c.operator.digest for c in mixture.components}
+    for spec in edited[:-1]:
+        put(store, spec, 4.0)
+    last = make_plan(config).stages[-1]
+    assert (last.name, last.shards, last.shards_stored) == ("edited audit", len(edited), len(edited) - 1)
+    assert (last.shards_to_make, last.images_to_make) == (1, edited[-1].count)
+    assert last.images == AUDIT["images"]
+    for spec in (*shards_of(audited, recipe, Variant.plain(), config), edited[-1], made[1][-1]):
+        put(store, spec, 4.0)
+    done = make_plan(config)
+    assert [s.shards_to_make for s in done.stages] == [0, 0, 0, 0]
+    assert done.shards == AUDIT["shards"] + 3 * COMPONENT["shards"] + len(edited)
+
+
+def test_the_unedited_component_is_found_as_the_base_models(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE, "mixture.rounds=0")
+    store = LocalStore(tmp_path / "out")
+    recipe = recipe_at(config)
+    identity = identity_of(config, MANIFEST, recipe)
+    folder = store.sub(f"runs/run-{identity[:16]}")
+    folder.put("run.json", json.dumps({"identity": identity}).encode())
+    mixture = Mixture.of({"female": operator("female"), UNEDITED: EditOperator.identity(4)})
+    folder.put("mixture.safetensors", mixture.to_bytes())
+    edited = list(shards_of(audit_cells(MANIFEST, config), recipe, variant_of(mixture), config))
+    kept = [spec for spec in edited if spec.operator == BASE]
+    assert 0 < len(kept) < len(edited)
+    for spec in kept:
+        put(store, spec, 4.0)
+    base, last = make_plan(config).stages
+    # Its seeds are the base's, but its shards are its own.
+    assert (base.shards_stored, last.shards_stored) == (0, len(kept))
+    assert (last.shards, last.images_to_make) == (len(edited), sum(s.count for s in edited if s.operator != BASE))
+
+
+def test_an_operator_in_the_folder_is_no_mixture(tmp_path: Path) -> None:
+    config = configured(tmp_path, str(tmp_path / "out"), *MIXTURE)
+    identity = identity_of(config, MANIFEST, recipe_at(config))
+    folder = LocalStore(tmp_path / "out").sub(f"runs/run-{identity[:16]}")
+    folder.put("run.json", json.dumps({"identity": identity}).encode())
+    for name in ("operator.safetensors", "mixture.safetensors"):
+        folder.put(name, operator("female").to_bytes())
+    assert make_plan(config).stages[-1].shards_stored is None
+
+
 MILLION = """
 import resource, sys
 from jobs.config import load_config
@@ -287,6 +438,7 @@ def test_a_million_images_are_planned_in_seconds_by_a_small_process(tmp_path: Pa
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "big.parquet")
     where = [str(tmp_path / "big.parquet"), str(PIPELINE_PATH), str(CLASSIFIER_PATH), str(tmp_path / "out")]
+    where.append("form=single")
     wordings = 'wordings.audit=["A painting of {source}", "{source} working"]'
     done = subprocess.run(
         [sys.executable, "-c", MILLION, *where, wordings], check=True, capture_output=True, text=True, cwd=ROOT
