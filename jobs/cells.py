@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from jobs.components import components_of
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.shards import Recipe, ShardSpec
@@ -124,6 +125,7 @@ def saturation_cells(
         edited: for each profession, whether the component edits it.
     """
     search = config.mixture
+    each = search.images_of(len(components_of(manifest, list(config.attribute))))
 
     def cell(
         kind: Kind, subject: str, wording: str, prompt: str, j: int, images: int, label: str | None = None
@@ -132,9 +134,9 @@ def saturation_cells(
         return Cell(kind, subject, wording, prompt, images, label, "calibration", (number - 1) * 1000 + j)
 
     for place, (profession, is_edited) in enumerate(zip(manifest.professions, edited, strict=True)):
-        images = search.images if is_edited else (UNEDITED_IMAGES if number == 1 else 0)
+        images = each if is_edited else (UNEDITED_IMAGES if number == 1 else 0)
         for j in range(images):
-            wording = wordings[(place + (number - 1) * search.images + j) % len(wordings)]
+            wording = wordings[(place + (number - 1) * each + j) % len(wordings)]
             yield cell("audit", profession.name, wording, augment(wording, profession.source), j // len(wordings), 1)
         others = [d for d in profession.destinations if d.label != component]
         for j in range(search.explicit_images if is_edited and others else 0):

@@ -24,7 +24,7 @@ from jobs.labels import FAILED
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
 from jobs.tally import MARGINS, PartTally, pack, places_of, swept_counts
 from manifests import Manifest, resolved_targets
-from time_ops.route import apportion
+from time_ops.route import WeightTable, apportion
 
 __all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shard"]
 
@@ -148,15 +148,20 @@ def match(
     swept = np.zeros((len(cells), len(MARGINS), len(labels) + 1), np.int32)
     bad: Counter[str] = Counter()
     first: dict[Cell, tuple[str, int]] = {}
+    drawn, components = _weights_of(earlier)
     for table in earlier.parts():
         used = np.zeros(len(table), bool)
         for start, rows in _by_cell(table, labels):
             if (place := places.get(rows.cell)) is None:
                 continue
             cell = cells[place]
-            keep, within = rows.places(cell)
+            if len(np.unique(rows.index)) != len(rows.index):
+                raise _damaged(earlier, cell, "some images twice")
+            keep, within = rows.places(cell, drawn, components)
+            if drawn is not None and keep.sum() != cell.images:
+                raise _damaged(earlier, cell, "too few images together")
             at = starts[place] + within
-            if seen[at].any() or len(np.unique(at)) != len(at):
+            if seen[at].any():
                 raise _damaged(earlier, cell, "some images twice")
             _check_seeds(earlier, cell, rows, seed)
             seen[at] = True
@@ -187,6 +192,15 @@ def match(
     return Matched(part, first)
 
 
+def _weights_of(earlier: Earlier) -> tuple[WeightTable | None, list[str]]:
+    """Weights and labels of the components that an earlier run's images were drawn by; None: no mixture drew them."""
+    mixture = earlier.report.mixture
+    if mixture is None or earlier.variant == "base":
+        return None, []
+    professions = {each.source: list(each.weights.values()) for each in mixture.professions}
+    return WeightTable(list(mixture.weights.values()), professions), list(mixture.weights)
+
+
 def _damaged(earlier: Earlier, cell: Cell, what: str) -> EarlierRunError:
     return EarlierRunError(
         f"{earlier.store.url('images')}: of {cell.prompt!r} ({cell.kind}) it holds {what}, so they can't be paired "
@@ -210,19 +224,20 @@ class _Rows:
     components: np.ndarray
     """[n] the mixture's component that drew each; None where there was no mixture."""
 
-    def places(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    def places(self, cell: Cell, drawn: WeightTable | None, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Which of them a run of so many images would have drawn, [n] bool, and the place of each of those in the cell.
 
-        Of a mixture, whose rows of a cell stand together, the first of each component.
+        Args:
+            cell: of this run.
+            drawn: the weights of a mixture, whose rows of a cell stand together: the first of each component are taken.
+            labels: of its components.
         """
-        if self.components[0] is None:
+        if drawn is None:
             keep = (self.index >= cell.first) & (self.index < cell.first + cell.images)
             return keep, self.index[keep] - cell.first
-        names = list(dict.fromkeys(self.components))
-        shares = [float((self.components == name).mean()) for name in names]
         keep = np.zeros(len(self.index), bool)
-        for name, count in zip(names, apportion(shares, min(cell.images, len(self.index))), strict=True):
-            mine = np.flatnonzero(self.components == name)
+        for label, count in zip(labels, apportion(drawn.of(cell.prompt), cell.images, cell.prompt), strict=True):
+            mine = np.flatnonzero(self.components == label)
             keep[mine[np.argsort(self.index[mine], kind="stable")][:count]] = True
         return keep, np.argsort(places_of(self.index[keep], cell.first))
 

@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from jobs.errors import ConfigError
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS
+from time_ops.route import UNEDITED
 
 __all__ = [
     "AuditConfig",
@@ -183,7 +184,7 @@ class MixtureConfig(Section):
         "what the edit takes from them in wordings that it has not seen; 0: they are kept as they are",
     )
     neutral: tuple[str, ...] = Field(NEUTRAL_PROMPTS, description="prompts about no people, kept as they are")
-    images: int = Field(4, ge=1, description="images per profession and component, per round")
+    images: int = Field(4, ge=1, description="most images per profession and component, per round")
     explicit_images: int = Field(1, ge=0, description="of other labels' explicit prompts, likewise")
     control_images: int = Field(2, ge=0, description="images per control and component, per round")
     budget: int = Field(
@@ -202,9 +203,13 @@ class MixtureConfig(Section):
             raise ValueError("neutral repeats a prompt")
         return self
 
+    def images_of(self, components: int) -> int:
+        """Images per profession and component, per round: with many components fewer, so that two rounds are left."""
+        return min(self.images, max(1, self.budget // (2 * components) - self.explicit_images))
+
     def rounds_of(self, components: int) -> int:
         """How many rounds the budget allows, with so many components; one at least, unless there is to be none."""
-        each = components * (self.images + self.explicit_images)
+        each = components * (self.images_of(components) + self.explicit_images)
         return min(self.rounds, max(1, self.budget // each) if self.budget else 0)
 
 
@@ -393,7 +398,9 @@ def without_credentials(uri: str) -> str:
 class PicturesConfig(Section):
     """Which images are kept beside their embeddings."""
 
-    per_cell: int | Literal["all"] = Field(4, description="the first so many of each cell, all, or 0 for none")
+    per_cell: int | Literal["all"] = Field(
+        4, description="the first so many of each cell, of a mixture of each component there, all, or 0 for none"
+    )
     format: Literal["webp", "png"] = Field("webp", description="webp is lossless here for small images")
 
     @field_validator("per_cell")
@@ -496,6 +503,8 @@ class RunConfig(BaseSettings):
             raise ValueError("has more than 60 labels")
         if "undetermined" in value:
             raise ValueError("`undetermined` is what remains; it can't be a label of its own")
+        if UNEDITED in value:
+            raise ValueError(f"`{UNEDITED}` is what a mixture calls the model itself; it can't be a label")
         for label, prompts in value.items():
             if not prompts:
                 raise ValueError(f"label {label!r} has no prompt")
@@ -512,18 +521,6 @@ class RunConfig(BaseSettings):
             return values
         usual: dict[str, Any] = {"edit": VARIED_AUGMENTATIONS, "calibration": MIXTURE_CALIBRATION_WORDINGS}
         return {**values, "wordings": {**usual, **given}}
-
-    @model_validator(mode="after")
-    def _neutral_apart(self) -> RunConfig:
-        if self.form == "mixture":
-            audited = {c.casefold() for c in self.controls}
-            both = [p for p in self.mixture.neutral if p.casefold() in audited]
-            if both:
-                raise ValueError(
-                    f"controls {both} are also in mixture.neutral, which the edit keeps as they are, so they prove "
-                    "nothing; take them out of one of the lists"
-                )
-        return self
 
     @model_validator(mode="after")
     def _checked_by_hand(self) -> RunConfig:

@@ -117,7 +117,7 @@ class _Job:
         return self._find_mixture() if self.config.form == "mixture" else self._find_operator()
 
     def _find_mixture(self) -> _Solved:
-        found = saturate(self.session, self.texts)
+        found = saturate(self.session, self.cells, self.texts)
         professions = [
             replace(asked, components=edits) for asked, edits in zip(self._asked(), found.edits, strict=True)
         ]

@@ -110,7 +110,9 @@ def export_config(
     output, _, place = url.rstrip("/").rpartition("/runs/")
     if not output or place != earlier.run:
         raise ConfigError(f"{url}: give a run where it lies, <output>/runs/{earlier.run}")
-    lying = {"manifest": earlier.store.url("manifest.parquet"), "output": output, "run": None}
+    # Runs from before there were mixtures say no form.
+    form = "single" if earlier.report.mixture is None else "mixture"
+    lying = {"form": form, "manifest": earlier.store.url("manifest.parquet"), "output": output, "run": None}
     stored = yaml.safe_dump({**earlier.configuration, **lying})
     given = {key: value for key, value in flags.items() if value is not None}
     config = load_config(stored, name=f"{url}/run.json", flags={**lying, **given}, assignments=assignments)

@@ -85,8 +85,10 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: 
         content: what decides it beside these, as digests, of a job other than `debias`.
     """
     settings = config.model_dump(mode="json", exclude=_UNDECIDING)
-    # What is of the other form decides nothing; a single edit's run is what it was before there were mixtures.
-    for other in ("form", "mixture") if config.form == "single" else ("calibration",):
+    # What is of the other form decides nothing; a single edit's run is what it was before there were mixtures. Nor does
+    # what only `debias` reads decide another job's result.
+    own = {"form", "mixture"} if config.form == "single" else {"calibration"}
+    for other in own if content is None else {"form", "mixture", "calibration"}:
         settings.pop(other)
     for how in ("batch_size", "compile"):
         settings["sampler"].pop(how)

@@ -26,6 +26,7 @@ def mixture_report(mixture: Mixture, tallies: Tallies, manifest: Manifest, label
         manifest: the run's.
         labels: the attribute's.
     """
+    alone = left_alone(mixture.labels, manifest)
     professions = [
         ProfessionWeights(profession=p.name, source=p.source, weights=_named(mixture, weights))
         for p in manifest.professions
@@ -37,10 +38,10 @@ def mixture_report(mixture: Mixture, tallies: Tallies, manifest: Manifest, label
         weights=_named(mixture, mixture.table.default),
         professions=professions,
         components=[
-            _component(component, weight, k, tallies, labels)
+            _component(component, weight, k, tallies, labels, frozenset(alone.get(component.label, ())))
             for k, (component, weight) in enumerate(zip(mixture.components, mixture.table.default, strict=True))
         ],
-        left_alone=left_alone(mixture.labels, manifest),
+        left_alone=alone,
     )
 
 
@@ -58,7 +59,10 @@ def _named(mixture: Mixture, weights: Sequence[float]) -> dict[str, float]:
     return dict(zip(mixture.labels, weights, strict=True))
 
 
-def _component(component: Component, weight: float, k: int, tallies: Tallies, labels: Sequence[str]) -> ComponentReport:
+def _component(
+    component: Component, weight: float, k: int, tallies: Tallies, labels: Sequence[str], alone: frozenset[str]
+) -> ComponentReport:
+    """One component; professions that it leaves alone say nothing of how it sends others to its label."""
     own = labels.index(component.label) if component.label in labels else None
     counts = tallies.components[:, k]
     cells = [task.cell for task in tallies.tasks]
@@ -67,6 +71,7 @@ def _component(component: Component, weight: float, k: int, tallies: Tallies, la
     audit = kinds == "audit"
     wordings = list(dict.fromkeys(cell.wording for cell in cells if cell.kind == "audit"))
     places = np.array([cell.wording for cell in cells])
+    sent = audit & np.array([cell.subject not in alone for cell in cells])
     explicit = {
         label: _explicit(counts, [int(i) for i in np.flatnonzero((kinds == "explicit") & (named == code))], code)
         for code, label in enumerate(labels)
@@ -79,9 +84,11 @@ def _component(component: Component, weight: float, k: int, tallies: Tallies, la
         operator=None if component.is_identity else component.operator.digest,
         weight=weight,
         images=int(counts[:, Drawn.OK].sum()),
-        own=_own(counts[audit], [c.subject for c in cells if c.kind == "audit"], own, len(labels)),
+        own=_own(
+            counts[sent], [c.subject for c, is_sent in zip(cells, sent, strict=True) if is_sent], own, len(labels)
+        ),
         wordings=[
-            _wording(wording, counts[audit & (places == wording)].sum(axis=0), own, labels) for wording in wordings
+            _wording(wording, counts[sent & (places == wording)].sum(axis=0), own, labels) for wording in wordings
         ],
         explicit=_figure(all_explicit),
         explicit_by_label={label: _figure(ratios.rate(*found)) for label, found in explicit.items()},

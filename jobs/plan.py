@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, saturation_cells, shards_of
-from jobs.components import components_of, tried_wordings
+from jobs.components import check_mixture, components_of, tried_wordings
 from jobs.config import RunConfig
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
@@ -39,7 +39,7 @@ from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
 from jobs.variants import Part, Variant
 from manifests import Manifest
-from time_ops.route import WeightTable
+from time_ops.route import UNEDITED, WeightTable
 
 __all__ = ["make_plan"]
 
@@ -131,6 +131,7 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
     try:
         manifest = read_inputs(config, settings, token)
         check_held_out(manifest, config)
+        check_mixture(manifest, config)
         cache = cache_folder() / token
         model = stage(config.model, settings, cache, pipeline=True)
         classifier = stage(config.classifier, settings, cache, pipeline=False)
@@ -139,7 +140,7 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
     finally:
         shutil.rmtree(cache_folder() / token, ignore_errors=True)
     planner = _Planner(config, manifest, store, recipe, width)
-    return planner.plan(rate, workers or config.workers.count, checkpoint_bytes)
+    return planner.plan(rate, workers or config.workers.count, checkpoint_bytes * _folders(config, manifest))
 
 
 class _Planner:
@@ -152,7 +153,7 @@ class _Planner:
         self.width = width or 512
         self.shard_bytes = cache(self._shard_bytes)
         self.samples: list[str] = []
-        self.counts: dict[tuple[_Round | None, bool], _Count] = {}
+        self.counts: dict[tuple[_Round | None, bool, int], _Count] = {}
         self.bytes = 0
 
     def plan(self, rate: float | None, workers: int | None, checkpoint_bytes: int) -> Plan:
@@ -224,7 +225,9 @@ class _Planner:
         yield _Stage("base audit", Variant.plain())
         for made in earlier.rounds:
             yield _Stage(f"calibration round {made.number}", Variant.plain(), made)
-        if earlier.variant is None and any(p.lam is None for p in self.manifest.professions):
+        # A mixture whose lambdas are all given is still looked at once, for its weights.
+        is_open = any(p.lam is None for p in self.manifest.professions)
+        if earlier.variant is None and (is_open or self.config.form == "mixture"):
             left = self._rounds_left(earlier.rounds)
             more = "more " if earlier.rounds else ""
             if left > 0:
@@ -234,15 +237,17 @@ class _Planner:
     def _rounds_left(self, rounds: Sequence[_Round]) -> int:
         if self.config.form == "mixture":
             components = components_of(self.manifest, list(self.config.attribute))
-            return self.config.mixture.rounds_of(len(components)) - len(rounds)
+            most = self.config.mixture.rounds_of(len(components))
+            is_open = any(p.lam is None for p in self.manifest.professions)
+            return (most if is_open else min(most, 1)) - len(rounds)
         search = self.config.calibration
         limits = {"base": search.base_rounds, "search": search.search_rounds, "verify": search.verify_rounds}
         begun = max((list(limits).index(made.phase) for made in rounds), default=0)
         return sum(most - sum(made.phase == phase for made in rounds) for phase, most in list(limits.items())[begun:])
 
     def _count(self, stage: _Stage) -> _Count:
-        """Of one round; the base's and the edited audit's are the same."""
-        place = stage.made, stage.rounds is None
+        """Of one round; audits under one operator, or none, are the same, one of a mixture has more shards."""
+        place = stage.made, stage.rounds is None, len((stage.variant or self._unsolved()).parts)
         if place not in self.counts:
             count = self.counts[place] = _Count()
             for spec in self._specs(stage):
@@ -363,7 +368,7 @@ class _Planner:
             checkpoint_bytes=checkpoint_bytes,
             basis=f"embeddings of {self.width} x 4 bytes and a row for each image, as shards of this shape written in "
             f"memory take; {pictures:,} pictures at about {per_picture:,} bytes; a checkpoint as large as the model's "
-            "folder; the run's own tables and report are not counted",
+            "folder, of a mixture once for each component; the run's own tables and report are not counted",
         )
 
     def _measured_rate(self) -> RateEstimate:
@@ -423,6 +428,13 @@ def _embedding_width(classifier: Path) -> int | None:
         return int(settings["projection_dim"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _folders(config: RunConfig, manifest: Manifest) -> int:
+    """How many edited folders a checkpoint has: a mixture's one for each component that edits."""
+    if config.form == "single":
+        return 1
+    return sum(component != UNEDITED for component in components_of(manifest, list(config.attribute)))
 
 
 def _size(folder: Path) -> int:

@@ -29,10 +29,13 @@ from jobs.variants import Variant
 from manifests import Profession, resolved_shares, resolved_targets
 from time_ops import EditOperator, Mixture
 from time_ops.calibration import Limits
-from time_ops.route import UNEDITED, WeightTable
-from time_ops.saturation import Chosen, Rules, Saturation, Seen, Subject, Trial
+from time_ops.route import UNEDITED, WeightTable, source_words
+from time_ops.saturation import Base, Chosen, Rules, Saturation, Seen, Subject, Trial
 
 __all__ = ["Saturated", "saturate"]
+
+_NEARLY_ALL = 0.98
+"""A component's images that may show what they should, where few are looked at: less is a shortfall."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,22 @@ class Saturated:
     section: Section | None
 
 
-def saturate(session: Session, texts: Any) -> Saturated:
+def saturate(session: Session, base: Sequence[Cell], texts: Any) -> Saturated:
     """Search until the rules end it, and solve what was found on all wordings.
 
     Args:
         session: the run; its folder may hold the rounds of an earlier attempt.
+        base: cells of the base audit, which is drawn: what an edit costs is relative to it.
         texts: the classifier's text embeddings, see `Session.texts`.
 
     Raises:
         EditError, ShardsFailedError, ClusterError, StorageError: see `jobs.errors`.
     """
-    return _Search(session, texts).run()
+    return _Search(session, base, texts).run()
 
 
 class _Search:
-    def __init__(self, session: Session, texts: Any) -> None:
+    def __init__(self, session: Session, base: Sequence[Cell], texts: Any) -> None:
         self.session, self.texts = session, texts
         self.config, self.manifest = session.config, session.manifest
         self.labels = list(self.config.attribute)
@@ -73,10 +77,10 @@ class _Search:
         self.used, self.wordings = tried_wordings(self.config)
         subjects = [_subject(p, self.components, self.labels) for p in self.manifest.professions]
         own = [self.labels.index(c) if c in self.labels else None for c in self.components]
-        self.search = Saturation(subjects, own, len(self.labels), self._rules())
+        self.search = Saturation(subjects, own, len(self.labels), self._rules(base))
         self.tried: list[Tried] = []
 
-    def _rules(self) -> Rules:
+    def _rules(self, base: Sequence[Cell]) -> Rules:
         search, gates = self.config.mixture, self.config.gates
         is_open = any(p.lam is None for p in self.manifest.professions)
         scale = self.solver.scale if is_open else 1.0
@@ -88,8 +92,28 @@ class _Search:
             ratio=search.explicit_ratio,
             rounds=search.rounds_of(len(self.components)),
             own=search.own,
-            # What a component may cost; nearer to perfect than the gates ask, as those read intervals.
-            limits=Limits(max(gates.explicit, 0.98), max(gates.recognised, 0.98), max(gates.controls, 0.98)),
+            # Nearer to perfect than the gates ask, as those read intervals.
+            limits=Limits(
+                max(gates.explicit, _NEARLY_ALL),
+                max(gates.recognised, _NEARLY_ALL),
+                max(gates.controls, _NEARLY_ALL),
+                min(gates.undetermined_increase, 1 - _NEARLY_ALL),
+            ),
+            base=self._base(base) if search.rounds_of(len(self.components)) else Base(),
+        )
+
+    def _base(self, cells: Sequence[Cell]) -> Base:
+        """Rates of the base audit. Professions' shares there are not for the search to see."""
+        wanted = [cell for cell in cells if cell.kind != "explicit"]
+        tallies = self.session.tally(self.session.tasks(wanted), {"base": Variant.plain()}, self.texts, written=False)
+        sums = {kind: np.zeros(3, np.int64) for kind in ("audit", "control")}
+        for task, found in zip(tallies.tasks, tallies, strict=True):
+            ok = found.ok[0]
+            undetermined = int((found.codes[0] == len(self.labels)).sum())
+            sums[task.cell.kind] += (int((found.recognised[0] & ok).sum()), undetermined, int(ok.sum()))
+        (recognised, undetermined, n), (controls, _, of_controls) = (sums[kind].tolist() for kind in sums)
+        return Base(
+            recognised / n if n else 1.0, controls / of_controls if of_controls else 1.0, undetermined / max(1, n)
         )
 
     def run(self) -> Saturated:
@@ -244,5 +268,9 @@ def _looked_up(
     own: dict[str, tuple[float, ...]], sources: Sequence[str], default: tuple[float, ...]
 ) -> dict[str, tuple[float, ...]]:
     """The table by source prompt; also those whose words hold another's of the table, so that each finds its own."""
-    table = WeightTable(default, own)
-    return {**{source: default for source in sources if source not in own and table.of(source) != default}, **own}
+    # Sources of the same words share the weights of the first; `check_mixture` has seen that they want the same.
+    by_words = {source_words(source): source for source in reversed(sources)}
+    table = {source: weights for source, weights in own.items() if by_words[source_words(source)] == source}
+    found = WeightTable(default, table)
+    others = (source for source in by_words.values() if source not in table)
+    return {**{source: default for source in others if found.of(source) != default}, **table}

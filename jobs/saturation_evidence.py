@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cells import saturation_cells
+from jobs.cells import Cell, saturation_cells
 from jobs.config import RunConfig
 from jobs.evidence import EVIDENCE
 from jobs.gates import finite
@@ -21,6 +21,8 @@ from manifests import Manifest
 from time_ops import ratios
 from time_ops.mixture import UNEDITED
 from time_ops.saturation import Saturation, Seen, Trial
+
+State = Literal["fixed", "left alone", "saturated", "short"]
 
 __all__ = ["EVIDENCE", "Tried", "evidence_bytes", "section_of", "tried_of"]
 
@@ -126,8 +128,11 @@ def section_of(
     wordings: Sequence[str],
 ) -> Section:
     """The report's section."""
-    chosen, scale = search.chosen, search.rules.lam / config.mixture.lam
+    # Without an open lambda there is no scale, and none of them is in its units.
+    is_open = any(p.lam is None for p in manifest.professions)
+    chosen, scale = search.chosen, search.rules.lam / config.mixture.lam if is_open else 1.0
     rounds, per_profession = [], np.zeros(len(manifest.professions))
+    drawn: set[tuple[str, Cell]] = set()
     for one in tried:
         for k in np.flatnonzero(one.trial.active).tolist():
             cells = list(
@@ -135,7 +140,9 @@ def section_of(
             )
             places = {p.name: i for i, p in enumerate(manifest.professions)}
             for cell in cells:
-                if cell.kind != "control":
+                # What several components leave alone is the base model in all of them: drawn once.
+                if cell.kind != "control" and (one.operators[k], cell) not in drawn:
+                    drawn.add((one.operators[k], cell))
                     per_profession[places[cell.subject]] += cell.images
             images = sum(cell.images for cell in cells)
             is_chosen = chosen.rounds[k] == one.trial.number
@@ -189,7 +196,15 @@ def _profession(
         np.zeros(search.labels + 1, np.int64),
     )
     n, hits = int(counts[: search.labels].sum()), 0 if label is None else int(counts[label])
-    state = "left alone" if not edited else "fixed" if not search.open[k, p] else "saturated" if hits == n else "short"
+    state = (
+        "left alone"
+        if not edited
+        else "fixed"
+        if not search.open[k, p]
+        else "saturated"
+        if n and hits == n
+        else "short"
+    )
     return SaturatedProfession(
         profession=name,
         component=component,
@@ -208,7 +223,8 @@ def _figure(hits: int, n: int) -> RateFigure:
 def _rule(config: RunConfig, components: int) -> str:
     search = config.mixture
     return (
-        f"At most {search.rounds_of(components)} rounds of {search.images} images a profession and component, in "
+        f"At most {search.rounds_of(components)} rounds of {search.images_of(components)} images a profession and "
+        "component, in "
         f"wordings that the edit was solved without, and {search.explicit_images} of other labels' explicit prompts; "
         f"what falls short is strengthened, until {search.own:.0%} of a component's images show its label"
     )

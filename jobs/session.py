@@ -21,6 +21,7 @@ from rich.console import Console
 
 from infra.storage import ObjectMissing, ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cells import Cell, check_held_out, shards_of
+from jobs.components import check_mixture
 from jobs.config import RunConfig
 from jobs.edits import Edit, operators_of, variant_of
 from jobs.errors import ExitCode, exit_code_of
@@ -272,6 +273,8 @@ def open_session(
     def read(settings: StorageSettings, token: str) -> _ManifestInputs:
         manifest = read_inputs(config, settings, token)
         check_held_out(manifest, config)
+        if job.kind == "run":
+            check_mixture(manifest, config)
         return _ManifestInputs(config, manifest, job)
 
     with open_run(config, console, read, kind=job.kind, worker=worker, again=job.again) as (run, inputs):

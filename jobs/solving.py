@@ -359,10 +359,6 @@ class Solver:
         norms = self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
         return scale_of([norm for of_chunk in norms for norm in of_chunk])
 
-    def solve_component(self, strengths: ComponentStrengths, wordings: Sequence[bool] | None = None) -> EditOperator:
-        """One component of a mixture; see `solve_components`."""
-        return self.solve_components([strengths], wordings)[0]
-
     def solve_components(
         self, components: Sequence[ComponentStrengths], wordings: Sequence[bool] | None = None
     ) -> list[EditOperator]:
@@ -393,7 +389,8 @@ class Solver:
             # Several destinations of one label are blended as the manifest has them; none of it: the source is kept.
             given = np.where(mine, own, 0.0) if np.where(mine, own, 0.0).any() else mine.astype(float)
             blends.append(overshoot * given / given.sum() if mine.any() else np.zeros(len(labels)))
-            explicit.append(tuple(math.inf if is_own else ratio * lam for is_own in mine))
+            held = self._preserve.lam or ratio * lam
+            explicit.append(tuple(math.inf if is_own else held for is_own in mine))
             push.append(tuple(0.0 if is_own else strengths.push for is_own in mine))
         used = self._wordings if wordings is None else sum(wordings)
         kept = self._preserve_lams(lams, self._preserve.lam, used)

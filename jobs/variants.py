@@ -77,5 +77,8 @@ class Variant:
         if self.table is None:
             return [Draw(0, images, None, block)]
         weights = self.table.of(prompt)
-        counts, blocks = apportion(weights, images), apportion(weights, block)
-        return [Draw(k, count, interval(weights, k), max(1, blocks[k])) for k, count in enumerate(counts) if count > 0]
+        return [
+            Draw(k, count, interval(weights, k), max(1, round(weights[k] * block)))
+            for k, count in enumerate(apportion(weights, images, prompt))
+            if count > 0
+        ]

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,11 @@ class Mixture:
         if prompt_embeds.ndim != 3:
             raise EditError(f"embeddings of a batch are [B, n, d], not {list(prompt_embeds.shape)}")
         count = len(prompt_embeds)
-        of_images = [(seeds, place) for place in range(count)] if isinstance(seeds, int) else [(s, 0) for s in seeds]
+        of_images = (
+            [(int(seeds), place) for place in range(count)]
+            if isinstance(seeds, int | Integral)
+            else [(int(seed), 0) for seed in seeds]
+        )
         texts = [prompts or ""] * count if prompts is None or isinstance(prompts, str) else list(prompts)
         if len(of_images) != count or len(texts) != count:
             raise EditError(f"{count} images, but {len(of_images)} seeds and {len(texts)} prompts: give one for each")

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from time_ops.errors import EditError
 
@@ -37,6 +37,7 @@ __all__ = [
     "prompt_words",
     "route",
     "routed",
+    "source_words",
     "unit",
 ]
 
@@ -99,18 +100,19 @@ def routed(seeds: Iterator[int], low: float, high: float) -> Iterator[int]:
     return (i for i, seed in enumerate(seeds) if low <= unit(seed) < high)
 
 
-def apportion(weights: Sequence[float], n: int) -> list[int]:
-    """How many of n images each component draws in an audit: w_k n, rounded by largest remainders to a sum of n.
+def apportion(weights: Sequence[float], n: int, prompt: str = "") -> list[int]:
+    """How many of n images of a prompt each component draws in an audit: w_k n, rounded so that they sum to n.
 
-    Fixed numbers make the sample stratified: a share's standard error is at most that of n independent draws.
+    Fixed numbers make the sample stratified: a share's standard error is at most that of n independent draws. Which way
+    a prompt's numbers are rounded follows from its text, evenly over prompts: rounded alike, all cells would miss the
+    weights in the same direction.
     """
-    exact = [w * n for w in weights]
-    counts = [math.floor(x + 1e-9) for x in exact]
-    # Of equal remainders the earlier component's, so that the numbers follow from the weights alone.
-    order = sorted(range(len(exact)), key=lambda k: (-round(exact[k] - counts[k], 9), k))
-    for k in order[: n - sum(counts)]:
-        counts[k] += 1
-    return counts
+    told = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    start = unit(int.from_bytes(told, "big"))
+    # Sums of weights a hair below a whole number are that number.
+    ends = [math.floor(round(n * end, 6) + start) for end in accumulate(weights, initial=0.0)]
+    ends[-1] = n
+    return [high - low for low, high in pairwise(ends)]
 
 
 def checked_weights(weights: Sequence[float], components: int, of: str) -> Weights:
@@ -182,6 +184,6 @@ class WeightTable:
 
 
 def source_words(source: str) -> tuple[str, ...]:
-    """The words of a source prompt, without the article in front."""
+    """The words of a source prompt by which it is found, without the article in front."""
     words = prompt_words(source)
     return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words

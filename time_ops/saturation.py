@@ -17,7 +17,8 @@ After each round, the weakest strength that suffices is sought for each professi
   its least, more overshoot; where that is at its most, explicit prompts held less.
 - An explicit prompt of another label that lost what it names calls for holding it more; where the profession saturates,
   for less overshoot too.
-- Where the component as a whole is saturated, a profession that needs nothing stays as weak as it is.
+- Where professions or unrelated prompts are recognised less than on the base, or more images are undetermined, and the
+  component is saturated, all of it overshoots less.
 
 A component is done once its round leaves nothing to wish for, and takes no more images. Of the rounds that were tried
 the one that falls least short is taken; of equal ones the latest, as it is strengthened only where it had to be.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from scipy.optimize import nnls
 from time_ops.calibration import Limits
 from time_ops.ratios import exact_interval
 
-__all__ = ["Chosen", "Rules", "Saturation", "Seen", "Subject", "Trial", "mixing_weights"]
+__all__ = ["Base", "Chosen", "Rules", "Saturation", "Seen", "Subject", "Trial", "mixing_weights"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -73,6 +74,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Base:
+    """Rates of the unedited model: professions and unrelated prompts recognised, images undetermined."""
+
+    recognised: float = 1.0
+    controls: float = 1.0
+    undetermined: float = 0.0
+
+
+@dataclass(frozen=True)
 class Rules:
     """The budget, and the range of each strength.
 
@@ -86,19 +96,21 @@ class Rules:
         most_ratio: the largest.
         rounds: most rounds of a component.
         own: share of images that show the component's label at which it is saturated.
-        limits: what the edit may cost.
+        limits: what the edit may cost, relative to the base.
+        base: what the unedited model shows.
     """
 
     lam: float
     least_lam: float
-    overshoot: float = 1.2
-    most_overshoot: float = 1.6
+    overshoot: float = 1.4
+    most_overshoot: float = 1.8
     ratio: float = 1.0
     least_ratio: float = 0.1
     most_ratio: float = 10.0
     rounds: int = 3
     own: float = 0.98
     limits: Limits = field(default_factory=Limits)
+    base: Base = field(default_factory=lambda: Base())
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +204,11 @@ class Saturation:
             return None
         last, seen = self.trials[-1]
         going = last.active & self.open.any(axis=1) & np.array([not self._done(seen, k) for k in range(len(self.own))])
-        if not going.any():
-            return None
-        return self._moved(last, seen, going)
+        trial = self._moved(last, seen, going)
+        # A component whose strengths can't be moved any further would only be drawn again.
+        strengths = ((trial.lam, last.lam), (trial.overshoot, last.overshoot), (trial.ratio, last.ratio))
+        changed = np.any([(new != old).any(axis=1) for new, old in strengths], axis=0)
+        return replace(trial, active=going & changed) if (going & changed).any() else None
 
     @property
     def chosen(self) -> Chosen:
@@ -217,14 +231,21 @@ class Saturation:
         """By how much a component's round falls short of saturation and of the limits, all added up; 0: nowhere."""
         label, limits = self.own[k], self.rules.limits
         determined = seen.tallies[k][self.edited[k]][:, : self.labels]
-        own = _rate(int(determined[:, label].sum()), int(determined.sum())) if label is not None else 1.0
+        if label is not None and not determined.any():
+            return math.inf
+        own = float(determined[:, label].sum() / determined.sum()) if label is not None else 1.0
+        explicit = _rate(*(int(n) for n in seen.explicit[k].sum(axis=0)))
+        return max(0.0, self.rules.own - own) + max(0.0, limits.explicit - explicit) + self._cost(seen, k)
+
+    def _cost(self, seen: Seen, k: int) -> float:
+        """What a component's round costs beyond the limits, beside the base: recognition, controls, undetermined."""
+        limits, base = self.rules.limits, self.rules.base
+        recognised, controls = (_rate(*(int(n) for n in of[k])) for of in (seen.recognised, seen.controls))
         undetermined = int(seen.tallies[k, :, self.labels].sum()) / max(1, int(seen.tallies[k].sum()))
         return (
-            max(0.0, self.rules.own - own)
-            + max(0.0, limits.explicit - _rate(*(int(n) for n in seen.explicit[k].sum(axis=0))))
-            + max(0.0, limits.recognised - _rate(*(int(n) for n in seen.recognised[k])))
-            + max(0.0, limits.controls - _rate(*(int(n) for n in seen.controls[k])))
-            + max(0.0, undetermined - self.rules.limits.undetermined_increase - 0.1)
+            max(0.0, limits.recognised - recognised / (base.recognised or 1.0))
+            + max(0.0, limits.controls - controls / (base.controls or 1.0))
+            + max(0.0, undetermined - base.undetermined - limits.undetermined_increase)
         )
 
     def drawn(self) -> tuple[Floats, Floats]:
@@ -293,8 +314,13 @@ class Saturation:
         return Trial(1, lam, overshoot, np.full(shape, self.rules.ratio), np.ones(shape[0], dtype=bool))
 
     def _done(self, seen: Seen, k: int) -> bool:
-        """Whether a component's round left nothing to wish for."""
-        return self.shortfall(seen, k) == 0.0
+        """Whether a component's round left nothing to wish for, of the whole and of each profession."""
+        label = self.own[k]
+        if label is None:
+            return True
+        n = seen.tallies[k, :, : self.labels].sum(axis=1)
+        astray = self.open[k] & (seen.tallies[k, :, label] < self._least_hits(n.astype(np.float64)))
+        return self.shortfall(seen, k) == 0.0 and not astray.any()
 
     def _moved(self, last: Trial, seen: Seen, going: Bools) -> Trial:
         """The next strengths, of the components that go on."""
@@ -312,6 +338,9 @@ class Saturation:
             further = np.where(short & at_least & ~at_most, _OVERSHOOT_STEP, 0.0)
             overshoot[k] = np.minimum(rules.most_overshoot, overshoot[k] + further)
             overshoot[k] = np.where(lost & ~short, np.maximum(1.0, overshoot[k] - _OVERSHOOT_STEP), overshoot[k])
+            if not short.any() and self._cost(seen, k) > 0:
+                eased = np.where(self.open[k], overshoot[k] - _OVERSHOOT_STEP, overshoot[k])
+                overshoot[k] = np.maximum(1.0, eased)
             ratio[k] = np.where(lost, np.maximum(rules.least_ratio, ratio[k] / _RATIO_STEP), ratio[k])
             ratio[k] = np.where(ease, np.minimum(rules.most_ratio, ratio[k] * _RATIO_STEP), ratio[k])
         return Trial(last.number + 1, lam, overshoot, ratio, going)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -33,7 +33,7 @@ from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_
 from jobs.labels import TextEmbeddings
 from jobs.pictures import Shown, choose_pictures
 from jobs.report.page import render
-from jobs.report.schema import Cost, Report
+from jobs.report.schema import Cost, MixtureReport, ProfessionWeights, Report
 from jobs.reporting import code_of
 from jobs.results import EditedProfession, evaluate, sentence
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, image_seed
@@ -117,6 +117,23 @@ class Made:
         folder.complete(report.verdict, 0, [])
         return self
 
+    @property
+    def mixture(self) -> MixtureReport | None:
+        """What the report says of the last variant's components, as far as a comparison reads it."""
+        variant = self.variants[-1]
+        if variant.table is None:
+            return None
+
+        def named(weights: Sequence[float]) -> dict[str, float]:
+            return dict(zip(variant.labels, weights, strict=True))
+
+        own = [
+            ProfessionWeights(profession=source, source=source, weights=named(weights))
+            for source, weights in variant.table.professions.items()
+        ]
+        default = named(variant.table.default)
+        return MixtureReport(digest=variant.digest, route=1, weights=default, professions=own, components=[])
+
     def report(self, tallies: Tallies) -> Report:
         result = figures(self, tallies)
         edit = {"operator": self.variants[-1].digest} if self.variants[-1].digest != BASE else {}
@@ -131,6 +148,7 @@ class Made:
             wordings=result.wordings,
             professions=result.professions,
             controls=result.controls,
+            mixture=self.mixture,
             pictures=[],
             cost=Cost(
                 wall_s=1,
@@ -338,8 +356,8 @@ def test_of_a_mixture_of_more_images_the_first_of_each_component_are_used(
     store: LocalStore, weights: tuple[float, ...]
 ) -> None:
     # Blocks of one image of each component, so that more images are the same ones and some.
-    many = config(images_per_cell=16, explicit_images=8, control_images=8)
-    few = config(images_per_cell=8, explicit_images=4, control_images=4)
+    many = config(images_per_cell=16, explicit_images=16, control_images=16)
+    few = config(images_per_cell=8, explicit_images=8, control_images=8)
     variant = mixed(*weights)
     earlier = Made(store, many, variants=(Variant.plain(), variant)).write()
     rows = matched_as_drawn(earlier, Made(store, few, run="now"), variant)

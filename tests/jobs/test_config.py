@@ -5,10 +5,10 @@ import pytest
 from jobs.config import (
     DEFAULT_EDIT_WORDINGS,
     MIXTURE_CALIBRATION_WORDINGS,
-    MIXTURE_EDIT_WORDINGS,
     load_config,
 )
 from jobs.errors import ConfigError, ExitCode, exit_code_of
+from time_ops.prompts import VARIED_AUGMENTATIONS
 
 NEEDED = {"manifest": "m.parquet", "model": "m", "classifier": "c", "output": "out"}
 
@@ -48,7 +48,7 @@ def test_every_fault_is_named_at_once() -> None:
         ("mixture: {lam: 0.1, least_lam: 0.2}", "must not be larger"),
         ("mixture: {overshoot: 1.6, most_overshoot: 1.5}", "must not be smaller"),
         ("mixture: {neutral: [a cat, A cat]}", "repeats a prompt"),
-        ("controls: [A photo of a dog]", r"controls \['a photo of a dog'\] are also in mixture.neutral"),
+        ("attribute: {unedited: [a], female: [b]}", "`unedited` is what a mixture calls the model itself"),
         ("- a\n- b", "mapping"),
         ("a: [", "not YAML"),
     ],
@@ -60,30 +60,30 @@ def test_what_makes_no_sense_is_refused(text: str, said: str) -> None:
 
 def test_a_mixture_has_other_default_wordings_than_a_single_edit() -> None:
     mixture, single = load_config(flags=NEEDED), load_config("form: single", flags=NEEDED)
-    assert (mixture.form, mixture.wordings.edit) == ("mixture", MIXTURE_EDIT_WORDINGS)
+    assert (mixture.form, mixture.wordings.edit) == ("mixture", VARIED_AUGMENTATIONS)
     assert mixture.wordings.calibration == MIXTURE_CALIBRATION_WORDINGS
     assert single.wordings.edit == single.wordings.calibration == DEFAULT_EDIT_WORDINGS
     assert mixture.wordings.audit == single.wordings.audit
     # Of what is given, nothing is replaced; the rest is the form's.
     text = "wordings: {calibration: ['{source} now']}"
     given = load_config(text, flags=NEEDED).wordings
-    assert (given.edit, given.calibration) == (MIXTURE_EDIT_WORDINGS, ("{source} now",))
+    assert (given.edit, given.calibration) == (VARIED_AUGMENTATIONS, ("{source} now",))
     assert load_config(f"form: single\n{text}", flags=NEEDED).wordings.edit == DEFAULT_EDIT_WORDINGS
 
 
 def test_the_form_counts_wherever_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENHAND_FORM", "single")
     assert load_config("form: mixture", flags=NEEDED).wordings.edit == DEFAULT_EDIT_WORDINGS
-    assert load_config(flags=NEEDED, assignments=["form=mixture"]).wordings.edit == MIXTURE_EDIT_WORDINGS
-    # What is neutral is a mixture's alone.
-    assert load_config("controls: [a photo of a dog]", flags=NEEDED).controls == ("a photo of a dog",)
+    assert load_config(flags=NEEDED, assignments=["form=mixture"]).wordings.edit == VARIED_AUGMENTATIONS
 
 
 @pytest.mark.parametrize(
     ("keys", "components", "rounds"),
     [
         ({}, 2, 2),
-        ({}, 4, 1),
+        ({}, 3, 2),
+        ({}, 4, 2),
+        ({}, 9, 1),
         ({"budget": 100}, 2, 4),
         ({"budget": 100, "rounds": 1}, 2, 1),
         # One round at least where there is a budget at all, and none without.

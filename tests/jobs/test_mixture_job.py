@@ -169,7 +169,7 @@ def test_images_are_those_that_production_would_draw(here: Workplace) -> None:
         for row in drawn:
             assert row["seed"] == image_seed(0, "audit", prompt, row["index"])
             assert row["component"] == mixture.labels[route(row["seed"], weights)]
-        for k, count in enumerate(apportion(weights, len(drawn))):
+        for k, count in enumerate(apportion(weights, len(drawn), prompt)):
             mine = [row["index"] for row in drawn if row["component"] == mixture.labels[k]]
             assert len(mine) == count
             # The first ones that the route gives it: none that comes before the last is left out.
@@ -233,13 +233,20 @@ def test_the_same_command_again_draws_nothing_and_finds_the_same(here: Workplace
 
 
 def test_a_search_that_was_cut_off_goes_on_with_its_rounds(here: Workplace) -> None:
-    config = here.config(run="cut", mixture={"images": 2, "budget": 12, "rounds": 1})
-    first = debias(config, Console(file=io.StringIO()))
-    data = here.store.get(f"runs/{first.run}/calibration.parquet")
-    there = pq.read_table(pa.BufferReader(data)).to_pylist()
-    whole = pq.read_table(pa.BufferReader(here.get("calibration.parquet"))).to_pylist()
-    assert there == [row for row in whole if row["round"] == 1]
-    assert first.report.cost.images_reused > 0
+    folder = f"runs/{here.outcome.run}"
+    evidence, mixture = here.get("calibration.parquet"), here.get("mixture.safetensors")
+    rows = pq.read_table(pa.BufferReader(evidence))
+    rounds = rows.column("round").to_numpy()
+    assert rounds.max() == 2
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.filter(pa.array(rounds == 1)), sink)
+    here.store.put(f"{folder}/calibration.parquet", bytes(sink.getvalue()))
+    here.store.delete(f"{folder}/COMPLETE")
+    again = debias(here.config(), Console(file=io.StringIO()))
+    assert again.run == here.outcome.run
+    assert again.report.cost.images == 0
+    assert here.get("calibration.parquet") == evidence
+    assert here.get("mixture.safetensors") == mixture
 
 
 def test_the_file_is_audited_under_and_compared_with_its_run(here: Workplace) -> None:

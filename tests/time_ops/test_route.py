@@ -67,18 +67,21 @@ def test_routed_seeds_are_those_of_the_interval_in_order() -> None:
     assert next(endless) == 0  # u of seed 0 is 0.32
 
 
-@given(weights=WEIGHTS, n=st.integers(0, 500))
-def test_images_are_apportioned_to_the_last_one(weights: list[float], n: int) -> None:
-    counts = apportion(weights, n)
+@given(weights=WEIGHTS, n=st.integers(0, 500), prompt=st.text(max_size=20))
+def test_images_are_apportioned_to_the_last_one(weights: list[float], n: int, prompt: str) -> None:
+    counts = apportion(weights, n, prompt)
     assert sum(counts) == n
-    assert all(abs(c - w * n) < 1 for c, w in zip(counts, weights, strict=True))
+    assert all(abs(c - w * n) < 1 + 1e-6 for c, w in zip(counts, weights, strict=True))
     assert all(c == 0 for c, w in zip(counts, weights, strict=True) if w == 0)
 
 
-def test_equal_remainders_go_to_the_first() -> None:
-    assert apportion((0.5, 0.5), 5) == [3, 2]
-    assert apportion((1 / 3, 1 / 3, 1 / 3), 50) == [17, 17, 16]
-    assert apportion((0.1, 0.2, 0.3, 0.4), 10) == [1, 2, 3, 4]
+def test_whole_numbers_stay_and_others_are_rounded_either_way_evenly_over_prompts() -> None:
+    assert apportion((0.1, 0.2, 0.3, 0.4), 10, "any") == [1, 2, 3, 4]
+    assert apportion((0.5, 0.5), 50, "any") == [25, 25]
+    prompts = [f"a painting of profession {i}" for i in range(2000)]
+    for weights, n in (((0.5, 0.5), 5), ((0.25, 0.25, 0.25, 0.25), 50), ((0.54, 0.46), 12), ((0.9, 0.1), 1)):
+        mean = np.mean([apportion(weights, n, prompt) for prompt in prompts], axis=0)
+        assert np.abs(mean - np.multiply(weights, n)).max() < 0.05  # 4 standard errors
 
 
 @pytest.mark.parametrize("wrong", [(0.5,), (0.5, 0.6), (-0.1, 1.1), (math.nan, 1.0), (0.5, 0.25, 0.25)])

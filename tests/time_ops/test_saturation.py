@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from time_ops.saturation import Rules, Saturation, Seen, Subject, Trial, mixing_weights
+from time_ops.saturation import Base, Rules, Saturation, Seen, Subject, Trial, mixing_weights
 
 RULES = Rules(lam=0.1, least_lam=0.01, rounds=4)
 HALF = (0.5, 0.5)
@@ -61,6 +61,7 @@ def test_only_who_falls_short_is_strengthened_lambda_first_then_overshoot_then_l
         return shares
 
     trials = run(search, own)
+    # Eased as far as it goes, it would only be drawn again.
     assert len(trials) == 9
     lams, overshoots, ratios = ([getattr(t, name)[1, 3] for t in trials] for name in ("lam", "overshoot", "ratio"))
     assert lams[:4] == pytest.approx([0.1, 0.1 / 3, 0.1 / 9, 0.01])
@@ -207,3 +208,52 @@ def test_four_labels_are_searched_by_the_same_rules() -> None:
     assert own == {}
     with pytest.raises(ValueError, match="where"):
         search.tell(search.trials[0][0], Seen(*(np.zeros((1,)),) * 4))
+
+
+def test_what_an_edit_costs_is_relative_to_the_base() -> None:
+    def seen(trial: Trial, recognised: int, undetermined: int = 0) -> Seen:
+        shown = seen_of(trial, np.ones(trial.lam.shape), images=10)
+        shown.tallies[:, :, 2] = undetermined
+        return replace(shown, recognised=np.tile([recognised, 10], (2, 1)))
+
+    base = Base(recognised=0.7, undetermined=0.2)
+    search = Saturation(subjects(4), (0, 1), 2, replace(RULES, base=base))
+    trial = search.propose()
+    assert trial is not None
+    assert search.shortfall(seen(trial, 7, 2), 0) == 0
+    assert search.shortfall(seen(trial, 6, 2), 0) == pytest.approx(0.95 - 6 / 7)
+    assert search.shortfall(seen(trial, 7, 5), 0) == pytest.approx(1 / 3 - 0.2 - 0.05)
+    # A saturated component that costs too much overshoots less, down to the destination itself; then it is over.
+    search.tell(trial, seen(trial, 5))
+    overshoots = []
+    while (trial := search.propose()) is not None:
+        overshoots.append(float(trial.overshoot[0, 0]))
+        search.tell(trial, seen(trial, 5))
+    assert overshoots == pytest.approx([1.3, 1.2, 1.1])
+    ended = Saturation(subjects(4), (0, 1), 2, replace(RULES, base=base, overshoot=1.0, rounds=9))
+    trial = ended.propose()
+    assert trial is not None
+    ended.tell(trial, seen(trial, 5))
+    assert ended.propose() is None
+
+
+def test_one_profession_that_does_not_follow_keeps_a_large_manifest_going() -> None:
+    search = Saturation(subjects(300), (0, 1), 2, RULES)
+    trial = search.propose()
+    assert trial is not None
+    own = np.ones((2, 300))
+    own[0, 7] = 0.0
+    search.tell(trial, seen_of(trial, own))
+    assert search.shortfall(search.trials[0][1], 0) == 0
+    second = search.propose()
+    assert second is not None
+    assert second.active.tolist() == [True, False]
+    assert second.lam[0, 7] < second.lam[0, 6]
+
+
+def test_a_component_without_an_image_is_not_taken_for_a_good_one() -> None:
+    search = Saturation(subjects(2), (0, 1), 2, RULES)
+    trial = search.propose()
+    assert trial is not None
+    empty = seen_of(trial, np.ones((2, 2)), images=0)
+    assert search.shortfall(empty, 0) == np.inf
