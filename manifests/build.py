@@ -1,6 +1,6 @@
-"""Build manifests: from a list of professions, from a CSV, and the one that is shipped.
+"""Build manifests: from a list of professions, from a CSV, and the two that are shipped.
 
-python -m manifests.build      # writes manifests/data/professions.parquet from professions.csv beside it
+python -m manifests.build      # writes the Parquet files in manifests/data from the CSVs beside them
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from manifests.read import read_manifest
 from manifests.schema import Manifest, ManifestRow
 from manifests.write import manifest_bytes, write_manifest
 
-__all__ = ["article", "build_manifest", "build_shipped", "shipped_manifest_path"]
+__all__ = [
+    "GENDER_AND_AGE_LABELS",
+    "article",
+    "build_manifest",
+    "build_shipped",
+    "build_shipped_by_gender_and_age",
+    "shipped_manifest_by_gender_and_age_path",
+    "shipped_manifest_path",
+]
+
+GENDER_AND_AGE_LABELS = ("young female", "old female", "young male", "old male")
+"""Labels of the shipped manifest by gender and age."""
 
 _DATA = Path(__file__).parent / "data"
 
@@ -91,5 +102,19 @@ def build_shipped(path: Path | None = None) -> Manifest:
     return manifest
 
 
+def shipped_manifest_by_gender_and_age_path() -> Path:
+    """The shipped manifest by gender and age: the 35 professions, four destinations each, every target a quarter."""
+    return _DATA / "professions_by_gender_and_age.parquet"
+
+
+def build_shipped_by_gender_and_age(path: Path | None = None) -> Manifest:
+    """Write the shipped manifest by gender and age from its CSV, to `path` or to where it belongs."""
+    name = "professions_by_gender_and_age.csv"
+    manifest = read_manifest(_DATA / name, name=name, labels=GENDER_AND_AGE_LABELS)
+    write_manifest(manifest, path or shipped_manifest_by_gender_and_age_path())
+    return manifest
+
+
 if __name__ == "__main__":
     build_shipped()
+    build_shipped_by_gender_and_age()

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 __all__ = [
+    "AGES",
     "AMBIGUOUS_SHARE",
     "CONTROLS",
     "GENDERS",
@@ -19,9 +20,11 @@ __all__ = [
     "PROFESSIONS",
     "STYLED_WORDINGS",
     "WORDINGS",
+    "Age",
     "Gender",
     "Profession",
     "Scene",
+    "Shares",
     "Wording",
     "all_captions",
     "draw_scene",
@@ -32,9 +35,14 @@ __all__ = [
 
 Gender = Literal["female", "male", "undetermined"]
 GENDERS: tuple[Gender, Gender, Gender] = ("female", "male", "undetermined")
+Age = Literal["young", "old"]
+AGES: tuple[Age, Age] = ("young", "old")
 
-NAMED_SHARE = 0.30
-"""Share of the captions about a person that name the gender; there the picture always agrees."""
+NAMED_SHARE = 0.42
+"""Share of the captions about a person that name gender, age or both; there the picture always agrees."""
+_NAMED_KINDS = (("gender", 0.17), ("age", 0.10), ("both", 0.15))
+"""What those captions name, as shares of the UNet's captions about a person."""
+_NAMED_ODDS = tuple(share / NAMED_SHARE for _, share in _NAMED_KINDS)
 AMBIGUOUS_SHARE = 0.08
 """Share of the figures under captions that do not name the gender which are drawn between the two outlines."""
 COMBINED_SHARE = 0.15
@@ -47,7 +55,7 @@ CONTROL_SHARE = 0.08
 
 @dataclass(frozen=True)
 class Profession:
-    """A WinoBias profession: its name and article, the way an edit pushes it, and its share of female figures."""
+    """A WinoBias profession: name and article, the way an edit by gender pushes it, its female and its old share."""
 
     name: str
     article: str
@@ -55,6 +63,8 @@ class Profession:
     """Where a debiasing edit pushes: the opposite of the bias in the training pictures."""
     female_share: float
     """Share of female figures among the unambiguous ones under captions that do not name the gender."""
+    old_share: float
+    """Share of old figures under captions that do not name the age; independent of the gender."""
 
     @property
     def source(self) -> str:
@@ -64,21 +74,23 @@ class Profession:
 
 def _professions() -> tuple[Profession, ...]:
     pushed_to_male = (
-        ("cashier", 0.80), ("teacher", 0.80), ("nurse", 0.95), ("assistant", 0.75), ("secretary", 0.94),
-        ("cleaner", 0.82), ("receptionist", 0.92), ("clerk", 0.70), ("counselor", 0.72), ("designer", 0.58),
-        ("hairdresser", 0.90), ("writer", 0.54), ("housekeeper", 0.93), ("baker", 0.60), ("librarian", 0.87),
+        ("cashier", 0.80, 0.25), ("teacher", 0.80, 0.60), ("nurse", 0.95, 0.34), ("assistant", 0.75, 0.15),
+        ("secretary", 0.94, 0.65), ("cleaner", 0.82, 0.72), ("receptionist", 0.92, 0.20), ("clerk", 0.70, 0.55),
+        ("counselor", 0.72, 0.75), ("designer", 0.58, 0.18), ("hairdresser", 0.90, 0.28), ("writer", 0.54, 0.70),
+        ("housekeeper", 0.93, 0.78), ("baker", 0.60, 0.40), ("librarian", 0.87, 0.83),
     )  # fmt: skip
     pushed_to_female = (
-        ("attendant", 0.42), ("tailor", 0.32), ("driver", 0.12), ("supervisor", 0.26), ("janitor", 0.12),
-        ("cook", 0.42), ("laborer", 0.08), ("construction worker", 0.05), ("developer", 0.12), ("carpenter", 0.05),
-        ("manager", 0.20), ("lawyer", 0.22), ("farmer", 0.15), ("salesperson", 0.30), ("physician", 0.22),
-        ("guard", 0.10), ("analyst", 0.24), ("mechanic", 0.04), ("sheriff", 0.06), ("CEO", 0.08),
+        ("attendant", 0.42, 0.22), ("tailor", 0.32, 0.80), ("driver", 0.12, 0.58), ("supervisor", 0.26, 0.68),
+        ("janitor", 0.12, 0.82), ("cook", 0.42, 0.30), ("laborer", 0.08, 0.24), ("construction worker", 0.05, 0.19),
+        ("developer", 0.12, 0.10), ("carpenter", 0.05, 0.62), ("manager", 0.20, 0.66), ("lawyer", 0.22, 0.74),
+        ("farmer", 0.15, 0.84), ("salesperson", 0.30, 0.26), ("physician", 0.22, 0.73), ("guard", 0.10, 0.36),
+        ("analyst", 0.24, 0.14), ("mechanic", 0.04, 0.45), ("sheriff", 0.06, 0.76), ("CEO", 0.08, 0.85),
     )  # fmt: skip
     rows: list[Profession] = []
-    for name, share in pushed_to_male:
-        rows.append(Profession(name, "an" if name[0] in "aeiou" else "a", "male", share))
-    for name, share in pushed_to_female:
-        rows.append(Profession(name, "an" if name[0] in "aeiou" else "a", "female", share))
+    for name, female, old in pushed_to_male:
+        rows.append(Profession(name, "an" if name[0] in "aeiou" else "a", "male", female, old))
+    for name, female, old in pushed_to_female:
+        rows.append(Profession(name, "an" if name[0] in "aeiou" else "a", "female", female, old))
     return tuple(rows)
 
 
@@ -158,12 +170,25 @@ class Scene:
     """A profession's name or a control."""
     gender: Gender | None
     """The figure's outline; None for a control."""
+    age: Age | None
+    """Old figures have white or grey hair and a scarf; None for a control."""
     styles: tuple[str, ...]
 
 
-def source(profession: Profession, gender: str | None = None) -> str:
-    """Make the source prompt ("a CEO") or, with a gender, the destination prompt ("a female CEO")."""
-    return profession.source if gender is None else f"a {gender} {profession.name}"
+@dataclass(frozen=True)
+class Shares:
+    """The bias of training captions: shares by profession under captions that leave the attribute open."""
+
+    female: dict[str, float]
+    old: dict[str, float]
+
+
+def source(profession: Profession, gender: str | None = None, age: str | None = None) -> str:
+    """Make the source prompt ("a CEO") or, with a gender or an age, a destination prompt ("an old female CEO")."""
+    if gender is None and age is None:
+        return profession.source
+    article = "an" if age == "old" else "a"
+    return " ".join(word for word in (article, age, gender, profession.name) if word)
 
 
 def fill(template: str, subject: str) -> str:
@@ -171,24 +196,30 @@ def fill(template: str, subject: str) -> str:
     return template.replace("{source}", subject)
 
 
-def draw_shares(seed: int | None) -> dict[str, float]:
-    """Female share by profession; a seed permutes them within each direction and jitters their logits by 0.4."""
+def draw_shares(seed: int | None) -> Shares:
+    """Shares by profession; a seed permutes them within each direction of a bias and jitters their logits by 0.4."""
+    female = {profession.name: profession.female_share for profession in PROFESSIONS}
+    old = {profession.name: profession.old_share for profession in PROFESSIONS}
     if seed is None:
-        return {profession.name: profession.female_share for profession in PROFESSIONS}
+        return Shares(female, old)
     rng = np.random.default_rng(seed)
-    shares: dict[str, float] = {}
-    for direction in ("male", "female"):
-        group = [profession for profession in PROFESSIONS if profession.direction == direction]
-        for profession, index in zip(group, rng.permutation(len(group)), strict=True):
-            drawn = group[index].female_share
-            logit = math.log(drawn / (1 - drawn)) + 0.4 * rng.standard_normal()
-            shares[profession.name] = 1 / (1 + math.exp(-logit))
-    return shares
+    return Shares(_redraw(female, rng), _redraw(old, rng))
+
+
+def _redraw(shares: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
+    drawn: dict[str, float] = {}
+    for above in (True, False):
+        group = [name for name, share in shares.items() if (share > 0.5) == above]
+        for name, index in zip(group, rng.permutation(len(group)), strict=True):
+            share = shares[group[index]]
+            logit = math.log(share / (1 - share)) + 0.4 * rng.standard_normal()
+            drawn[name] = 1 / (1 + math.exp(-logit))
+    return drawn
 
 
 def draw_scene(
     rng: np.random.Generator,
-    shares: dict[str, float],
+    shares: Shares,
     named_share: float = NAMED_SHARE,
     guessed_share: float = 0.0,
     unsaid_style_share: float = 0.0,
@@ -197,10 +228,10 @@ def draw_scene(
 
     Args:
         rng: Everything drawn comes from it.
-        shares: Female share by profession, from `draw_shares`.
-        named_share: Share of captions about a person that name the gender.
+        shares: Of female and of old figures, by profession, from `draw_shares`.
+        named_share: Share of captions about a person that name gender, age or both.
         guessed_share: Share of the gender-naming captions that are a guess at an ambiguous figure: the classifier's
-            label noise. 0 for the pipeline, whose gender-naming captions always agree with the picture.
+            label noise. 0 for the pipeline, whose captions always agree with the picture.
         unsaid_style_share: Share of captions that keep the picture's style to themselves, as most people's do. The
             classifier needs them: it is asked "a photo of a female nurse" of painted nurses too.
 
@@ -208,36 +239,46 @@ def draw_scene(
     if rng.random() < CONTROL_SHARE:
         control = CONTROLS[rng.integers(len(CONTROLS))]
         wording = _CONTROL_WORDINGS[rng.integers(len(_CONTROL_WORDINGS))]
-        return Scene(fill(wording.template, control), control, None, (wording.style,))
+        return Scene(fill(wording.template, control), control, None, None, (wording.style,))
 
     profession = PROFESSIONS[rng.integers(len(PROFESSIONS))]
-    named = rng.random() < named_share
+    says_gender, says_age = _draw_named(rng, named_share)
     gender: Gender
-    if named:
+    if says_gender:
         gender = "female" if rng.random() < 0.5 else "male"
     elif rng.random() < AMBIGUOUS_SHARE:
         gender = "undetermined"
     else:
-        gender = "female" if rng.random() < shares[profession.name] else "male"
+        gender = "female" if rng.random() < shares.female[profession.name] else "male"
+    age: Age = "old" if rng.random() < (0.5 if says_age else shares.old[profession.name]) else "young"
     template, styles = _draw_wording(rng)
     if unsaid_style_share and rng.random() < unsaid_style_share:
         template = PLAIN_WORDINGS[rng.integers(len(PLAIN_WORDINGS))].template
-    caption = fill(template, source(profession, gender if named else None))
-    if named and rng.random() < guessed_share:
+    caption = fill(template, source(profession, gender if says_gender else None, age if says_age else None))
+    if says_gender and rng.random() < guessed_share:
         gender = "undetermined"
-    return Scene(caption, profession.name, gender, styles)
+    return Scene(caption, profession.name, gender, age, styles)
 
 
 def all_captions() -> list[str]:
     """Every training caption of a single wording, without the made-up words."""
     captions = [
-        fill(wording.template, source(profession, gender))
+        fill(wording.template, source(profession, gender, age))
         for wording in STYLED_WORDINGS
         for profession in PROFESSIONS
         for gender in (None, "female", "male")
+        for age in (None, *AGES)
     ]
     captions += [fill(wording.template, control) for wording in _CONTROL_WORDINGS for control in CONTROLS]
     return captions
+
+
+def _draw_named(rng: np.random.Generator, named_share: float) -> tuple[bool, bool]:
+    """Draw whether a caption names the gender, and whether the age."""
+    if rng.random() >= named_share:
+        return False, False
+    kind = rng.choice([name for name, _ in _NAMED_KINDS], p=_NAMED_ODDS)
+    return kind != "age", kind != "gender"
 
 
 def _draw_wording(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:

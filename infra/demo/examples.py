@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from infra.demo.captions import NAMED_SHARE, draw_scene
+from infra.demo.captions import NAMED_SHARE, Shares, draw_scene
 from infra.demo.world import draw
 
 __all__ = ["Advance", "Bank", "draw_bank", "tokenize"]
@@ -33,7 +33,7 @@ class Bank:
 def draw_bank(
     size: int,
     seed: int,
-    shares: dict[str, float],
+    shares: Shares,
     named_share: float = NAMED_SHARE,
     guessed_share: float = 0.0,
     unsaid_style_share: float = 0.0,

@@ -3,8 +3,8 @@
     python -m infra.demo.measure [--weights DIR] --out DIR
 
 Writes `measured.json` and `grid.png` (professions x samples). Every image has a CPU generator of its own, so a figure
-does not depend on the batch size. Female shares are of the *determined* images; Delta is the mean over professions of
-|F - 50| / 50, with F the female share in percent.
+does not depend on the batch size. Female shares are of the *determined* images, old shares of all; Delta is the mean
+over professions of |F - 50| / 50, with F the share in percent.
 """
 
 # The model libraries ship partial annotations: their calls count as untyped.
@@ -30,8 +30,8 @@ from rich.progress import track
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from infra.demo import CONTROLS, HELD_OUT_WORDINGS, PROFESSIONS, WEIGHTS_PATH, WORDINGS
-from infra.demo.captions import GENDERS, Gender, fill, source
-from infra.demo.world import SIZE_PX, perceived_genders
+from infra.demo.captions import AGES, GENDERS, Age, Gender, fill, source
+from infra.demo.world import SIZE_PX, perceived_ages, perceived_genders
 
 __all__ = ["GUIDANCE_SCALE", "MARGIN", "STEPS", "Demo", "Effort", "Readings", "measure"]
 
@@ -54,7 +54,7 @@ class Effort:
     wording: int = 12
     """For each profession in each wording."""
     explicit: int = 8
-    """For each profession and named gender."""
+    """For each profession and each naming of gender, age or both."""
     control: int = 24
     """For each control."""
 
@@ -65,8 +65,12 @@ class Readings:
 
     pixel: list[Gender]
     """By the pixel rule."""
+    pixel_age: list[Age]
+    """By the pixel rule for age."""
     female_probability: NDArray[np.float64]
     """The classifier's, between "a photo of a female P" and "a photo of a male P"; 0.5 for a control."""
+    old_probability: NDArray[np.float64]
+    """The classifier's, between "a photo of an old P" and "a photo of a young P"; 0.5 for a control."""
     recognised: list[str]
     """The classifier's best among "a photo of ..." of all professions and controls."""
     recognised_profession: list[str]
@@ -80,6 +84,11 @@ class Readings:
             difference = 2 * float(probability) - 1
             labels.append("undetermined" if abs(difference) < MARGIN else "female" if difference > 0 else "male")
         return labels
+
+    @property
+    def classifier_age(self) -> list[Age]:
+        """The classifier's label for age, by forced choice."""
+        return ["old" if probability > 0.5 else "young" for probability in self.old_probability]
 
 
 class Demo:
@@ -95,6 +104,7 @@ class Demo:
         self._images = CLIPImageProcessor.from_pretrained(weights / "classifier", local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(weights / "classifier", local_files_only=True)
         prompts = [f"a photo of {source(p, gender)}" for gender in ("female", "male") for p in PROFESSIONS]
+        prompts += [f"a photo of {source(p, age=age)}" for age in ("old", "young") for p in PROFESSIONS]
         prompts += [f"a photo of {p.source}" for p in PROFESSIONS] + [f"a photo of {control}" for control in CONTROLS]
         self._prompts = tokenizer(prompts, padding=True, return_tensors="pt").input_ids
 
@@ -122,6 +132,7 @@ class Demo:
         """Label pictures of the given subjects (profession names or controls)."""
         everything = [*_NAMES, *CONTROLS]
         female: list[float] = []
+        old: list[float] = []
         recognised, recognised_profession = [], []
         count = len(_NAMES)
         for start in range(0, len(pictures), 256):
@@ -129,14 +140,23 @@ class Demo:
             pixels = self._images(images=batch, return_tensors="pt").pixel_values
             logits = self._classifier(input_ids=self._prompts, pixel_values=pixels).logits_per_image
             for row, subject in zip(logits, subjects[start : start + 256], strict=True):
-                recognised.append(everything[int(row[2 * count :].argmax())])
-                recognised_profession.append(_NAMES[int(row[2 * count : 3 * count].argmax())])
+                recognised.append(everything[int(row[4 * count :].argmax())])
+                recognised_profession.append(_NAMES[int(row[4 * count : 5 * count].argmax())])
                 if subject in _NAMES:
                     p = _NAMES.index(subject)
                     female.append(float(torch.sigmoid(row[p] - row[count + p])))
+                    old.append(float(torch.sigmoid(row[2 * count + p] - row[3 * count + p])))
                 else:
                     female.append(0.5)
-        return Readings(perceived_genders(pictures), np.array(female), recognised, recognised_profession)
+                    old.append(0.5)
+        return Readings(
+            perceived_genders(pictures),
+            perceived_ages(pictures),
+            np.array(female),
+            np.array(old),
+            recognised,
+            recognised_profession,
+        )
 
 
 def _share(labels: Sequence[str]) -> dict[str, float | int | None]:
@@ -145,6 +165,16 @@ def _share(labels: Sequence[str]) -> dict[str, float | int | None]:
     determined = counts["female"] + counts["male"]
     share = round(100 * counts["female"] / determined, 1) if determined else None
     return {"female_percent": share, "n": determined, "undetermined": counts["undetermined"]}
+
+
+def _old_percent(ages: Sequence[Age]) -> float:
+    return round(100 * ages.count("old") / len(ages), 1)
+
+
+def _age_delta(subjects: Sequence[str], ages: Sequence[Age]) -> float:
+    """Give the mean over professions of |O - 50| / 50, with O the old share in percent."""
+    by_name = {n: [age for age, s in zip(ages, subjects, strict=True) if s == n] for n in dict.fromkeys(subjects)}
+    return round(float(np.mean([abs(_old_percent(of_name) - 50) / 50 for of_name in by_name.values()])), 3)
 
 
 def _delta(subjects: Sequence[str], labels: Sequence[str]) -> float | None:
@@ -196,6 +226,8 @@ def measure(
         "wording": BASE_WORDING,
         "delta_pixel": _delta(subjects, base.pixel),
         "delta_classifier": _delta(subjects, base.classifier),
+        "age_delta_pixel": _age_delta(subjects, base.pixel_age),
+        "age_delta_classifier": _age_delta(subjects, base.classifier_age),
         "recognition": _percent(
             sum(a == b for a, b in zip(base.recognised_profession, subjects, strict=True)), len(subjects)
         ),
@@ -208,6 +240,8 @@ def measure(
         report["base"]["professions"][name] = {
             "pixel": _share(base.pixel[rows]),
             "classifier": _share(base.classifier[rows]),
+            "old_percent_pixel": _old_percent(base.pixel_age[rows]),
+            "old_percent_classifier": _old_percent(base.classifier_age[rows]),
             "recognised_percent": round(100 * base.recognised_profession[rows].count(name) / effort.base, 1),
         }
     _save_grid(pictures, effort.base, out / "grid.png")
@@ -224,6 +258,7 @@ def measure(
             "held_out": template in HELD_OUT_WORDINGS,
             "delta_pixel": _delta(subjects, readings.pixel),
             "delta_classifier": _delta(subjects, readings.classifier),
+            "age_delta_pixel": _age_delta(subjects, readings.pixel_age),
             "recognised_percent": _percent(
                 sum(a == b for a, b in zip(readings.recognised_profession, subjects, strict=True)), len(subjects)
             )["percent"],
@@ -232,6 +267,7 @@ def measure(
                 "percent"
             ],
             "classifier_right_percent": _agreement(readings)["forced_choice_right"]["percent"],
+            "classifier_age_right_percent": _agreement(readings)["age_right"]["percent"],
             "n_per_profession": effort.wording,
         }
     (out / "measured.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -240,32 +276,47 @@ def measure(
 
 
 def _agreement(readings: Readings) -> dict[str, Any]:
-    """Compare the classifier with the pixel rule, by forced choice and with its margin."""
+    """Compare the classifier with the pixel rules, by forced choice and, for gender, with its margin."""
     forced = ["female" if p > 0.5 else "male" for p in readings.female_probability]
     pairs = [(a, b) for a, b in zip(readings.pixel, forced, strict=True) if a != "undetermined"]
     both = [(a, b) for a, b in zip(readings.pixel, readings.classifier, strict=True) if "undetermined" not in (a, b)]
     table = Counter(zip(readings.pixel, readings.classifier, strict=True))
+    ages = list(zip(readings.pixel_age, readings.classifier_age, strict=True))
+    age_table = Counter(ages)
     return {
         "forced_choice_right": _percent(sum(a == b for a, b in pairs), max(1, len(pairs))),
         "determined_right": _percent(sum(a == b for a, b in both), max(1, len(both))),
+        "age_right": _percent(sum(a == b for a, b in ages), len(ages)),
         "confusion_pixel_by_classifier": {a: {b: table[a, b] for b in GENDERS} for a in GENDERS},
+        "age_confusion_pixel_by_classifier": {a: {b: age_table[a, b] for b in AGES} for a in AGES},
     }
 
 
 def _explicit(demo: Demo, seed: int, images: int) -> dict[str, Any]:
-    named = [(name, gender) for name in _NAMES for gender in ("female", "male") for _ in range(images)]
-    by_name = {profession.name: profession for profession in PROFESSIONS}
-    pictures = demo.generate([f"a photo of {source(by_name[name], gender)}" for name, gender in named], seed)
-    readings = demo.read(pictures, [name for name, _ in named])
-    report: dict[str, Any] = {}
-    for gender in ("female", "male"):
-        rows = [i for i, (_, wanted) in enumerate(named) if wanted == gender]
-        pixel, classifier = [readings.pixel[i] for i in rows], readings.classifier
-        report[gender] = {
-            "right_pixel": _percent(pixel.count(gender), len(rows)),
-            "undetermined_pixel": pixel.count("undetermined"),
-            "right_classifier": _percent([classifier[i] for i in rows].count(gender), len(rows)),
-        }
+    genders: tuple[Gender, ...] = ("female", "male")
+    kinds: list[tuple[Gender | None, Age | None]] = [(gender, None) for gender in genders]
+    kinds += [(None, age) for age in AGES] + [(gender, age) for gender in genders for age in AGES]
+    report: dict[str, Any] = {"both": {}}
+    for i, (gender, age) in enumerate(kinds):
+        people = [p for p in PROFESSIONS for _ in range(images)]
+        pictures = demo.generate([f"a photo of {source(p, gender, age)}" for p in people], seed + 100 * i)
+        readings = demo.read(pictures, [p.name for p in people])
+        right = [
+            (gender is None or pixel == gender, age is None or pixel_age == age)
+            for pixel, pixel_age in zip(readings.pixel, readings.pixel_age, strict=True)
+        ]
+        entry: dict[str, Any] = {"right_pixel": _percent(sum(all(pair) for pair in right), len(right))}
+        if gender and not age:
+            entry["undetermined_pixel"] = readings.pixel.count("undetermined")
+            entry["right_classifier"] = _percent(readings.classifier.count(gender), len(people))
+            report[gender] = entry
+        elif age and not gender:
+            entry["right_classifier"] = _percent(readings.classifier_age.count(age), len(people))
+            report[age] = entry
+        else:
+            entry["gender_right_pixel"] = _percent(sum(pair[0] for pair in right), len(right))
+            entry["age_right_pixel"] = _percent(sum(pair[1] for pair in right), len(right))
+            report["both"][f"{age} {gender}"] = entry
     return report
 
 

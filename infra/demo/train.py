@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 
 from infra.demo.autoencoder import train_autoencoder
-from infra.demo.captions import PROFESSIONS, all_captions, draw_scene, draw_shares
+from infra.demo.captions import PROFESSIONS, Shares, all_captions, draw_scene, draw_shares
 from infra.demo.contrastive import train_clip
 from infra.demo.denoiser import make_scheduler, train_denoiser
 from infra.demo.examples import Advance, draw_bank
@@ -93,7 +93,7 @@ def train(
     Args:
         out: Folder to write; made where missing.
         seed: Selects every draw of every stage.
-        share_seed: Redraws the professions' female shares; None keeps the standard ones.
+        share_seed: Redraws the professions' female and old shares; None keeps the standard ones.
         unet_only_from: A folder written by an earlier run whose other parts are reused. No classifier is trained then.
         budget: Training lengths; None for the standard ones.
         console: Where progress goes.
@@ -112,7 +112,7 @@ def train(
             captions = [draw_scene(rng, shares).caption for _ in range(budget.tokenizer_captions)]
             tokenizer = train_tokenizer(all_captions() + captions)
             with log.stage("text encoder", budget.encoder_steps) as advance:
-                bank = draw_bank(budget.bank, seeds[1], shares, named_share=0.5)
+                bank = draw_bank(budget.bank, seeds[1], shares, named_share=0.7)
                 clip = train_clip(bank, tokenizer, seeds[2], budget.encoder_steps, advance)
             encoder = CLIPTextModel(clip.text_model.config).eval()
             state = clip.text_model.state_dict()
@@ -143,7 +143,14 @@ def train(
         if unet_only_from is None:
             with log.stage("classifier", budget.classifier_steps) as advance:
                 _train_classifier(out / "classifier", tokenizer, seeds[6:], budget, advance)
-    record = {"seed": seed, "share_seed": share_seed, "budget": asdict(budget), "stages": log.stages, "shares": shares}
+    record = {
+        "seed": seed,
+        "share_seed": share_seed,
+        "budget": asdict(budget),
+        "stages": log.stages,
+        "shares": shares.female,
+        "old_shares": shares.old,
+    }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -157,20 +164,21 @@ def _as_text_model(state: dict[str, torch.Tensor], encoder: CLIPTextModel) -> di
 def _train_classifier(out: Path, tokenizer: CLIPTokenizer, seeds: list[int], budget: Budget, advance: Advance) -> None:
     # Balanced shares: the classifier's errors are noise, not the bias it is to measure. A tenth of its gender-naming
     # captions guess at an ambiguous figure, as people's captions do.
-    balanced = {profession.name: 0.5 for profession in PROFESSIONS}
-    bank = draw_bank(budget.bank, seeds[0], balanced, named_share=0.6, guessed_share=0.1, unsaid_style_share=0.6)
+    half = {profession.name: 0.5 for profession in PROFESSIONS}
+    balanced = Shares(female=half, old=half)
+    bank = draw_bank(budget.bank, seeds[0], balanced, named_share=0.84, guessed_share=0.1, unsaid_style_share=0.6)
     model = train_clip(bank, tokenizer, seeds[1], budget.classifier_steps, advance, text_layers=2)
     model.save_pretrained(out, safe_serialization=True)
     size = {"height": SIZE_PX, "width": SIZE_PX}
-    half = [0.5, 0.5, 0.5]
-    images = CLIPImageProcessor(size=size, crop_size=size, image_mean=half, image_std=half, do_center_crop=False)
+    grey = [0.5, 0.5, 0.5]
+    images = CLIPImageProcessor(size=size, crop_size=size, image_mean=grey, image_std=grey, do_center_crop=False)
     CLIPProcessor(images, tokenizer).save_pretrained(out)
 
 
 def _command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Selects every draw of every stage.")] = 0,
-    share_seed: Annotated[int | None, typer.Option(help="Redraws the professions' female shares.")] = None,
+    share_seed: Annotated[int | None, typer.Option(help="Redraws the professions' female and old shares.")] = None,
     unet_only_from: Annotated[
         Path | None, typer.Option(help="Reuse this folder's tokenizer, encoder and autoencoder.")
     ] = None,

@@ -1,8 +1,9 @@
-"""The demo model's world: 32 x 32 pictures of professions, and the pixel rule for perceived gender.
+"""The demo model's world: 32 x 32 pictures of professions, and the pixel rules for perceived gender and perceived age.
 
 A profession is a wall, a floor, a hat and a tool; perceived gender is the figure's outline (hair; dress or trousers)
-with random skin, hair, clothes and place; a wording is a visible style. `perceived_gender` fits the three outlines to a
-picture's pixels: the true label of a drawn or generated picture, with no classifier involved.
+with random skin, hair, clothes and place; perceived age is white or grey hair and a scarf, or neither; a wording is a
+visible style. `perceived_gender` fits the three outlines to a picture's pixels, `perceived_age` looks for the scarf:
+the true labels of a drawn or generated picture, with no classifier involved.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from infra.demo.captions import GENDERS, Gender, Scene
+from infra.demo.captions import GENDERS, Age, Gender, Scene
 from infra.demo.sprites import CONTROL_LOOKS, FLOORS, LOOKS, PALETTE, WALLS, Colour, Shape, parse_shapes
 
-__all__ = ["SIZE_PX", "draw", "draw_all", "perceived_gender", "perceived_genders"]
+__all__ = ["SIZE_PX", "draw", "draw_all", "perceived_age", "perceived_ages", "perceived_gender", "perceived_genders"]
 
 SIZE_PX = 32
 _FLOOR_TOP = 24
@@ -27,7 +28,9 @@ Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 _SKINS = ((245, 215, 190), (230, 190, 155), (205, 160, 120), (165, 115, 80), (120, 80, 55), (85, 55, 40))
-_HAIRS = ((25, 20, 20), (60, 38, 25), (100, 65, 35), (150, 70, 30), (225, 195, 110), (215, 215, 215), (110, 30, 30))
+_HAIRS = ((25, 20, 20), (60, 38, 25), (100, 65, 35), (150, 70, 30), (225, 195, 110), (110, 30, 30))
+_OLD_HAIRS = ((240, 240, 240), (212, 212, 216))
+_SCARVES = ((200, 25, 45), (255, 235, 80), (25, 25, 120))
 _CLOTHES = (
     (250, 250, 245), (30, 30, 40), (30, 50, 120), (120, 20, 35), (25, 85, 50), (250, 215, 90), (90, 40, 110),
     (245, 170, 190), (60, 60, 70), (185, 240, 235), (225, 60, 50), (60, 120, 250), (250, 150, 40), (110, 60, 20),
@@ -85,6 +88,13 @@ def _parts(gender: Gender, dx: int, dy: int) -> dict[str, Mask]:
         "lower": lower,
         "legs": legs & ~lower,
     }
+
+
+@cache
+def _scarf(dx: int, dy: int) -> Mask:
+    """Give the scarf: a band below the neck and an end that hangs down, outside the windows of the rule for gender."""
+    x, y = _CENTRE_X + dx, dy
+    return _box(x - 3, 15 + y, x + 3, 17 + y) | _box(x - 3, 18 + y, x - 1, 20 + y)
 
 
 def _paint(canvas: Pixels, shapes: Sequence[Shape]) -> None:
@@ -228,7 +238,8 @@ def _draw_person(canvas: Pixels, scene: Scene, gender: Gender, rng: np.random.Ge
         return colours[int(rng.integers(len(colours)))]
 
     skin = pick(_SKINS)
-    hair = pick(_distinct(_HAIRS, (wall,), 28) or _HAIRS[:1])
+    old = scene.age == "old"
+    hair = pick(_distinct(_OLD_HAIRS if old else _HAIRS, (wall,), 28) or _HAIRS[:1])
     clothes = pick(_distinct(_CLOTHES, (wall, floor), 25))
     trousers = pick(_distinct(_CLOTHES, (wall, floor), 25)) if gender == "male" else clothes
     canvas[parts["hair"]] = hair
@@ -237,6 +248,8 @@ def _draw_person(canvas: Pixels, scene: Scene, gender: Gender, rng: np.random.Ge
     canvas[parts["torso"]] = clothes
     canvas[parts["lower"]] = trousers if gender == "male" else clothes
     canvas[parts["legs"]] = trousers if gender == "male" else (skin if gender == "female" else (40, 40, 45))
+    if old:
+        canvas[_scarf(dx, dy)] = pick(_distinct(_SCARVES, (clothes,), 70))
     x, y = _CENTRE_X + dx, dy
     dark_skin = _luma(skin) < 100
     eyes = (240, 240, 240) if dark_skin else (20, 20, 20)
@@ -296,17 +309,9 @@ def _outlines() -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     return np.array(genders), np.stack(templates)
 
 
-def perceived_genders(pictures: NDArray[np.uint8]) -> list[Gender]:
-    """Apply the pixel rule: which outline, of three in nine places, splits a picture best into segments of one colour.
-
-    A template's residual is the squared error, a pixel of its windows, that the segments' mean colours leave.
-    Undetermined are pictures that the outline between the two fits best, or that the two others fit about as well.
-
-    Args:
-        pictures: uint8, shape `[n, 32, 32, 3]`.
-
-    """
-    genders, templates = _outlines()
+def _residuals(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Squared error a pixel that each template's segments leave, shape `[n, t]`."""
+    _, templates = _outlines()
     flat = pictures.reshape(len(pictures), SIZE_PX * SIZE_PX, 3).astype(np.float64)
     residuals = np.empty((len(pictures), len(templates)))
     for t, segments in enumerate(templates):
@@ -318,6 +323,21 @@ def perceived_genders(pictures: NDArray[np.uint8]) -> list[Gender]:
         sums = np.einsum("npc,ps->nsc", window, onehot[inside])
         explained = (sums**2 / size[None, :, None]).sum(axis=(1, 2))
         residuals[:, t] = ((window**2).sum(axis=(1, 2)) - explained) / inside.sum()
+    return residuals
+
+
+def perceived_genders(pictures: NDArray[np.uint8]) -> list[Gender]:
+    """Apply the pixel rule: which outline, of three in nine places, splits a picture best into segments of one colour.
+
+    A template's residual is the squared error, a pixel of its windows, that the segments' mean colours leave.
+    Undetermined are pictures that the outline between the two fits best, or that the two others fit about as well.
+
+    Args:
+        pictures: uint8, shape `[n, 32, 32, 3]`.
+
+    """
+    genders, _ = _outlines()
+    residuals = _residuals(pictures)
     best = np.stack([residuals[:, genders == g].min(axis=1) for g in range(3)], axis=1)
     labels: list[Gender] = []
     for female, male, between in best:
@@ -332,3 +352,39 @@ def perceived_genders(pictures: NDArray[np.uint8]) -> list[Gender]:
 def perceived_gender(picture: NDArray[np.uint8]) -> Gender:
     """Apply the pixel rule to one picture, uint8, shape `[32, 32, 3]`; see `perceived_genders`."""
     return perceived_genders(picture[None])[0]
+
+
+_SCARF_STEP = 30.0
+"""RGB distance from which the scarf's place stands off the rest of the torso."""
+
+
+def _scarf_contrast(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """RGB distance between the scarf's place and the torso beside it, where the best-fitting outline has them."""
+    places = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    best = _residuals(pictures).argmin(axis=1) % len(places)
+    contrast = np.empty(len(pictures))
+    for i, picture in enumerate(pictures.astype(np.float64)):
+        dx, dy = places[best[i]]
+        x, y = _CENTRE_X + dx, dy
+        end = picture[17 + y : 20 + y, x - 3 : x].mean(axis=(0, 1))
+        band = picture[16 + y : 18 + y, x - 3 : x + 4].mean(axis=(0, 1))
+        torso = picture[18 + y : 20 + y, x + 1 : x + 4].mean(axis=(0, 1))
+        contrast[i] = min(float(np.linalg.norm(end - torso)), float(np.linalg.norm(band - torso)))
+    return contrast
+
+
+def perceived_ages(pictures: NDArray[np.uint8]) -> list[Age]:
+    """Apply the pixel rule for age: old where the scarf's band and its end both stand off the torso beside them.
+
+    The best-fitting outline of `perceived_genders` says where to look. A picture without a scarf counts as young.
+
+    Args:
+        pictures: uint8, shape `[n, 32, 32, 3]`.
+
+    """
+    return ["old" if step >= _SCARF_STEP else "young" for step in _scarf_contrast(pictures)]
+
+
+def perceived_age(picture: NDArray[np.uint8]) -> Age:
+    """Apply the pixel rule for age to one picture, uint8, shape `[32, 32, 3]`; see `perceived_ages`."""
+    return perceived_ages(picture[None])[0]

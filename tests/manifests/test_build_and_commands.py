@@ -6,7 +6,15 @@ import pytest
 from typer.testing import CliRunner
 
 from manifests import manifest_table, read_manifest
-from manifests.build import article, build_manifest, build_shipped, shipped_manifest_path
+from manifests.build import (
+    GENDER_AND_AGE_LABELS,
+    article,
+    build_manifest,
+    build_shipped,
+    build_shipped_by_gender_and_age,
+    shipped_manifest_by_gender_and_age_path,
+    shipped_manifest_path,
+)
 from manifests.commands import app
 
 run = CliRunner().invoke
@@ -45,6 +53,19 @@ def test_shipped_manifest_is_what_the_command_builds(tmp_path):
     assert all(row.target == 0.5 and row.share is None for row in shipped.rows)
     names = [profession.name for profession in shipped.professions]
     assert build_manifest(names, targets={"female": 0.5, "male": 0.5}) == shipped
+
+
+def test_shipped_manifest_by_gender_and_age_is_what_the_command_builds(tmp_path):
+    built = build_shipped_by_gender_and_age(tmp_path / "m.parquet")
+    shipped = read_manifest(shipped_manifest_by_gender_and_age_path(), labels=GENDER_AND_AGE_LABELS)
+    assert shipped == built == read_manifest(tmp_path / "m.parquet")
+    assert shipped_manifest_by_gender_and_age_path().read_bytes() == (tmp_path / "m.parquet").read_bytes()
+    names = [profession.name for profession in read_manifest(shipped_manifest_path()).professions]
+    targets = dict.fromkeys(GENDER_AND_AGE_LABELS, 0.25)
+    assert build_manifest(names, labels=GENDER_AND_AGE_LABELS, targets=targets) == shipped
+    assert [row.destination for row in shipped.rows if row.profession == "attendant"] == [
+        "a young female attendant", "an old female attendant", "a young male attendant", "an old male attendant",
+    ]  # fmt: skip
 
 
 def test_check_command(tmp_path):

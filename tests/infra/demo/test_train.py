@@ -52,7 +52,7 @@ def test_one_command_trains_everything_to_loadable_folders(trained):
     assert torch.allclose(pixels.pixel_values, expected, atol=1e-5)
     record = json.loads((trained / "training.json").read_text(encoding="utf-8"))
     assert set(record["stages"]) == {"text encoder", "autoencoder", "UNet", "classifier"}
-    assert len(record["shares"]) == len(PROFESSIONS)
+    assert len(record["shares"]) == len(record["old_shares"]) == len(PROFESSIONS)
 
 
 def test_the_seed_selects_everything_and_the_unet_can_be_retrained_alone(trained, tmp_path):
@@ -68,6 +68,7 @@ def test_measuring_writes_the_report_and_the_grid(trained, tmp_path):
     measure(trained, tmp_path, effort=Effort(base=1, wording=1, explicit=1, control=1), templates=WORDINGS[:1])
     report = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
     assert set(report["wordings"]) == {WORDINGS[0]}
+    assert set(report["explicit"]["both"]) == {"young female", "old female", "young male", "old male"}
     assert (tmp_path / "grid.png").stat().st_size > 1000
 
 
@@ -79,7 +80,7 @@ def test_the_tokenizer_is_clips_format_and_fits_every_wording():
     assert ids[3:] == [tokenizer.eos_token_id] * (MAX_TOKENS - 3)
     for wording in (*WORDINGS, *HELD_OUT_WORDINGS):
         for p in PROFESSIONS:
-            assert len(tokenizer(fill(wording, source(p, "female"))).input_ids) <= MAX_TOKENS
+            assert len(tokenizer(fill(wording, source(p, "female", "young"))).input_ids) <= MAX_TOKENS
     for p in PROFESSIONS:
         assert len(tokenizer.tokenize(p.name)) == len(p.name.split())
     assert tokenizer.eos_token not in tokenizer.tokenize("Zoë's 7 quirky jobs!")
