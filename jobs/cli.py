@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Debias text-to-image models: calibrated closed-form edits, audited with honest statistics.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done and gates pass; 1 a fault of ours; 2 input; 3 model; 4 storage; 5 gate failed; "
+    epilog="Exit codes: 0 done and gates pass; 1 internal error; 2 input; 3 model; 4 storage; 5 gate failed; "
     "6 gate inconclusive; 7 some shards failed; 8 cluster; 9 another driver has the run; 130, 143 interrupted.",
 )
 app.add_typer(local_app, name="local")
@@ -103,7 +103,10 @@ def audit(
     output: OutputFlag = None,
     run: RunFlag = None,
     operator: Annotated[
-        str | None, typer.Option(help="operator.safetensors: audit the model under it, compared with the model.")
+        str | None,
+        typer.Option(
+            help="operator.safetensors or mixture.safetensors: audit the model under it, compared with the model."
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Compare with this model: hub id, folder or s3:// prefix.")] = None,
     against: Annotated[str | None, typer.Option(help="Compare with an earlier run: s3://bucket/prefix/runs/R.")] = None,
@@ -499,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _explained(error: Exception, console: Console) -> int:
-    """A user's mistake in words; a fault of ours with its traceback."""
+    """A user's mistake in words; an internal error with its traceback."""
     show = getattr(error, "show", None)
     if callable(show) and hasattr(error, "exit_code"):
         show()

@@ -277,8 +277,8 @@ class AuditConfig(Section):
     operator: str | None = Field(
         None,
         min_length=1,
-        description="operator.safetensors, a path or s3://bucket/key: the model is audited under it, and compared with "
-        "itself unless `against` names a run",
+        description="operator.safetensors or mixture.safetensors, a path or s3://bucket/key: the model is audited under "
+        "it, and compared with itself unless `against` names a run",
     )
     base: str | None = Field(
         None, min_length=1, description="compare with this model: hub id, local folder or s3:// prefix"

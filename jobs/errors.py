@@ -75,7 +75,7 @@ class ShardsFailedError(JobError):
 
 
 def exit_code_of(error: BaseException) -> ExitCode | None:
-    """The documented code of an error the user can act on; None where it is a fault of ours."""
+    """The documented code of an error the user can act on; None where it is an internal error."""
     if isinstance(error, JobError):
         return error.code
     # Imported only when something has failed: they bring torch and boto3, and `evenhand --help` needs neither.

@@ -277,7 +277,7 @@ def _tags(report: Report) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """A name as every MLflow store takes it: letters of any script, so that labels stay apart."""
+    """A name as every MLflow store takes it: letters and digits of any script, a few signs, and a dot for any other."""
     return "".join(c if c.isalnum() or c in "_-. " else "." for c in text)
 
 
