@@ -168,16 +168,17 @@ class MixtureConfig(Section):
     lam: float = Field(0.1, gt=0, description="where open lambdas start, and the largest")
     least_lam: float = Field(0.01, gt=0, description="the smallest, and so the strongest edit, that is tried")
     overshoot: float = Field(
-        1.4, ge=1, le=MOST_OVERSHOOT, description="where it starts; 1 is the destination, 1.2 a fifth beyond it"
+        1.5, ge=1, le=MOST_OVERSHOOT, description="where it starts; 1 is the destination, 1.2 a fifth beyond it"
     )
-    most_overshoot: float = Field(1.8, ge=1, le=MOST_OVERSHOOT, description="the largest that is tried")
-    explicit_ratio: float = Field(
-        1.0,
+    most_overshoot: float = Field(1.9, ge=1, le=MOST_OVERSHOOT, description="the largest that is tried")
+    explicit_ratio: float | None = Field(
+        None,
         gt=0,
-        description="lambda of the other labels' destination prompts, in units of the edit's; smaller holds them more",
+        description="lambda of the other labels' destination prompts, in units of the edit's; smaller holds them more. "
+        "null: 1 with up to 12 professions, whose few prompts have to hold the direction, up to 3 with 36 and more",
     )
     explicit_push: float = Field(
-        0.6,
+        1.0,
         ge=0,
         le=2,
         description="how far the other labels' destination prompts are pushed away from their source, to make up for "
@@ -202,6 +203,10 @@ class MixtureConfig(Section):
         if len({p.casefold() for p in self.neutral}) < len(self.neutral):
             raise ValueError("neutral repeats a prompt")
         return self
+
+    def ratio_of(self, professions: int) -> float:
+        """`explicit_ratio`, or what it is with so many professions."""
+        return self.explicit_ratio or min(3.0, max(1.0, professions / 12))
 
     def images_of(self, components: int) -> int:
         """Images per profession and component, per round: with many components fewer, so that two rounds are left."""
@@ -277,7 +282,7 @@ class AuditConfig(Section):
     operator: str | None = Field(
         None,
         min_length=1,
-        description="operator.safetensors or mixture.safetensors, a path or s3://bucket/key: the model is audited under "
+        description="operator.safetensors or mixture.safetensors, a path or s3://bucket/key: audits the model under "
         "it, and compared with itself unless `against` names a run",
     )
     base: str | None = Field(

@@ -89,7 +89,7 @@ class _Search:
             least_lam=search.least_lam * scale,
             overshoot=search.overshoot,
             most_overshoot=search.most_overshoot,
-            ratio=search.explicit_ratio,
+            ratio=search.ratio_of(len(self.manifest.professions)),
             rounds=search.rounds_of(len(self.components)),
             own=search.own,
             # Nearer to perfect than the gates ask, as those read intervals.

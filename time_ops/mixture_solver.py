@@ -6,6 +6,7 @@
     })
 
 The main job finds a strength for each profession and component, and weights, from images; this takes what it is given.
+Its defaults are for few edits: with dozens, `overshoot` 1.5, `ratio` 3 and `push` 1 hold better in unseen wordings.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def solve_mixture(
     lam: float = 0.1,
     *,
     overshoot: float = 1.4,
+    ratio: float = 1.0,
     push: float = 0.6,
     weights: Sequence[float] | None = None,
     professions: Mapping[str, Sequence[float]] | None = None,
@@ -40,7 +42,7 @@ def solve_mixture(
 ) -> Mixture:
     """Solve one component for each label, all from the same tokens.
 
-    A component sends its sources to its own destinations, and holds the other labels' destinations as strongly. Sources
+    A component sends its sources to its own destinations, and holds the other labels' destinations. Sources
     without a destination of its label are preserved in it. The empty prompt is held twice as heavily as all edits
     together, since guidance subtracts it from every image.
 
@@ -49,6 +51,7 @@ def solve_mixture(
         edits: Label -> source prompt -> destination prompt. With one label, the unedited model is the second component.
         lam: Strength, in units of the edits' own scale (`time_ops.calibration.scale_of`); smaller is stronger.
         overshoot: How far an edit goes; 1 is the destination itself.
+        ratio: How much weaker than the edit other labels' destinations are held.
         push: How far other labels' destinations are pushed away from their source, see `Strengths`.
         weights: Of the components; None: equal ones.
         professions: Weights by source prompt, of those that have their own.
@@ -69,7 +72,7 @@ def solve_mixture(
     explicit = [augment(t, d) for ds in named.values() for d in ds for t in augmentations]
     rows = encode_rows(pipe, prompts, ["", *preserve, *explicit], augmentations=augmentations)
     strength = lam * scale_of(rows.norms())
-    asked = [_strengths(rows, edits, label, strength, overshoot, push, set(preserve)) for label in labels]
+    asked = [_strengths(rows, edits, label, strength, overshoot, ratio, push, set(preserve)) for label in labels]
     solved = [solve_statistics(statistics) for statistics in rows.component_statistics(asked)]
     operators = dict(zip(labels, solved, strict=True))
     if len(operators) == 1:
@@ -83,6 +86,7 @@ def _strengths(
     label: str,
     lam: float,
     overshoot: float,
+    ratio: float,
     push: float,
     preserve: set[str],
 ) -> Strengths:
@@ -95,6 +99,6 @@ def _strengths(
         shares.append([overshoot if destination == own else 0.0 for destination in edit.destinations])
         pushes.append([0.0 if destination == own else push for destination in edit.destinations])
         others = [destination for destination in edit.destinations if destination != own]
-        held |= {augment(t, destination): lam for destination in others for t in rows.augmentations}
+        held |= {augment(t, destination): ratio * lam for destination in others for t in rows.augmentations}
     kept = [held.get(prompt, lam if prompt in preserve else math.inf) for prompt in rows.preserved]
     return Strengths([lam] * len(rows.edits), shares, kept, pushes)

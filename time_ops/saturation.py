@@ -102,9 +102,9 @@ class Rules:
 
     lam: float
     least_lam: float
-    overshoot: float = 1.4
-    most_overshoot: float = 1.8
-    ratio: float = 1.0
+    overshoot: float = 1.5
+    most_overshoot: float = 1.9
+    ratio: float = 3.0
     least_ratio: float = 0.1
     most_ratio: float = 10.0
     rounds: int = 3

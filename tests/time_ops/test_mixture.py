@@ -211,7 +211,7 @@ def test_wordings_that_are_held_out_take_no_part(rows: TokenRows) -> None:
 
 def test_a_notebooks_mixture_edits_each_label_and_keeps_what_it_should() -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained(PIPELINE_PATH, local_files_only=True)
-    found = solve_mixture(pipe, GENDERS, 0.01, overshoot=1.0, push=0.0, augmentations=TEMPLATES)
+    found = solve_mixture(pipe, GENDERS, 0.01, overshoot=1.0, ratio=1.0, push=0.0, augmentations=TEMPLATES)
     assert found.labels == ("female", "male")
     assert found.weights_of("anything") == (0.5, 0.5)
     prompts = ("a nurse", "a female nurse", "a male nurse", "a photo of a dog", "")

@@ -9,7 +9,7 @@ import pytest
 
 from time_ops.saturation import Base, Rules, Saturation, Seen, Subject, Trial, mixing_weights
 
-RULES = Rules(lam=0.1, least_lam=0.01, rounds=4)
+RULES = Rules(lam=0.1, least_lam=0.01, overshoot=1.4, ratio=1.0, rounds=4)
 HALF = (0.5, 0.5)
 
 
