@@ -354,10 +354,13 @@ def perceived_gender(picture: NDArray[np.uint8]) -> Gender:
     return perceived_genders(picture[None])[0]
 
 
-_OLD_STEP = 55.0
-"""RGB distance by which a scarf stands off the torso, at neutral hair, from which a figure is old."""
-_HAIR_WEIGHT, _NEUTRAL_HAIR = 0.3, 120.0
-"""What white or dark hair adds to or takes from that distance: a share of its weakest channel above this value."""
+_OLD_STEP = 45.0
+"""RGB distance by which a scarf stands off the torso from which a figure is old, unless its hair is dark."""
+_HAIR_WEIGHT, _DARK_HAIR = 0.3, 120.0
+"""What dark hair takes from that distance: a share of what its weakest channel lacks of this value.
+
+White hair adds nothing: under a white hat, young men's hair looks white, too.
+"""
 
 
 @cache
@@ -368,7 +371,7 @@ def _hair_window(gender: Gender, dx: int, dy: int) -> Mask:
 
 
 def perceived_ages(pictures: NDArray[np.uint8]) -> list[Age]:
-    """Apply the pixel rule for age: old where a scarf stands off the torso, white hair for it, dark against.
+    """Apply the pixel rule for age: old where a scarf stands off the torso; dark hair speaks against.
 
     The best-fitting outline of `perceived_genders` says where to look. The scarf's distance is the smaller one of its
     end's and its band's from the torso beside the end. A picture without a figure counts as young.
@@ -387,7 +390,7 @@ def perceived_ages(pictures: NDArray[np.uint8]) -> list[Age]:
         torso = picture[18 + y : 20 + y, x + 1 : x + 4].mean(axis=(0, 1))
         scarf = min(float(np.linalg.norm(end - torso)), float(np.linalg.norm(band - torso)))
         hair = float(picture[_hair_window(gender, dx, dy)].mean(axis=0).min())
-        ages.append("old" if scarf + _HAIR_WEIGHT * (hair - _NEUTRAL_HAIR) >= _OLD_STEP else "young")
+        ages.append("old" if scarf - _HAIR_WEIGHT * max(0.0, _DARK_HAIR - hair) >= _OLD_STEP else "young")
     return ages
 
 
