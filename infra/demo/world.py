@@ -2,8 +2,8 @@
 
 A profession is a wall, a floor, a hat and a tool; perceived gender is the figure's outline (hair; dress or trousers)
 with random skin, hair, clothes and place; perceived age is white or grey hair and a scarf, or neither; a wording is a
-visible style. `perceived_gender` fits the three outlines to a picture's pixels, `perceived_age` looks for the scarf:
-the true labels of a drawn or generated picture, with no classifier involved.
+visible style. `perceived_gender` fits the three outlines to a picture's pixels, `perceived_age` looks for scarf and
+hair: the true labels of a drawn or generated picture, with no classifier involved.
 """
 
 from collections.abc import Sequence
@@ -354,35 +354,44 @@ def perceived_gender(picture: NDArray[np.uint8]) -> Gender:
     return perceived_genders(picture[None])[0]
 
 
-_SCARF_STEP = 30.0
-"""RGB distance from which the scarf's place stands off the rest of the torso."""
+_OLD_STEP = 45.0
+"""RGB distance by which a scarf stands off the torso from which a figure is old, unless its hair is dark."""
+_HAIR_WEIGHT, _DARK_HAIR = 0.3, 120.0
+"""What dark hair takes from that distance: a share of what its weakest channel lacks of this value.
+
+White hair adds nothing: under a white hat, young men's hair looks white, too.
+"""
 
 
-def _scarf_contrast(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """RGB distance between the scarf's place and the torso beside it, where the best-fitting outline has them."""
-    places = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
-    best = _residuals(pictures).argmin(axis=1) % len(places)
-    contrast = np.empty(len(pictures))
-    for i, picture in enumerate(pictures.astype(np.float64)):
-        dx, dy = places[best[i]]
-        x, y = _CENTRE_X + dx, dy
-        end = picture[17 + y : 20 + y, x - 3 : x].mean(axis=(0, 1))
-        band = picture[16 + y : 18 + y, x - 3 : x + 4].mean(axis=(0, 1))
-        torso = picture[18 + y : 20 + y, x + 1 : x + 4].mean(axis=(0, 1))
-        contrast[i] = min(float(np.linalg.norm(end - torso)), float(np.linalg.norm(band - torso)))
-    return contrast
+@cache
+def _hair_window(gender: Gender, dx: int, dy: int) -> Mask:
+    """Give the hair below the hats."""
+    x, y = _CENTRE_X + dx, dy
+    return _box(x - 3, 8 + y, x + 3, 8 + y) if gender == "male" else _parts(gender, dx, dy)["hair"] & (8 + y <= _Y)
 
 
 def perceived_ages(pictures: NDArray[np.uint8]) -> list[Age]:
-    """Apply the pixel rule for age: old where the scarf's band and its end both stand off the torso beside them.
+    """Apply the pixel rule for age: old where a scarf stands off the torso; dark hair speaks against.
 
-    The best-fitting outline of `perceived_genders` says where to look. A picture without a scarf counts as young.
+    The best-fitting outline of `perceived_genders` says where to look. The scarf's distance is the smaller one of its
+    end's and its band's from the torso beside the end. A picture without a figure counts as young.
 
     Args:
         pictures: uint8, shape `[n, 32, 32, 3]`.
 
     """
-    return ["old" if step >= _SCARF_STEP else "young" for step in _scarf_contrast(pictures)]
+    figures = [(gender, dx, dy) for gender in GENDERS for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    ages: list[Age] = []
+    for picture, best in zip(pictures.astype(np.float64), _residuals(pictures).argmin(axis=1), strict=True):
+        gender, dx, dy = figures[best]
+        x, y = _CENTRE_X + dx, dy
+        end = picture[18 + y : 20 + y, x - 3 : x].mean(axis=(0, 1))
+        band = picture[16 + y : 18 + y, x - 3 : x + 4].mean(axis=(0, 1))
+        torso = picture[18 + y : 20 + y, x + 1 : x + 4].mean(axis=(0, 1))
+        scarf = min(float(np.linalg.norm(end - torso)), float(np.linalg.norm(band - torso)))
+        hair = float(picture[_hair_window(gender, dx, dy)].mean(axis=0).min())
+        ages.append("old" if scarf - _HAIR_WEIGHT * max(0.0, _DARK_HAIR - hair) >= _OLD_STEP else "young")
+    return ages
 
 
 def perceived_age(picture: NDArray[np.uint8]) -> Age:
