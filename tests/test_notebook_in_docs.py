@@ -45,8 +45,8 @@ def test_the_readmes_mixture_draws_what_the_route_says(tmp_path: Path, monkeypat
     names = run_blocks(section)
     mixture = names["mixture"]
     assert genders(names["images"]) == [mixture.labels[mixture.component_of(seed)] for seed in range(8)]
-    assert drawn(names, "A photo of a male CEO") == ["male"] * 8
-    assert drawn(names, "A photo of a female CEO") == ["female"] * 8
+    assert drawn(names, "A painting of a male CEO") == ["male"] * 8
+    assert drawn(names, "A painting of a female CEO") == ["female"] * 8
 
 
 def test_the_notebook_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
