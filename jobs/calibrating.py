@@ -21,7 +21,7 @@ from jobs.evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
 from jobs.report.schema import Calibration as Section
 from jobs.results import label_counts
 from jobs.session import Session
-from jobs.shards import BASE, ShardOutcome, ShardSpec, stored_keys
+from jobs.shards import BASE
 from jobs.tally import Tallies
 from jobs.variants import Variant
 from manifests import Manifest, resolved_shares, resolved_targets
@@ -77,7 +77,7 @@ class _Search:
         for trial in self.trials:
             self.calibration.tell(trial.candidate, trial.measured)
             used = self.session.use(self._cells(trial.candidate), Variant.plain(trial.operator), pictures=False)
-            self._spend(list(used))
+            self.session.spend_again(list(used))
         while (candidate := self.calibration.propose()) is not None:
             self.trials.append(self._tried(candidate))
             self.calibration.tell(candidate, self.trials[-1].measured)
@@ -87,15 +87,6 @@ class _Search:
         best = self.calibration.best
         section = section_of(self.calibration, self.trials, self.manifest, self.config) if self.is_open else None
         return Calibrated(self._solved(best), best, section)
-
-    def _spend(self, specs: Sequence[ShardSpec]) -> None:
-        """Count the shards of a round that an earlier attempt made; those that it gave up are not there."""
-        stored = stored_keys(self.session.store, (spec.object_key for spec in specs))
-        for spec in specs:
-            if spec.object_key in stored:
-                self.session.spent.add(ShardOutcome(spec.digest, spec.count, 0, True, 0.0))
-            else:
-                self.session.spent.failed[spec.digest] = "given up by an earlier attempt"
 
     def _tried(self, candidate: Candidate) -> Trial:
         operator = None if candidate.phase == "base" else self._solved(candidate)

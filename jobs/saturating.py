@@ -23,7 +23,7 @@ from jobs.report.schema import Saturation as Section
 from jobs.results import label_counts
 from jobs.saturation_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
 from jobs.session import Session
-from jobs.shards import BASE, ShardOutcome, ShardSpec, stored_keys
+from jobs.shards import BASE
 from jobs.solving import ComponentStrengths
 from jobs.variants import Variant
 from manifests import Profession, resolved_shares, resolved_targets
@@ -122,7 +122,8 @@ class _Search:
             for k, digest in enumerate(tried.operators):
                 if tried.trial.active[k]:
                     cells = self._cells(tried.trial, k)
-                    self._spend(list(self.session.use(cells, Variant.plain(digest), pictures=False)))
+                    used = self.session.use(cells, Variant.plain(digest), pictures=False)
+                    self.session.spend_again(list(used))
         while (trial := self.search.propose()) is not None:
             self._take(self._try(trial))
             self._write()
@@ -220,15 +221,6 @@ class _Search:
             }
             for p in range(len(self.manifest.professions))
         ]
-
-    def _spend(self, specs: Sequence[ShardSpec]) -> None:
-        """Count the shards of a round that an earlier attempt made; those that it gave up are not there."""
-        stored = stored_keys(self.session.store, (spec.object_key for spec in specs))
-        for spec in specs:
-            if spec.object_key in stored:
-                self.session.spent.add(ShardOutcome(spec.digest, spec.count, 0, True, 0.0))
-            else:
-                self.session.spent.failed[spec.digest] = "given up by an earlier attempt"
 
     def _earlier(self) -> list[Tried]:
         try:

@@ -34,7 +34,7 @@ from jobs.models import cache_folder
 from jobs.pool import Pool, Tallied, audit_worker
 from jobs.progress import Reporter
 from jobs.redact import redact
-from jobs.shards import Recipe, ShardSpec
+from jobs.shards import Recipe, ShardOutcome, ShardSpec, stored_keys
 from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
 from jobs.variants import Variant
@@ -165,6 +165,15 @@ class Session(Run):
         for spec in self._specs(cells, variant, pictures):
             self.used.append(spec.digest)
             yield spec
+
+    def spend_again(self, specs: Sequence[ShardSpec]) -> None:
+        """Count the shards of a round that an earlier attempt made; those that it gave up are not there."""
+        stored = stored_keys(self.store, (spec.object_key for spec in specs))
+        for spec in specs:
+            if spec.object_key in stored:
+                self.spent.add(ShardOutcome(spec.digest, spec.count, 0, True, 0.0))
+            else:
+                self.spent.failed[spec.digest] = "given up by an earlier attempt"
 
     def solver(self) -> Solver:
         """What solves the manifest's edits."""
