@@ -18,22 +18,29 @@ _UNKNOWN = "?"
 
 
 def plan_text(plan: Plan) -> RenderableType:
-    """Draw a plan."""
-    return Group(_table(plan), *(escape(line) for line in _sentences(plan)))
+    """Draw a plan: a table of the stages, then what they rest on, whole in 80 columns."""
+    return Group(_stages(plan), _facts(plan), *(escape(f"Note: {line}.") for line in (*plan.notes, *plan.advice)))
 
 
-def _table(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"run {plan.run}", title_justify="left", title_style="bold")
-    table.add_column("stage", no_wrap=True)
-    for heading in ("images", "shards", "stored", "to make", "hours", "wall time"):
-        table.add_column(heading, justify="right")
+def _stages(plan: Plan) -> Table:
+    # Names fold where figures need the width: a figure that is cut off says nothing.
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"run {escape(plan.run)}",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("stage", overflow="fold")
+    for heading in ("images", "shards", "stored", "to make", "worker-h", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in plan.stages:
-        table.add_row(stage.name, *_figures(stage))
+        table.add_row(escape(stage.name), *_figures(stage))
     table.add_section()
     stored = plan.shards - plan.shards_to_make
     hours = _hours(plan.worker_hours)
     row = (f"{plan.images:,}", f"{plan.shards:,}", f"{stored:,}", f"{plan.shards_to_make:,}", hours)
-    table.add_row("total, at most", *row, _duration(plan.wall_hours), style="bold")
+    table.add_row("in all, at most", *row, _duration(plan.wall_hours), style="bold")
     return table
 
 
@@ -46,55 +53,56 @@ def _figures(stage: StagePlan) -> Iterator[str]:
     yield _duration(None if stage.wall_s is None else stage.wall_s / 3600)
 
 
-def _sentences(plan: Plan) -> Iterator[str]:
-    yield f"Goes to {plan.url}; {plan.images_to_make:,} images are left to make, at most. Nothing was written."
+def _facts(plan: Plan) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, fact in _named_facts(plan):
+        grid.add_row(name, escape(fact))
+    return grid
+
+
+def _named_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "written to", f"{plan.url} (nothing was written now)"
+    yield "to make", f"{plan.images_to_make:,} images, at most"
     storage = plan.storage
     yield (
-        f"Shards take about {_bytes(storage.shards_bytes)} in all, {_bytes(storage.shards_bytes_to_write)} of it still "
-        f"to be written, and the checkpoint {_bytes(storage.checkpoint_bytes)}. Estimated from: {storage.basis}."
+        "bytes",
+        f"{_bytes(storage.shards_bytes)} of shards, {_bytes(storage.shards_bytes_to_write)} of it new; checkpoint "
+        f"{_bytes(storage.checkpoint_bytes)}",
     )
-    yield _rate(plan)
+    yield "speed", _rate(plan)
     if plan.rate.images_per_s is not None:
-        yield _cost(plan)
-    asked = " (auto)" if plan.dtype_asked == "auto" else ""
+        yield "cost", _cost(plan)
+    asked = ", chosen for this machine" if plan.dtype_asked == "auto" else ""
     versions = ", ".join(f"{name} {number}" for name, number in plan.versions.items())
-    yield (
-        f"Shards are looked for as made in {plan.dtype}{asked} with {versions}, which is what this machine would use. "
-        "Where the workers differ, other shards count: set sampler.dtype, and plan with the workers' versions."
-    )
+    yield "stored as", f"{plan.dtype}{asked}, with {versions}; workers of another kind share no shards with these"
     if any(stage.shards_stored is None for stage in plan.stages):
-        yield "?: what is stored under an edit can be told once the run has found it, from the run's folder."
-    for line in (*plan.notes, *plan.advice):
-        yield f"Note: {line}."
+        yield _UNKNOWN, "known once the edit is found"
 
 
 def _rate(plan: Plan) -> str:
     rate = plan.rate
     if rate.images_per_s is None:
-        return (
-            "How fast a worker is, is not known: no shard of this recipe is stored. Give --rate IMAGES_PER_S, or let "
-            "`evenhand debias` make some shards, interrupt it and plan again: it goes on from there."
-        )
+        return "not known, as no shard is stored yet: give --rate IMAGES_PER_S, or run a while and plan again"
     if rate.source == "given":
-        return f"Times rest on the given {rate.images_per_s:.3g} images/s of one worker, its loading not counted."
+        return f"{rate.images_per_s:.3g} images/s of one worker, as given; loading not counted"
     on = f" on {rate.device}" if rate.device else ""
     return (
-        f"Times rest on {rate.images_per_s:.3g} images/s of one worker{on}, the median of {rate.sampled_shards} stored "
-        "shards; loading and counting are not in it."
+        f"{rate.images_per_s:.3g} images/s of one worker{on}, median of {rate.sampled_shards} stored shards; loading "
+        "not counted"
     )
 
 
 def _cost(plan: Plan) -> str:
-    worker = f"{_hours(plan.worker_hours)} worker-hours"
+    cost = f"at most {_hours(plan.worker_hours)} worker-hours"
     if plan.gpu_hours is None:
-        cost = f"{worker}, which are GPU-hours where each worker has a GPU"
+        cost += " (GPU-hours where each worker has a GPU)"
     elif plan.gpu_hours:
-        cost = f"{worker}, {_hours(plan.gpu_hours)} GPU-hours"
-    else:
-        cost = worker
+        cost += f", {_hours(plan.gpu_hours)} GPU-hours"
     if plan.workers is None:
-        return f"At most {cost}. Give --workers N for the wall time."
-    return f"At most {cost}; {_duration(plan.wall_hours)} with {plan.workers} worker{'s'[: plan.workers != 1]}."
+        return f"{cost}; give --workers N for the time"
+    return f"{cost}; {_duration(plan.wall_hours)} with {plan.workers} worker{'s'[: plan.workers != 1]}"
 
 
 def _bytes(size: float) -> str:

@@ -229,10 +229,20 @@ def test_the_command_prints_one_json_object_or_a_table(tmp_path: Path, capsys: p
     found = Plan.model_validate_json(capsys.readouterr().out)
     assert found.images == 2 * AUDIT["images"] + CALIBRATION["images"]
     sink = io.StringIO()
-    Console(file=sink, width=120).print(plan_text(found))
+    Console(file=sink, width=80).print(plan_text(found))
     text = " ".join(sink.getvalue().split())
     assert f"base audit {AUDIT['images']} {AUDIT['shards']} 0 {AUDIT['shards']}" in text
-    assert "Nothing was written" in text
+    assert "nothing was written" in text
+
+
+def test_no_figure_is_cut_off_in_eighty_columns(tmp_path: Path) -> None:
+    small = make_plan(configured(tmp_path, str(tmp_path / "out")), rate=3.5, workers=8)
+    large = {"images": 123_456_789, "shards": 2_469_136, "shards_to_make": 2_469_135}
+    stages = [stage.model_copy(update=large) for stage in small.stages]
+    sink = io.StringIO()
+    Console(file=sink, width=80).print(plan_text(small.model_copy(update={"stages": stages, **large})))
+    assert all(f"{number:,}" in sink.getvalue() for number in large.values())
+    assert "…" not in sink.getvalue()
 
 
 @pytest.mark.parametrize(
