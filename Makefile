@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
-.PHONY: setup help run test test-fast check bench lint type clean
+.PHONY: setup help run test test-fast check bench lint type docs clean
 
 setup: ## .venv, with what running needs
 	@infra/setup.sh
@@ -35,6 +35,9 @@ lint: setup ## style, format, and that every dependency is pinned
 
 type: setup ## mypy, strict
 	.venv/bin/mypy
+
+docs: setup ## docs/configuration.md from the code
+	.venv/bin/python -m jobs.config_reference > docs/configuration.md
 
 clean: ## remove .venv and what tools leave behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
