@@ -24,7 +24,7 @@ from rich.console import Console
 
 from infra.storage import StorageSettings
 from jobs.cells import audit_cells
-from jobs.comparing import Matched, check_comparable, match, reference_shard
+from jobs.comparing import Matched, check_comparable, match, reference_shards
 from jobs.config import AuditConfig, RunConfig
 from jobs.earlier import Earlier, read_earlier
 from jobs.edits import Edit, operators_of, variant_of
@@ -192,8 +192,7 @@ class _Audit:
             if matched is None or self.earlier is None or not shown[-1]:
                 return shown
             (_, first), *_ = shown[-1]
-            reference = reference_shard(matched, self.earlier, replace(first, route=None), task.cell, session.store)
-            return [[] if reference is None else [("", reference)], *shown]
+            return [reference_shards(matched, self.earlier, first, task.cell, session.store), *shown]
 
         pictures = write_pictures(session, tallies, shards, result)
         report = report_of(

@@ -24,9 +24,9 @@ from jobs.labels import FAILED
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
 from jobs.tally import MARGINS, PartTally, pack, places_of, swept_counts
 from manifests import Manifest, resolved_targets
-from time_ops.route import WeightTable, apportion
+from time_ops.route import WeightTable, apportion, interval
 
-__all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shard"]
+__all__ = ["IncomparableError", "Matched", "check_comparable", "match", "reference_shards"]
 
 
 class IncomparableError(EarlierRunError):
@@ -118,11 +118,12 @@ class Matched:
 
     Attributes:
         part: one variant; failures where it has failures.
-        first: for each cell, digest and number of images of the shard that holds its first image.
+        first: for each cell, by the label of the component ("" where there was no mixture), digest and number of images
+            of the shard that holds the first image.
     """
 
     part: PartTally
-    first: Mapping[Cell, tuple[str, int]]
+    first: Mapping[Cell, Mapping[str, tuple[str, int]]]
 
 
 def match(
@@ -147,7 +148,7 @@ def match(
     seen = np.zeros(starts[-1], bool)
     swept = np.zeros((len(cells), len(MARGINS), len(labels) + 1), np.int32)
     bad: Counter[str] = Counter()
-    first: dict[Cell, tuple[str, int]] = {}
+    first: dict[Cell, dict[str, tuple[str, int]]] = {}
     drawn, components = _weights_of(earlier)
     for table in earlier.parts():
         used = np.zeros(len(table), bool)
@@ -170,8 +171,7 @@ def match(
             if rows.scores is not None:
                 swept[place] += swept_counts(rows.scores[keep & rows.ok])
             bad.update(rows.statuses[keep & ~rows.ok].tolist())
-            if len(begins := rows.shards[rows.index == cell.first]):
-                first[cell] = str(begins[0]), int((rows.shards == begins[0]).sum())
+            first.setdefault(cell, {}).update(rows.first_shards(cell, components))
         if used.any():
             kept = table.filter(pa.array(used))
             column = kept.schema.get_field_index("variant")
@@ -241,6 +241,13 @@ class _Rows:
             keep[mine[np.argsort(self.index[mine], kind="stable")][:count]] = True
         return keep, np.argsort(places_of(self.index[keep], cell.first))
 
+    def first_shards(self, cell: Cell, labels: Sequence[str]) -> Iterator[tuple[str, tuple[str, int]]]:
+        """For each component that is there, "" where there is no mixture: its first shard's digest and size."""
+        for label in labels or ("",):
+            mine = self.shards[self.components == label] if labels else self.shards[self.index == cell.first]
+            if len(mine):
+                yield label, (str(mine[0]), int((self.shards == mine[0]).sum()))
+
     @property
     def ok(self) -> np.ndarray:
         return np.asarray(self.statuses == STATUSES[0])
@@ -290,27 +297,46 @@ def _check_seeds(earlier: Earlier, cell: Cell, rows: _Rows, seed: int) -> None:
         raise _damaged(earlier, cell, "images of other seeds than this version gives them")
 
 
-def reference_shard(
+def reference_shards(
     matched: Matched, earlier: Earlier, own: ShardSpec, cell: Cell, store: ObjectStore
-) -> ShardSpec | None:
-    """The shard that holds the earlier run's first images of a cell, with their pictures.
+) -> list[tuple[str, ShardSpec]]:
+    """The shards that hold the earlier run's first images of a cell with their pictures, by component.
 
-    None where this store does not have it, or has it without the pictures that this run keeps.
+    A shard is left out where this store does not have it, or has it without the pictures that this run keeps.
+
+    Args:
+        matched: the earlier run's images.
+        earlier: that run.
+        own: this run's first shard of the cell.
+        cell: what both have drawn.
+        store: where shards are.
+
+    Returns:
+        Label of the component ("" where there was no mixture), and the shard.
     """
-    if cell not in matched.first:
-        return None
-    digest, count = matched.first[cell]
     facts = earlier.report.provenance
     versions, reference = facts.get("versions"), earlier.reference("earlier run")
     if not isinstance(versions, dict):
-        return None
+        return []
     recipe = replace(own.recipe, model=reference.model_digest, versions=keyed_versions(versions))
-    operator = reference.operator or BASE
-    spec = replace(own, recipe=recipe, operator=operator, first=cell.first, count=count)
-    if spec.digest != digest:
-        return None
+    own = replace(own, recipe=recipe, operator=reference.operator or BASE, first=cell.first, route=None)
+    table, labels = _weights_of(earlier)
+    mixture = earlier.report.mixture
+    operators = {} if mixture is None else {each.label: each.operator for each in mixture.components}
+    found = []
+    for label, (digest, count) in matched.first.get(cell, {}).items():
+        spec = replace(own, count=count)
+        if table is not None:
+            route = interval(table.of(cell.prompt), labels.index(label))
+            spec = replace(spec, operator=operators.get(label) or BASE, route=route)
+        if spec.digest == digest and _is_stored(spec, store):
+            found.append((label, spec))
+    return found
+
+
+def _is_stored(spec: ShardSpec, store: ObjectStore) -> bool:
     try:
         Shard.from_bytes(store.get(spec.object_key), spec)
     except (ObjectMissing, ShardError):
-        return None
-    return spec
+        return False
+    return True

@@ -23,7 +23,7 @@ import torch
 from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
 from jobs.cells import Cell, audit_cells, cut_cell, cut_parts
-from jobs.comparing import Matched, check_comparable, match, reference_shard
+from jobs.comparing import Matched, check_comparable, match, reference_shards
 from jobs.config import RunConfig, load_config
 from jobs.earlier import Earlier, read_earlier
 from jobs.errors import ConfigError, ExitCode
@@ -33,7 +33,7 @@ from jobs.identity import Probe, identity_of, provenance_of, recipe_of, without_
 from jobs.labels import TextEmbeddings
 from jobs.pictures import Shown, choose_pictures
 from jobs.report.page import render
-from jobs.report.schema import Cost, MixtureReport, ProfessionWeights, Report
+from jobs.report.schema import ComponentReport, Cost, MixtureReport, ProfessionWeights, RateFigure, Report
 from jobs.reporting import code_of
 from jobs.results import EditedProfession, evaluate, sentence
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, image_seed
@@ -132,7 +132,13 @@ class Made:
             for source, weights in variant.table.professions.items()
         ]
         default = named(variant.table.default)
-        return MixtureReport(digest=variant.digest, route=1, weights=default, professions=own, components=[])
+        nothing = RateFigure(value=0, low=0, high=1, n=0)
+        rates = dict.fromkeys(("own", "explicit", "recognised", "controls", "undetermined"), nothing)
+        components = [
+            ComponentReport(label=p.label, operator=p.operator, weight=default[p.label], images=0, wordings=[], **rates)
+            for p in variant.parts
+        ]
+        return MixtureReport(digest=variant.digest, route=1, weights=default, professions=own, components=components)
 
     def report(self, tallies: Tallies) -> Report:
         result = figures(self, tallies)
@@ -276,14 +282,13 @@ def test_the_earlier_pictures_are_found_by_their_shards(store: LocalStore) -> No
     matched = now.match(earlier)
     cell = now.tasks[0].cell
     own = cut_cell(cell, now.recipe, BASE, now.config)[0]
-    spec = reference_shard(matched, earlier, own, cell, store)
-    assert spec is not None
-    assert (spec.recipe.model, spec.digest) == ("b" * 64, matched.first[cell][0])
+    ((label, spec),) = reference_shards(matched, earlier, own, cell, store)
+    assert (label, spec.recipe.model, spec.digest) == ("", "b" * 64, matched.first[cell][""][0])
     assert all(Shard.from_bytes(store.get(spec.object_key), spec).pictures)
     webp = replace(own, picture_format="webp")
-    assert reference_shard(matched, earlier, webp, cell, store) is None
+    assert reference_shards(matched, earlier, webp, cell, store) == []
     store.delete(spec.object_key)
-    assert reference_shard(matched, earlier, own, cell, store) is None
+    assert reference_shards(matched, earlier, own, cell, store) == []
 
 
 def test_without_the_earlier_picture_the_audited_one_is_shown_alone(store: LocalStore) -> None:
@@ -412,13 +417,33 @@ def test_a_mixtures_images_missing_or_twice_there_are_refused(store: LocalStore)
             made.match(made.read())
 
 
-def test_a_mixture_shows_no_picture_that_its_digest_does_not_name(store: LocalStore) -> None:
-    """The earlier run's folder names the mixture, not which component's shard holds an image."""
-    earlier = Made(store, variants=(Variant.plain(), mixed(0.5, 0.5))).write().read()
+def test_a_mixtures_pictures_are_found_for_each_component(store: LocalStore) -> None:
+    variant = mixed(0.5, 0.5)
+    earlier = Made(store, variants=(Variant.plain(), variant)).write().read()
     now = Made(store, run="now")
     matched = now.match(earlier)
     cell = now.tasks[0].cell
-    assert reference_shard(matched, earlier, cut_cell(cell, now.recipe, BASE, now.config)[0], cell, store) is None
+    own = cut_cell(cell, now.recipe, BASE, now.config)[0]
+    found = reference_shards(matched, earlier, own, cell, store)
+    cut = cut_parts(cell, now.recipe, variant, now.config)
+    assert [(label, spec.digest) for label, spec in found] == [
+        (part.label, specs[0].digest) for part, specs in zip(variant.parts, cut, strict=True)
+    ]
+    store.delete(found[0][1].object_key)
+    assert [label for label, _ in reference_shards(matched, earlier, own, cell, store)] == [found[1][0]]
+
+
+def test_a_mixture_shows_no_picture_that_its_report_does_not_name(store: LocalStore) -> None:
+    """A report without its components' operators does not say which shard holds an image."""
+    made = Made(store, variants=(Variant.plain(), mixed(0.5, 0.5))).write()
+    report = made.read().report
+    assert report.mixture is not None
+    without = report.model_copy(update={"mixture": report.mixture.model_copy(update={"components": []})})
+    made.rewrite("report.json", without.model_dump_json().encode())
+    now = Made(store, run="now")
+    earlier, cell = made.read(), now.tasks[0].cell
+    own = cut_cell(cell, now.recipe, BASE, now.config)[0]
+    assert reference_shards(now.match(earlier), earlier, own, cell, store) == []
 
 
 def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None:

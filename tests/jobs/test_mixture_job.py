@@ -267,6 +267,7 @@ def test_the_file_is_audited_under_and_compared_with_its_run(here: Workplace) ->
     )
     assert against.report.moved == []
     assert against.report.summary.base.delta == mine.delta
+    assert any(pair.base for pair in against.report.pictures)
     gates = {gate.name: gate.value for gate in against.report.gates}
     assert gates["regression"] == 0
 
