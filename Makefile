@@ -1,8 +1,11 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
-.PHONY: setup help run test test-fast check bench lint type docs clean
+.PHONY: setup dev help run test test-fast check bench lint type docs clean
 
 setup: ## .venv, with what running needs
 	@infra/setup.sh
+
+dev: ## .venv, with what style, types and tests need
+	@infra/setup.sh dev
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,15 +31,15 @@ bench: ## the benchmarks of docs/benchmarks.md that take minutes
 	.venv/bin/python -m tests.bench.bench_generation
 	.venv/bin/python -m tests.bench.bench_engine
 
-lint: setup ## style, format, and that every dependency is pinned
+lint: dev ## style, format, and that every dependency is pinned
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest -q tests/test_dependencies.py
 
-type: setup ## mypy, strict
+type: dev ## mypy, strict
 	.venv/bin/mypy
 
-docs: setup ## docs/configuration.md from the code
+docs: dev ## docs/configuration.md from the code
 	.venv/bin/python -m jobs.config_reference > docs/configuration.md
 
 clean: ## remove .venv and what tools leave behind
