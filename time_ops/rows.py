@@ -34,7 +34,7 @@ from time_ops.errors import EditError
 from time_ops.files import header_of
 from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
-from time_ops.solver import Device, Rows, Statistics, Sums, check_lams, spectral_norm
+from time_ops.solver import Device, Rows, Statistics, Sums, check_lams, pooled_ratio, spectral_norm
 
 __all__ = ["Strengths", "TokenRows", "checked_blends", "encode_rows"]
 
@@ -124,7 +124,7 @@ class TokenRows:
     @property
     def pooled_ratio(self) -> float:
         """Lam of the pooled embeddings, in units of the token states', at which both edit alike: by their scales."""
-        return 1.0 if self.pooled is None else scale_of(self.pooled.norms()) / scale_of(self.norms())
+        return 1.0 if self.pooled is None else pooled_ratio(scale_of(self.pooled.norms()), scale_of(self.norms()))
 
     def of_augmentations(self, used: Sequence[bool]) -> TokenRows:
         """The same edits in some of their augmentations, in one table of tokens still; preserved prompts stay all.

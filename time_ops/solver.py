@@ -538,7 +538,7 @@ class _Plan:
         if not found or not math.isfinite(weaker):
             return None
         plan = _Plan.of(found[: len(self.edits)], found[len(self.edits) :], values_only=False)
-        return plan, weaker * plan.scale / self.scale
+        return plan, weaker * pooled_ratio(plan.scale, self.scale)
 
     @property
     def scale(self) -> float:
@@ -661,6 +661,14 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
             first.append(i)
             counts.append(1)
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
+
+
+def pooled_ratio(pooled: float, tokens: float) -> float:
+    """Lam of pooled embeddings in units of the token states', by their scales; see `time_ops.calibration.scale_of`.
+
+    To six digits, so that it is one number on all machines though norms differ in their last bits.
+    """
+    return float(f"{pooled / tokens:.6g}")
 
 
 def spectral_norm(rows: Rows) -> float:
