@@ -99,11 +99,9 @@ def test_every_form_draws_what_was_audited(
         wanted = audited(base, mixture, label)
         assert torch.allclose(drawn, wanted, atol=1e-4), label
         assert float((wanted - latents(Generator(base, SAMPLER), [BASE] * len(SEEDS))).abs().max()) > 1e-2
-    check_route(published, mixture, [Sample(p, s, None, 0) for p, s in zip(PROMPTS, SEEDS, strict=True)], UNET(base))
-
-
-def UNET(base: Any) -> Any:  # noqa: N802
-    return base.unet.config
+    check_route(
+        published, mixture, [Sample(p, s, None, 0) for p, s in zip(PROMPTS, SEEDS, strict=True)], base.unet.config
+    )
 
 
 def test_the_pipeline_is_one_file_that_needs_nothing_of_ours(xl: Model, place: Path, tmp_path: Path) -> None:
