@@ -21,9 +21,18 @@ from PIL import Image
 
 from jobs.config import SamplerConfig
 from jobs.shards import BASE, STATUSES
-from time_ops import EditOperator, encode_prompts
+from time_ops import EditOperator, TextEmbeddings, encode_texts
 
-__all__ = ["Generator", "ImageRequest", "Images", "auto_batch_size", "batch_that_fits", "encode_picture", "padded"]
+__all__ = [
+    "Generator",
+    "ImageRequest",
+    "Images",
+    "auto_batch_size",
+    "batch_that_fits",
+    "encode_picture",
+    "negative_prompt_of",
+    "padded",
+]
 
 _T = TypeVar("_T")
 _CACHED_PROMPTS = 512
@@ -64,10 +73,17 @@ def padded(items: Sequence[_T], size: int | None) -> list[_T]:
     return [*items, *[items[-1]] * ((size or 0) - len(items))]
 
 
+def negative_prompt_of(pipe: Any, sampler: SamplerConfig) -> str | None:
+    """The negative prompt to give a pipeline; None: none, and SDXL then reads zeros, as its configuration says."""
+    zeros = getattr(pipe.config, "force_zeros_for_empty_prompt", False)
+    return None if zeros and not sampler.negative_prompt else sampler.negative_prompt
+
+
 class Generator:
     """One base pipeline; an edit is tried by transforming prompt embeddings, never by loading edited weights.
 
-    W' c = W (A c) for the conditional and for the negative (or empty) prompt alike, so both are transformed.
+    W' c = W (A c) for the conditional and for the negative (or empty) prompt alike, so both are transformed; of SDXL
+    their pooled embeddings as well, by the operator's pooled one.
     """
 
     def __init__(self, pipe: Any, sampler: SamplerConfig) -> None:
@@ -76,8 +92,8 @@ class Generator:
         self._operators: dict[str, EditOperator] = {}
         self._needed: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._base: dict[str, torch.Tensor] = {}
-        self._edited: dict[tuple[str, str], torch.Tensor] = {}
+        self._base: dict[str, TextEmbeddings] = {}
+        self._edited: dict[tuple[str | None, str], TextEmbeddings] = {}
 
     def add_operator(self, operator: EditOperator) -> None:
         """Make an operator known under its digest."""
@@ -106,21 +122,41 @@ class Generator:
         """Whether requests may name this operator."""
         return digest == BASE or digest in self._operators
 
-    def _embedding(self, prompt: str, operator: str) -> torch.Tensor:
-        """[n, d] in the pipeline's dtype; made once in float32, transformed in float64, cast once."""
+    def _embedding(self, prompt: str | None, operator: str) -> TextEmbeddings:
+        """Token states [n, d] and pooled [p] in the pipeline's dtype; made once in float32, transformed in float64.
+
+        Of no prompt they are zeros, which every operator keeps.
+        """
         known = self._edited.get((prompt, operator))
         if known is not None:
             return known
         if len(self._edited) > _CACHED_PROMPTS:
             self._edited.clear()
             self._base.clear()
-        if prompt not in self._base:
-            self._base[prompt] = encode_prompts(self._pipe, [prompt])[0]
-        embedding = self._base[prompt]
-        if operator != BASE:
-            embedding = self._operators[operator].transform(embedding)
-        self._edited[prompt, operator] = embedding.to(self._pipe.device, self._pipe.unet.dtype)
+        named = prompt or ""
+        if named not in self._base:
+            made = encode_texts(self._pipe, [named])
+            self._base[named] = TextEmbeddings(made.tokens[0], None if made.pooled is None else made.pooled[0])
+        tokens, pooled = self._base[named].tokens, self._base[named].pooled
+        if prompt is None:
+            tokens, pooled = torch.zeros_like(tokens), None if pooled is None else torch.zeros_like(pooled)
+        elif operator != BASE:
+            edit = self._operators[operator]
+            tokens, pooled = edit.transform(tokens), None if pooled is None else edit.transform_pooled(pooled)
+        where = self._pipe.device, self._pipe.unet.dtype
+        self._edited[prompt, operator] = TextEmbeddings(
+            tokens.to(*where), None if pooled is None else pooled.to(*where)
+        )
         return self._edited[prompt, operator]
+
+    def _texts(self, prompts: Sequence[tuple[str | None, str]], prefix: str = "") -> dict[str, torch.Tensor]:
+        """What the pipeline is given for these prompts, each under its operator."""
+        made = [self._embedding(prompt, operator) for prompt, operator in prompts]
+        options = {f"{prefix}prompt_embeds": torch.stack([each.tokens for each in made])}
+        pooled = [each.pooled for each in made if each.pooled is not None]
+        if pooled:
+            options[f"{prefix}pooled_prompt_embeds"] = torch.stack(pooled)
+        return options
 
     @torch.inference_mode()
     def draw(self, requests: Sequence[ImageRequest], batch_size: int | None = None) -> Images:
@@ -153,7 +189,9 @@ class Generator:
         images, undecodable = self._decode(latents, generators, n)
         sane &= torch.isfinite(images).flatten(1).all(dim=1)
         images[~sane] = 0
-        images, flagged = pipe.run_safety_checker(images, pipe.device, latents.dtype)
+        flagged = None
+        if hasattr(pipe, "run_safety_checker"):  # SDXL's pipeline has none
+            images, flagged = pipe.run_safety_checker(images, pipe.device, latents.dtype)
         hidden = [bool(f) for f in flagged] if flagged is not None else [False] * len(batch)
         values = pipe.image_processor.postprocess(images, output_type="np", do_denormalize=[not h for h in hidden])
         pixels = (values[:n] * 255).round().astype(np.uint8)
@@ -169,10 +207,10 @@ class Generator:
         sampler = self._sampler
         options: dict[str, Any] = {}
         if sampler.guidance_scale > 1:
-            negative = [self._embedding(sampler.negative_prompt, r.operator) for r in batch]
-            options["negative_prompt_embeds"] = torch.stack(negative)
+            negative = negative_prompt_of(self._pipe, sampler)
+            options |= self._texts([(negative, r.operator) for r in batch], "negative_")
+        options |= self._texts([(r.prompt, r.operator) for r in batch])
         result = self._pipe(
-            prompt_embeds=torch.stack([self._embedding(r.prompt, r.operator) for r in batch]),
             generator=generators,
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.guidance_scale,
@@ -193,6 +231,8 @@ class Generator:
         """
         pipe, size = self._pipe, len(latents)
         shape = (size, pipe.vae.config.out_channels, self._sampler.height, self._sampler.width)
+        # SDXL's VAE may run in float32 where all else is float16; see `jobs.pipelines.prepared`.
+        latents = _unscaled(pipe.vae, latents.to(pipe.vae.dtype))
         images = torch.zeros(shape, dtype=latents.dtype, device=latents.device)
         undecodable = []
         pending = [list(range(n))]
@@ -200,9 +240,7 @@ class Generator:
             rows = pending.pop()
             part = latents if len(rows) == n else latents[padded(rows, size)]
             try:
-                decoded = pipe.vae.decode(
-                    part / pipe.vae.config.scaling_factor, return_dict=False, generator=generators
-                )[0]
+                decoded = pipe.vae.decode(part, return_dict=False, generator=generators)[0]
             except Exception as error:
                 if _out_of_memory(error):
                     raise
@@ -215,6 +253,15 @@ class Generator:
             else:
                 images[rows] = decoded[: len(rows)]
         return images, undecodable
+
+
+def _unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE reads them, by its configuration, as diffusers' own pipelines do."""
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is None or std is None:
+        return torch.as_tensor(latents / vae.config.scaling_factor)
+    means, stds = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (mean, std))
+    return torch.as_tensor(latents * stds / vae.config.scaling_factor + means)
 
 
 def _out_of_memory(error: Exception) -> bool:

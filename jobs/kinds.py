@@ -6,7 +6,7 @@ As `jobs.models`, without torch and diffusers. What its weights hold is looked a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,25 @@ from time_ops.errors import ModelError
 
 __all__ = ["check_kind"]
 
-_PIPELINE = "StableDiffusionPipeline"
 _NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_WEIGHTLESS = ("tokenizer", "scheduler", "feature_extractor")
+_XL = "StableDiffusionXLPipeline"
+_KINDS: dict[Any, tuple[str, ...]] = {
+    "StableDiffusionPipeline": _NEEDED,
+    _XL: (*_NEEDED, "text_encoder_2", "tokenizer_2"),
+}
+"""The pipelines that jobs audit, and the components that each needs."""
+# What people also give, and why it is not audited.
+_REFUSED = {
+    "StableDiffusionXLImg2ImgPipeline": "it refines an image: SDXL's refiner draws none from text alone",
+    "StableDiffusionXLInpaintPipeline": "it reads a mask and an image beside the text",
+    "StableDiffusionXLControlNetPipeline": "its ControlNet reads the text by layers of its own",
+    "StableDiffusionControlNetPipeline": "its ControlNet reads the text by layers of its own",
+    "StableDiffusion3Pipeline": "time_ops edits it from a notebook (docs/families.md); jobs do not draw with it yet",
+    "FluxPipeline": "time_ops edits it from a notebook (docs/families.md); jobs do not draw with it yet",
+}
+_WEIGHTLESS = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
+_SIZES = 6
+"""How many numbers SDXL reads beside its pooled embedding: original size, crop and target size, two each."""
 # What the channels beyond the latents' are, by what published UNets of 4 latent channels read.
 _INPUTS = {
     5: "a depth map beside the noise (depth to image)",
@@ -43,15 +59,16 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
         safety_checker: whether that is loaded as well; else it may be as it likes.
 
     Raises:
-        ModelError: it is no `StableDiffusionPipeline`, its UNet wants more than a text and noise, or a component is
-            missing, pickled, or of another class than its own configuration says; with every fault.
+        ModelError: it is no Stable Diffusion 1.x, 2.x or XL pipeline, its UNet wants more than a text and noise, or a
+            component is missing, pickled, or of another class than its own configuration says; with every fault.
     """
     index = _json(folder / "model_index.json")
     kind = index.get("_class_name")
-    if kind != _PIPELINE:
-        raise ModelError(f"the model is a {kind}; jobs audit {_PIPELINE} (1.x and 2.x) so far")
+    if kind not in _KINDS:
+        why = f". {_REFUSED[kind][0].upper()}{_REFUSED[kind][1:]}" if kind in _REFUSED else ""
+        raise ModelError(f"the model is a {kind}; jobs audit {' and '.join(_KINDS)} (SD 1.x, 2.x and XL) so far{why}")
     components = components_of(folder, safety_checker=safety_checker)
-    faults = [f"model_index.json names no {name}" for name in _NEEDED if name not in components]
+    faults = [f"model_index.json names no {name}" for name in _KINDS[kind] if name not in components]
     pickled = []
     configs: dict[str, Mapping[str, Any]] = {}
     for name, (library, class_name) in components.items():
@@ -76,7 +93,8 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
             f"opened. {pickled_advice(pipeline=True)}"
         )
     if {"unet", "vae", "text_encoder"} <= configs.keys():
-        faults += _unet_faults(configs["unet"], configs["vae"], configs["text_encoder"], components["unet"][1])
+        encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
+        faults += _unet_faults(configs["unet"], configs["vae"], encoders, components["unet"][1], xl=kind == _XL)
     if len(faults) == 1:
         raise ModelError(f"the model can't be audited: {faults[0]}")
     if faults:
@@ -98,7 +116,7 @@ def _short(file: Path) -> str:
 
 
 def _unet_faults(
-    unet: Mapping[str, Any], vae: Mapping[str, Any], encoder: Mapping[str, Any], class_name: str
+    unet: Mapping[str, Any], vae: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]], class_name: str, *, xl: bool
 ) -> Iterator[str]:
     """What in a UNet's configuration wants more than noise, a time and a text. Defaults are diffusers' own."""
     if class_name != "UNet2DConditionModel":
@@ -114,14 +132,29 @@ def _unet_faults(
         if unet.get(key) is not None:
             yield f"the UNet wants a class beside the text ({key}: {unet[key]!r})"
     addition = unet.get("addition_embed_type")
-    if addition is not None:
+    if xl and addition != "text_time":
+        yield f"the UNet reads no pooled text and sizes, as SDXL's does (addition_embed_type: {addition!r})"
+    elif xl and len(encoders) > 1:
+        yield from _pooled_faults(unet, encoders[1])
+    elif addition is not None:
         yield f"the UNet wants {_ADDITIONS.get(addition, 'more')} beside the text (addition_embed_type: {addition!r})"
     projection = unet.get("encoder_hid_dim_type")
     if projection in _PROJECTIONS_OF_IMAGES:
         yield f"the UNet wants an image's embeddings (encoder_hid_dim_type: {projection!r})"
     width = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
-    given = encoder.get("hidden_size", encoder.get("text_config", {}).get("hidden_size"))
+    parts = [e.get("hidden_size", e.get("text_config", {}).get("hidden_size")) for e in encoders]
     widths = set(width) if isinstance(width, list) else {width}
-    if given is not None and widths != {given}:
+    if None not in parts and widths != {sum(parts)}:
         said = ", ".join(map(str, sorted(widths)))
-        yield f"the UNet reads texts of width {said}, the text encoder gives {given} (cross_attention_dim)"
+        given = "the text encoder gives" if len(parts) == 1 else "the text encoders together give"
+        yield f"the UNet reads texts of width {said}, {given} {sum(parts)} (cross_attention_dim)"
+
+
+def _pooled_faults(unet: Mapping[str, Any], encoder: Mapping[str, Any]) -> Iterator[str]:
+    inputs, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
+    pooled = encoder.get("projection_dim", 512)
+    if inputs is None or each is None or inputs != pooled + _SIZES * each:
+        yield (
+            f"the UNet reads {inputs} numbers beside the text (projection_class_embeddings_input_dim), and {pooled} "
+            f"pooled ones with {_SIZES} sizes of {each} are {'others' if each is None else pooled + _SIZES * each}"
+        )

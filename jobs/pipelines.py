@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -43,22 +44,32 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     Components whose weights are there in a variant alone, as fp16, are loaded from that.
 
     Raises:
-        ModelError: not a Stable Diffusion 1.x or 2.x pipeline, one that can't be loaded, or one whose files are not
+        ModelError: not a Stable Diffusion 1.x, 2.x or XL pipeline, one that can't be loaded, or one whose files are not
             what its configuration says; see `check_pipeline`.
     """
     check_pipeline(folder, safety_checker=sampler.safety_checker, finite=False)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    if not sampler.safety_checker:
+    kind: Any = _kind_of(folder)
+    if kind is StableDiffusionXLPipeline:
+        # A watermark is written into the pixels, of the base and of the edited model's images alike.
+        options["add_watermarker"] = False
+    elif not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         options |= _variants(folder, sampler, dtype)
-        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
+        pipe: Any = kind.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
     check_loaded(pipe.components)
     return prepared(pipe, sampler, device, dtype)
+
+
+def _kind_of(folder: Path) -> Any:
+    """The class of a pipeline that `check_kind` has passed."""
+    said = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    return {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}[said]
 
 
 def _variants(folder: Path, sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -80,6 +91,10 @@ def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: tor
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **extra)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
+    is_xl = isinstance(pipe, StableDiffusionXLPipeline)
+    if is_xl and dtype == torch.float16 and pipe.vae.config.force_upcast:
+        # SDXL's own VAE overflows float16, as its configuration says; the one that was mended for it says otherwise.
+        pipe.vae.to(torch.float32)
     if device.type == "cuda":
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
@@ -44,7 +44,7 @@ from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_stat
 from time_ops.calibration import scale_of
 from time_ops.prompts import MOST_OVERSHOOT, augment
 from time_ops.rows import Strengths, TokenRows, checked_blends, encode_rows
-from time_ops.solver import check_lams
+from time_ops.solver import check_lams, pooled_ratio
 
 __all__ = [
     "ChunkEncoder",
@@ -146,6 +146,7 @@ class ChunkStrengths:
     shares: tuple[npt.NDArray[np.float64], ...]
     preserve: PreserveLams
     push: tuple[tuple[float, ...], ...] | None = None
+    ratio: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class ChunkEncoder:
         if wordings is not None:
             rows = rows.of_augmentations(wordings)
         strengths = [
-            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows), one.push)
+            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows), one.push, one.ratio)
             for one in operators
         ]
         return tuple(rows.component_statistics(strengths, device=self._device))
@@ -266,6 +267,11 @@ class ChunkEncoder:
     def norms(self, chunk: EditChunk) -> list[float]:
         """Spectral norm of each edit's B_p, at the manifest's shares; see `TokenRows.norms`."""
         return self._rows(chunk).norms()
+
+    def pooled_norms(self, chunk: EditChunk) -> list[float]:
+        """The same of its pooled embeddings; empty where the model reads none."""
+        pooled = self._rows(chunk).pooled
+        return [] if pooled is None else pooled.norms()
 
     def _rows(self, chunk: EditChunk) -> TokenRows:
         key = chunk.key
@@ -355,9 +361,19 @@ class Solver:
     @cached_property
     def scale(self) -> float:
         """The lambda at which edits begin to bite, see `time_ops.calibration.scale_of`. Raises as `solve`."""
+        return scale_of([norm for norms, _ in self._norms for norm in norms])
+
+    @cached_property
+    def _norms(self) -> list[tuple[list[float], list[float]]]:
+        """Norms of each chunk's edits: of their token states, and of their pooled embeddings where there are any."""
         calls = [(chunk,) for chunk in self._chunks]
-        norms = self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
-        return scale_of([norm for of_chunk in norms for norm in of_chunk])
+        return self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
+
+    @property
+    def _ratio(self) -> float:
+        """Lam of pooled embeddings in units of the token states', see `time_ops.solver.pooled_ratio`."""
+        pooled = [norm for _, norms in self._norms for norm in norms]
+        return pooled_ratio(scale_of(pooled), self.scale) if pooled else 1.0
 
     def solve_components(
         self, components: Sequence[ComponentStrengths], wordings: Sequence[bool] | None = None
@@ -437,11 +453,13 @@ class Solver:
 
     def _solve(self, operators: Sequence[_Operator], wordings: tuple[bool, ...] | None) -> list[EditOperator]:
         """Solve them from one pass over the chunks' tokens."""
+        ratio = self._ratio
 
         def calls() -> Iterator[tuple[Any, ...]]:
             for i, chunk in enumerate(self._chunks):
                 part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
-                yield chunk, tuple(one.of_chunk(part, named=bool(chunk.preserved)) for one in operators), wordings
+                parts = (one.of_chunk(part, named=bool(chunk.preserved)) for one in operators)
+                yield chunk, tuple(replace(one, ratio=ratio) for one in parts), wordings
 
         def solved() -> list[EditOperator]:
             tree = _Tree(len(self._chunks))

@@ -81,8 +81,12 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
         elif issubclass(kind, torch.nn.Module):
             other = _OTHER_HALF if class_name == "CLIPTextModel" else ()
             models[name] = _examined(folder / name, kind, other, faults)
-    if models.get("text_encoder") is not None:
-        faults += _reading_faults(load_tokenizers(folder)[0], models["text_encoder"], "text_encoder", "tokenizer")
+    # Where one of the two is missing, that has been said.
+    tokenizers = load_tokenizers(folder)
+    for suffix, tokenizer in zip(("", "_2"), tokenizers, strict=False):
+        if models.get(f"text_encoder{suffix}") is not None:
+            encoder, reader = f"text_encoder{suffix}", f"tokenizer{suffix}"
+            faults += _reading_faults(tokenizer, models[encoder], encoder, reader)
     if finite:
         faults += chain.from_iterable(_infinite(folder / name, name) for name in models)
     _refuse("the model's files are not what its configuration says. Fetch both again, or give another model:", faults)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from jobs.evaluating_operators import EditRequest, EditSolver, SolvedEdit
 from jobs.evaluating_tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
 from jobs.exports.check import compare, is_half, open_export
 from jobs.exports.checksums import verify_folder
-from jobs.exports.diffusers_folder import write_checkpoint
+from jobs.exports.diffusers_folder import UNET_CONFIG, write_checkpoint
 from jobs.exports.forms import ExportTask, write_export
 from jobs.exports.header import Provenance, file_header, spec_of
 from jobs.exports.mixture_check import Part, audited_operator, check_route, open_part
@@ -178,9 +179,9 @@ class AuditWorker:
         """Weighted statistics of a chunk of the manifest; see `ChunkEncoder.statistics`."""
         return self._chunks.statistics(chunk, operators, wordings)
 
-    def chunk_norms(self, chunk: EditChunk) -> list[float]:
-        """Norm of each edit of a chunk; see `ChunkEncoder.norms`."""
-        return self._chunks.norms(chunk)
+    def chunk_norms(self, chunk: EditChunk) -> tuple[list[float], list[float]]:
+        """Norms of each edit of a chunk; see `ChunkEncoder.norms` and `ChunkEncoder.pooled_norms`."""
+        return self._chunks.norms(chunk), self._chunks.pooled_norms(chunk)
 
     def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
         """Embeddings of the zero-shot prompts."""
@@ -273,7 +274,8 @@ class AuditWorker:
 
     def check_route(self, prefix: str, mixture: Mixture, wanted: Sequence[Sample]) -> None:
         """Whether a stored mixture routes as the audit does; see `jobs.exports.mixture_check`."""
-        check_route(self._store.sub(prefix), mixture, wanted)
+        config = json.loads((self._model_folder / UNET_CONFIG).read_text(encoding="utf-8"))
+        check_route(self._store.sub(prefix), mixture, wanted, config)
 
     def compare_mixture(
         self,

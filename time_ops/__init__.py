@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from time_ops.editing import edit_model, restore_model
     from time_ops.encoders import EncoderDigest, encoder_digest
-    from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts
+    from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts, encode_texts
     from time_ops.errors import EditError, ModelError
+    from time_ops.families import TextEmbeddings
     from time_ops.mixture import Component, Mixture
     from time_ops.mixture_solver import solve_mixture
     from time_ops.operator import EditOperator, Fold
@@ -42,12 +43,14 @@ __all__ = [
     "PromptEdit",
     "PromptFault",
     "Statistics",
+    "TextEmbeddings",
     "TokenPairs",
     "check_prompts",
     "edit_model",
     "encode_edits",
     "encode_preserved",
     "encode_prompts",
+    "encode_texts",
     "encoder_digest",
     "restore_model",
     "solve",
@@ -59,8 +62,9 @@ __all__ = [
 _HOMES = {
     "editing": ("edit_model", "restore_model"),
     "encoders": ("EncoderDigest", "encoder_digest"),
-    "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts"),
+    "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts", "encode_texts"),
     "errors": ("EditError", "ModelError"),
+    "families": ("TextEmbeddings",),
     "mixture": ("Component", "Mixture"),
     "mixture_solver": ("solve_mixture",),
     "operator": ("EditOperator", "Fold"),

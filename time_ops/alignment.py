@@ -10,13 +10,18 @@ Two alignments, both over token ids, articles taken as equal ("an" counts as "a"
 
 `lcs`
     The same wherever the published rule is defined. Elsewhere a longest common subsequence of the two is matched, and a
-    source token outside it maps to the last destination token before the next match: the encoder is causal, so that
-    token has read all that stands in the source token's place.
+    source token outside it maps to the last destination token before the next match: CLIP is causal, so that token has
+    read all that stands in the source token's place.
+
+T5 is not causal: what the destination adds reaches all its tokens, those before it and the padding too. So every
+token's embedding moves, and the same correspondence holds. Its SentencePiece tokenizer has no start marker, and writes
+"a" as two tokens and "an" as one: an article is aligned whole, its first token with the first, its last with the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -68,11 +73,14 @@ def align_prompts(
     if faults:
         raise EditError.listing(f"prompts are longer than the encoder's {n} positions:", faults)
     article = _Articles(tokenizer)
-    a, b = article.merged(a), article.merged(b)
-    found, missing = align_tokens(a, b, n, alignment=alignment)
+    first, second = article.merged(a), article.merged(b)
+    found, missing = align_tokens([u.token for u in first], [u.token for u in second], n, alignment=alignment)
+    found = _spread(found, first, second, n)
     if missing:
+        known = {u.token for u in second}
+        reordered = all(first[i].token in known for i in missing)
+        missing = [place for i in missing for place in range(first[i].start, first[i].stop)]
         words = " ".join(repr(w) for w in _words(tokenizer, a, missing))
-        reordered = all(a[i] in b for i in missing)
         raise EditError(
             f"source {source!r} can't be aligned with destination {destination!r}: the destination "
             f"{'has in another order' if reordered else 'lacks'} {words}. "
@@ -153,19 +161,61 @@ def _longest_common(source: Sequence[int], destination: Sequence[int]) -> list[i
     return placed[::-1]
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """What is aligned as one: a token, or the tokens of an article; their places are [start, stop)."""
+
+    token: int
+    start: int
+    stop: int
+
+
+def _spread(found: Positions, source: Sequence[_Unit], destination: Sequence[_Unit], positions: int) -> Positions:
+    """Positions of tokens, from those of units; behind the last unit one follows the other, as units do."""
+    count, longer = len(destination), 0 if not destination else destination[-1].stop - len(destination)
+    if longer == 0 and all(u.stop - u.start == 1 for u in source):
+        return found
+    last = positions - 1
+    placed: list[int] = []
+    for unit, at in zip(source, found.tolist(), strict=False):
+        start, stop = (destination[at].start, destination[at].stop) if at < count else (at + longer, at + longer + 1)
+        inner = range(unit.stop - unit.start)
+        # First token with the first, and all others with the last but for those that have one of their own.
+        placed += [min(start + i, stop - 1) if i < len(inner) - 1 else stop - 1 for i in inner]
+    behind = placed[-1] + 1 if placed else 0
+    placed.extend(range(behind, positions))
+    placed.extend([last] * (positions - len(placed)))
+    return np.minimum(np.asarray(placed[:positions], dtype=np.int64), last)
+
+
 class _Articles:
     """Takes "an" for "a". As published, a token is an "an" if it decodes to that; pieces within words count too."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        inner = token_ids(tokenizer, "a")[1:-1]
-        # Where "a" is not a single token there is no article to merge into.
-        self._article = inner[0] if len(inner) == 1 else None
+        ids = token_ids(tokenizer, "a")
+        around = [tokenizer.decode([i]).strip().lower() for i in ids]
+        # CLIP's "a" stands between two markers, T5's in front of one; SentencePiece may write it as "▁", "a".
+        inner = [i for i, text in zip(ids, around, strict=True) if text in ("a", "")]
+        spelled = "".join(tokenizer.decode([i]).strip() for i in inner)
+        # Where "a" is spelled by other tokens there is no article to merge into.
+        self._article = tuple(inner) if inner and spelled == "a" else None
 
-    def merged(self, ids: Sequence[int]) -> list[int]:
-        if self._article is None:
-            return list(ids)
-        return [self._article if self._tokenizer.decode([i]).strip() == "an" else i for i in ids]
+    def merged(self, ids: Sequence[int]) -> list[_Unit]:
+        """Units of a prompt, markers included."""
+        units: list[_Unit] = []
+        at, article = 0, self._article
+        while at < len(ids):
+            length = 1
+            token = ids[at]
+            if article is not None:
+                if tuple(ids[at : at + len(article)]) == article:
+                    token, length = article[-1], len(article)
+                elif self._tokenizer.decode([token]).strip() == "an":
+                    token = article[-1]
+            units.append(_Unit(token, at, at + length))
+            at += length
+        return units
 
 
 def _words(tokenizer: Any, ids: Sequence[int], missing: Sequence[int]) -> list[str]:

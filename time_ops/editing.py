@@ -4,7 +4,8 @@
     edit_model(pipe, "a nurse", "a male nurse", restart_params=False)     # a second edit, of the edited weights
     restore_model(pipe)                                                   # the original weights, bit for bit
 
-What an edit needs to be undone is kept with the UNet: a copy, on the CPU, of the projections that were edited.
+What an edit needs to be undone is kept with the UNet or transformer: a copy, on the CPU, of the entries that were
+edited, the one that reads the pooled embedding among them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from time_ops.errors import EditError, ModelError
 from time_ops.operator import EditOperator, check_loaded
 from time_ops.prompts import PromptEdit
 from time_ops.solver import solve
-from time_ops.surfaces import Projection, check_pipeline, text_projections
+from time_ops.surfaces import Projection, check_pipeline, denoiser_of, text_entries
 
 __all__ = ["AUGS_CONST", "edit_model", "restore_model"]
 
@@ -64,8 +65,9 @@ def edit_model(
     Solved in float64 from float32 embeddings, whatever the pipeline's dtype, and cast once into the weights.
 
     Args:
-        pipe: A Stable Diffusion 1.x, 2.x or XL pipeline in float16, bfloat16, float32 or float64. Offloaded by
-            `enable_model_cpu_offload` it can be edited; its weights must not be on the meta device or on disk.
+        pipe: A Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline in float16, bfloat16, float32 or float64.
+            Offloaded by `enable_model_cpu_offload` it can be edited; its weights must not be on the meta device or on
+            disk.
         source_prompt: What is said, "a CEO"; or several, for edits in one solve.
         destination_prompt: What is to be read, "a female CEO", with all words of the source; one for each source.
         lamb: Regularisation, for all or for each edit; smaller edits more strongly.
@@ -91,7 +93,7 @@ def edit_model(
     templates = ["{source}", *(a if "{source}" in a else a + "{source}" for a in _listed(with_augs))]
     check_pipeline(pipe)
     unet = _unet(pipe)
-    projections = text_projections(unet, values_only=not with_to_k)
+    projections = text_entries(unet, values_only=not with_to_k)
     for module in (unet, *(encoder for _, encoder in text_encoders(pipe))):
         check_loaded(module)
     _checked(unet)
@@ -129,7 +131,7 @@ def restore_model(pipe: Any) -> bool:
     if edited is None:
         return False
     with torch.no_grad():
-        for projection in text_projections(unet):
+        for projection in text_entries(unet):
             if projection.name in edited.originals:
                 projection.layer.weight.copy_(edited.originals[projection.name])
     delattr(unet, _ATTRIBUTE)
@@ -141,8 +143,7 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
 
 
 def _unet(pipe: Any) -> Any:
-    # `torch.compile` wraps the model, and would put a prefix before every name.
-    return getattr(pipe.unet, "_orig_mod", pipe.unet)
+    return denoiser_of(pipe)
 
 
 def _checked(unet: Any) -> _Edited | None:
@@ -152,7 +153,7 @@ def _checked(unet: Any) -> _Edited | None:
         return None
     check_loaded(unet)
     changed = []
-    for projection in text_projections(unet):
+    for projection in text_entries(unet):
         dtype, bits = edited.left.get(projection.name, (None, 0))
         # A cast model has other bits, and says nothing.
         if projection.layer.weight.dtype == dtype and _fingerprint(projection) != (dtype, bits):

@@ -29,6 +29,8 @@ _CONFIG_FIELDS = (
     "max_position_embeddings",
     "use_attention_mask",
 )
+# What else decides a T5's; CLIP's digests are older than these, and stay as they are.
+_T5_FIELDS = ("d_kv", "d_ff", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance")
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
     """List the pipeline's (tokenizer, text encoder) pairs, in the order in which their embeddings are joined.
 
     Raises:
-        ModelError: A tokenizer is missing, or there are more than two text encoders.
+        ModelError: A tokenizer is missing, or there are more than three text encoders.
 
     """
-    if getattr(pipe, "text_encoder_3", None) is not None:
-        raise ModelError(f"{type(pipe).__name__} has three text encoders; at most two are known")
+    if getattr(pipe, "text_encoder_4", None) is not None:
+        raise ModelError(f"{type(pipe).__name__} has four text encoders; at most three are known")
     found = []
-    for suffix in ("", "_2"):
+    for suffix in ("", "_2", "_3"):
         encoder, tokenizer = getattr(pipe, "text_encoder" + suffix, None), getattr(pipe, "tokenizer" + suffix, None)
         if encoder is None:
             continue
@@ -88,7 +90,7 @@ def encoder_digest(pipe: Any) -> EncoderDigest:
     """Digest of a pipeline's text encoders; cached until a weight changes.
 
     Args:
-        pipe: A pipeline with `text_encoder` and `tokenizer`, and for SDXL `text_encoder_2` and `tokenizer_2`.
+        pipe: A pipeline with `text_encoder` and `tokenizer`, and up to `text_encoder_3` and `tokenizer_3`.
 
     Raises:
         ModelError: An encoder's weights are not in memory.
@@ -112,7 +114,9 @@ def _weights_digest(encoder: nn.Module) -> dict[str, str]:
     cached = _weights_cache.get(encoder)
     if cached is not None and cached[0] == state:
         return cached[1]
-    config = {field: getattr(encoder.config, field, None) for field in _CONFIG_FIELDS}
+    own: Any = encoder.config
+    fields = (*_CONFIG_FIELDS, *_T5_FIELDS) if own.model_type == "t5" else _CONFIG_FIELDS
+    config = {field: getattr(own, field, None) for field in fields}
     head = json.dumps(config, sort_keys=True, default=str).encode()
     hashes = {kind: hashlib.sha256(head) for kind in ("exact", "float16", "bfloat16")}
     dtypes = set()
@@ -156,15 +160,20 @@ def _little_endian(value: torch.Tensor) -> bytes:
 
 def _tokenizer_digest(tokenizer: Any) -> str:
     merges: list[str] = []
+    pieces: dict[str, Any] = {}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Only the merges: the rest of this JSON holds padding and truncation state, which change from call to call.
-        stored = json.loads(backend.to_str())["model"].get("merges") or []
-        merges = [m if isinstance(m, str) else " ".join(m) for m in stored]
+        # Only the model: the rest of this JSON holds padding and truncation state, which change from call to call.
+        model = json.loads(backend.to_str())["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+        if model.get("type") == "Unigram":
+            # SentencePiece splits a text by its pieces' scores.
+            pieces = {"scores": model["vocab"]}
     facts = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "merges": merges,
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "positions": int(tokenizer.model_max_length),
+        **pieces,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
     pairs = encode_edits(pipe, [PromptEdit("a CEO", {"a female CEO": 0.5, "a male CEO": 0.5})])
     kept = encode_preserved(pipe, ["a female CEO", "a male CEO", ""])
 
-Prompts pass through the pipeline's own `encode_prompt`, so its layer, its padding and the join of two encoders are
+Prompts pass through the pipeline's own `encode_prompt`, so its layers, its padding and the join of its encoders are
 right by construction; the text encoder runs in float32 whatever its dtype, and is put back bit for bit.
 """
 
@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from time_ops.alignment import Alignment, Positions, align_prompts
+from time_ops.alignment import Alignment
 from time_ops.encoders import EncoderDigest, encoder_digest, text_encoders
 from time_ops.errors import EditError, ModelError
+from time_ops.families import Span, TextEmbeddings, aligned_spans, pipeline_embeddings, text_readers, token_spans
 from time_ops.prompts import (
     DEFAULT_AUGMENTATIONS,
     PromptEdit,
@@ -35,6 +36,7 @@ __all__ = [
     "Encoded",
     "PromptEdit",
     "PromptFault",
+    "TextEmbeddings",
     "TokenPairs",
     "augment",
     "check_prompts",
@@ -42,6 +44,7 @@ __all__ = [
     "encode_edits",
     "encode_preserved",
     "encode_prompts",
+    "encode_texts",
 ]
 
 
@@ -56,6 +59,8 @@ class TokenPairs:
         augmentations: Templates that were used.
         alignment: Rule that matched the tokens.
         encoder: The text encoder's digest; None for embeddings that did not come from `encode_edits`.
+        pooled: The same edit's pooled embeddings, one vector for each augmentation in place of a token: source [W, p],
+            destinations [K, W, p]. None where the model reads none.
 
     Raises:
         EditError: Shapes or dtypes don't fit, or a value is not finite.
@@ -68,6 +73,7 @@ class TokenPairs:
     augmentations: tuple[str, ...] = ("{source}",)
     alignment: Alignment = "published"
     encoder: EncoderDigest | None = None
+    pooled: TokenPairs | None = None
     _tokens_digest: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +134,8 @@ class TokenPairs:
             values = [float(s) for s in shares]
             if len(values) != len(prompts):
                 raise EditError(f"edit of {self.edit.source!r} has {len(prompts)} destinations, not {len(values)}")
-        return replace(self, edit=PromptEdit(self.edit.source, dict(zip(prompts, values, strict=True))))
+        edit = PromptEdit(self.edit.source, dict(zip(prompts, values, strict=True)))
+        return replace(self, edit=edit, pooled=None if self.pooled is None else replace(self.pooled, edit=edit))
 
 
 def encode_edits(
@@ -142,7 +149,8 @@ def encode_edits(
     """Token pairs of edits, in order.
 
     Args:
-        pipe: A Stable Diffusion 1.x, 2.x or XL pipeline (its UNet may be absent from memory, its text encoders not).
+        pipe: A Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline. Of the first three the UNet may be absent
+            from memory; the text encoders may not.
         edits: The edits.
         augmentations: Templates in which "{source}" stands for the edit's prompts, source and destinations alike.
         alignment: "published", or "lcs" to align also destinations that lack or reorder the source's words.
@@ -166,7 +174,12 @@ def encode_edits(
             for name in edit.destinations
         ]
         source = torch.cat([encoded.embeddings[encoded.places[s]] for s in sources])
-        pairs.append(TokenPairs(edit, source, torch.stack(destinations), templates, alignment, encoded.encoder))
+        pooled = None
+        if encoded.pooled is not None:
+            ends = [[encoded.places[augment(t, name)] for t in templates] for name in edit.destinations]
+            starts = encoded.pooled[[encoded.places[s] for s in sources]]
+            pooled = TokenPairs(edit, starts, encoded.pooled[torch.tensor(ends)], templates, alignment, encoded.encoder)
+        pairs.append(TokenPairs(edit, source, torch.stack(destinations), templates, alignment, encoded.encoder, pooled))
     return pairs
 
 
@@ -176,21 +189,22 @@ class Encoded:
 
     Attributes:
         embeddings: [P, n, d] float32.
-        places: Index in `embeddings` of each rendered prompt.
+        pooled: [P, p] float32; None where the model reads none.
+        places: Index in both of each rendered prompt.
         encoder: The text encoder's digest.
 
     """
 
     embeddings: torch.Tensor
+    pooled: torch.Tensor | None
     places: dict[str, int]
     encoder: EncoderDigest
-    _tokenizers: Sequence[Any]
+    _spans: Sequence[Span]
     _alignment: Alignment
 
     def positions(self, source: str, destination: str) -> torch.Tensor:
         """Destination position of each source position, [n] int64; both prompts as rendered."""
-        index = _joint_alignment(self._tokenizers, source, destination, self.embeddings.shape[1], self._alignment)
-        return torch.from_numpy(index)
+        return torch.from_numpy(aligned_spans(self._spans, source, destination, self._alignment))
 
     def aligned(self, source: str, destination: str) -> torch.Tensor:
         """The destination's embeddings at these positions, [n, d] float32."""
@@ -209,18 +223,23 @@ def encode_checked(
     """Check edits and further prompts, and encode what they render to; the parameters and errors of `encode_edits`."""
     check_pipeline(pipe)
     templates = checked_templates(augmentations)
-    converted = [_Converted(pipe, tokenizer) for tokenizer in _agreeing_tokenizers(pipe)]
+    readers = text_readers(pipe)
+    spans = token_spans(pipe, readers)
+    # Only what token states are made from has to align; a pooled embedding is one vector.
+    aligning = [reader for span in spans for reader in span.readers]
     faults = [
         fault.reason
-        for tokenizer in converted
-        for fault in check_prompts(tokenizer, edits, prompts=prompts, augmentations=templates, alignment=alignment)
+        for reader in aligning
+        for fault in check_prompts(reader, edits, prompts=prompts, augmentations=templates, alignment=alignment)
     ]
+    rendered_once = dict.fromkeys(augment(t, p) for e in edits for t in templates for p in (e.source, *e.destinations))
+    others = [reader for reader in readers if all(reader is not a for a in aligning)]
+    faults += [f.reason for r in others for f in check_prompts(r, [], prompts=[*rendered_once, *prompts])]
     if faults:
         raise EditError.listing("these edits must be mended:", list(dict.fromkeys(faults)))
-    rendered = [augment(t, p) for e in edits for t in templates for p in (e.source, *e.destinations)]
-    places = {prompt: i for i, prompt in enumerate(dict.fromkeys([*rendered, *prompts]))}
-    embeddings = _encode(pipe, list(places), batch_size)
-    return Encoded(embeddings, places, encoder_digest(pipe), converted, alignment)
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys([*rendered_once, *prompts]))}
+    made = _encode(pipe, list(places), batch_size)
+    return Encoded(made.tokens, made.pooled, places, encoder_digest(pipe), spans, alignment)
 
 
 def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> list[TokenPairs]:
@@ -237,17 +256,22 @@ def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32)
 
     """
     distinct = list(dict.fromkeys(prompts))
-    embeddings = encode_prompts(pipe, distinct, batch_size=batch_size)
+    made = encode_texts(pipe, distinct, batch_size=batch_size)
     encoder = encoder_digest(pipe)
-    return [
-        TokenPairs(PromptEdit(prompt, {prompt: 1.0}), tokens, tokens[None], encoder=encoder)
+    pairs = []
+    for i, prompt in enumerate(distinct):
+        edit = PromptEdit(prompt, {prompt: 1.0})
         # Each with memory of its own: a view would carry the embeddings of all prompts along wherever it is sent.
-        for prompt, tokens in zip(distinct, (e.clone() for e in embeddings), strict=True)
-    ]
+        tokens, pooled = made.tokens[i].clone(), None
+        if made.pooled is not None:
+            vector = made.pooled[i : i + 1].clone()
+            pooled = TokenPairs(edit, vector, vector[None], encoder=encoder)
+        pairs.append(TokenPairs(edit, tokens, tokens[None], encoder=encoder, pooled=pooled))
+    return pairs
 
 
 def encode_prompts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> torch.Tensor:
-    """Prompt embeddings as the pipeline makes them, in float32.
+    """Token states as the pipeline makes them, in float32; `encode_texts` gives the pooled embeddings too.
 
     Args:
         pipe: As for `encode_edits`.
@@ -262,39 +286,41 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -
         ModelError: As for `encode_edits`.
 
     """
+    return encode_texts(pipe, prompts, batch_size=batch_size).tokens
+
+
+def encode_texts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> TextEmbeddings:
+    """All embeddings that the pipeline makes of prompts, in float32; parameters and errors of `encode_prompts`."""
     check_pipeline(pipe)
-    faults: list[str] = []
-    for tokenizer in _agreeing_tokenizers(pipe):
-        faults.extend(f.reason for f in check_prompts(_Converted(pipe, tokenizer), [], prompts=prompts))
+    faults = [f.reason for reader in text_readers(pipe) for f in check_prompts(reader, [], prompts=prompts)]
     if faults:
         raise EditError.listing("these prompts must be mended:", list(dict.fromkeys(faults)))
     rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     if not rows:
         raise EditError("no prompts to encode")
-    embeddings = _encode(pipe, list(rows), batch_size)
-    return embeddings if len(rows) == len(prompts) else embeddings[[rows[p] for p in prompts]]
+    made = _encode(pipe, list(rows), batch_size)
+    if len(rows) == len(prompts):
+        return made
+    order = [rows[p] for p in prompts]
+    return TextEmbeddings(made.tokens[order], None if made.pooled is None else made.pooled[order])
 
 
-def _encode(pipe: Any, prompts: list[str], batch_size: int) -> torch.Tensor:
-    """Distinct, checked prompts through the pipeline's own encoding; [P, n, d] float32."""
+def _encode(pipe: Any, prompts: list[str], batch_size: int) -> TextEmbeddings:
+    """Distinct, checked prompts through the pipeline's own encoding, in float32."""
     if not prompts:
-        return torch.zeros(0, 0, 0)
-    found = []
+        return TextEmbeddings(torch.zeros(0, 0, 0), None)
+    tokens, pooled = [], []
     # Looked up once: diffusers walks through all modules for it, 8 ms each time.
     device = pipe._execution_device
     with _float32_encoders(pipe), torch.no_grad():
         for start in range(0, len(prompts), batch_size):
-            made = pipe.encode_prompt(
-                prompt=prompts[start : start + batch_size],
-                device=device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
-            found.append(made[0].to(device="cpu", dtype=torch.float32))
-    embeddings = torch.cat(found)
-    if not bool(torch.isfinite(embeddings).all()):
+            states, vectors = pipeline_embeddings(pipe, prompts[start : start + batch_size], device)
+            tokens.append(states.to(device="cpu", dtype=torch.float32))
+            pooled += [] if vectors is None else [vectors.to(device="cpu", dtype=torch.float32)]
+    made = TextEmbeddings(torch.cat(tokens), torch.cat(pooled) if pooled else None)
+    if not all(bool(torch.isfinite(e).all()) for e in (made.tokens, made.pooled) if e is not None):
         raise ModelError("the text encoder gives embeddings that are not finite: are its weights whole?")
-    return embeddings
+    return made
 
 
 @contextmanager
@@ -321,54 +347,3 @@ def _float32_encoders(pipe: Any) -> Iterator[None]:
             tensor.data = data
         for module, training in modes:
             module.training = training
-
-
-class _Converted:
-    """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out.
-
-    It remembers what `token_ids` and the alignment ask of it, each prompt many times: asked anew, tokenizing takes
-    longer than a small encoder's forward pass.
-    """
-
-    def __init__(self, pipe: Any, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._convert = getattr(pipe, "maybe_convert_prompt", None)
-        self._tokenized: dict[str, Any] = {}
-        self._decoded: dict[tuple[int, ...], str] = {}
-        self.model_max_length = int(tokenizer.model_max_length)
-
-    def __call__(self, prompt: str, **kwargs: Any) -> Any:
-        if prompt not in self._tokenized:
-            text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
-            self._tokenized[prompt] = self._tokenizer(text, **kwargs)
-        return self._tokenized[prompt]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        key = tuple(ids)
-        if key not in self._decoded:
-            self._decoded[key] = str(self._tokenizer.decode(ids))
-        return self._decoded[key]
-
-
-def _agreeing_tokenizers(pipe: Any) -> list[Any]:
-    """Check that the tokenizers' padded length is the encoder's and the same for all, and return them."""
-    lengths = {}
-    for tokenizer, encoder in text_encoders(pipe):
-        n = int(tokenizer.model_max_length)
-        limit = getattr(encoder.config, "max_position_embeddings", None)
-        if limit is not None and n > int(limit):
-            raise ModelError(f"the tokenizer pads to {n} tokens, but the text encoder has {limit} positions")
-        lengths[id(tokenizer)] = n
-    if len(set(lengths.values())) > 1:
-        raise ModelError(f"the pipeline's tokenizers pad to different lengths: {sorted(lengths.values())}")
-    return [tokenizer for tokenizer, _ in text_encoders(pipe)]
-
-
-def _joint_alignment(
-    tokenizers: Sequence[Any], source: str, destination: str, positions: int, alignment: Alignment
-) -> Positions:
-    """Align for all encoders at once: their embeddings are joined, so they must agree."""
-    found = [align_prompts(t, source, destination, positions=positions, alignment=alignment) for t in tokenizers]
-    if any((index != found[0]).any() for index in found[1:]):
-        raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
-    return found[0]

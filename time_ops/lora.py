@@ -67,7 +67,7 @@ class LowRank:
         """
         kept = Inputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
         eye = torch.eye(whole.d, dtype=torch.float64)
-        return EditOperator(eye + self.lift @ self.down, (*whole.steps, kept), whole.condition)
+        return EditOperator(eye + self.lift @ self.down, (*whole.steps, kept), whole.condition, pooled=whole.pooled)
 
 
 def truncate(

@@ -5,6 +5,7 @@
         "male": {"a CEO": "a male CEO", "a nurse": "a male nurse"},
     })
     embeds = mixture.transform(prompt_embeds, seeds, prompts)          # [B, n, d]; negative embeddings likewise
+    pooled = mixture.transform_pooled(pooled, seeds, prompts)          # [B, p], where the model reads such
     mixture.save("mixture.safetensors"); Mixture.load("mixture.safetensors")
 
 A balanced edit stands between two destinations, where a wording that shifts all professions by hundredths of a blend
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -37,8 +38,11 @@ from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION, UNEDITED, Weights, Weig
 __all__ = ["UNEDITED", "Component", "Mixture", "is_mixture"]
 
 _FORMAT = "evenhand-mixture/1"
+# With pooled operators beside: a reader that knows only the first would leave those out.
+_FORMAT_POOLED = "evenhand-mixture/2"
 _HEADER = "evenhand"
 _TENSOR = "operators"
+_TENSOR_POOLED = "pooled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,7 @@ class Component:
     @property
     def is_identity(self) -> bool:
         """Whether it leaves the model as it is, so that its images are the base model's."""
-        return not self.operator.steps and bool(
-            torch.equal(self.operator.matrix, torch.eye(self.operator.d, dtype=torch.float64))
-        )
+        return not self.operator.steps and self.operator.is_identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,9 @@ class Mixture:
             faults.append(f"labels are repeated: {list(labels)}")
         if len({o.d for o in operators}) > 1:
             faults.append(f"components are of different widths: {sorted({o.d for o in operators})}")
+        second = {o.pooled.d for o in operators if o.pooled is not None}
+        if len(second) > 1:
+            faults.append(f"components are of different pooled widths: {sorted(second)}")
         if any(o.values_only for o in operators):
             faults.append("a component edits values only, which is no transform of the embeddings")
         known = [o.encoder for o in operators if o.encoder is not None]
@@ -129,6 +134,11 @@ class Mixture:
     def d(self) -> int:
         """Width of the embeddings."""
         return self.components[0].operator.d
+
+    @property
+    def pooled_d(self) -> int | None:
+        """Width of the pooled embeddings that its components edit; None: they leave those alone."""
+        return next((c.operator.pooled.d for c in self.components if c.operator.pooled is not None), None)
 
     @property
     def encoder(self) -> EncoderDigest | None:
@@ -190,7 +200,41 @@ class Mixture:
         """
         if prompt_embeds.ndim != 3:
             raise EditError(f"embeddings of a batch are [B, n, d], not {list(prompt_embeds.shape)}")
-        count = len(prompt_embeds)
+        return self._routed(EditOperator.transform, prompt_embeds, seeds, prompts)
+
+    def transform_pooled(
+        self,
+        pooled_prompt_embeds: torch.Tensor,
+        seeds: Sequence[int] | int,
+        prompts: Sequence[str] | str | None = None,
+    ) -> torch.Tensor:
+        """Pooled embeddings of a batch, each through the component that draws its image.
+
+        Args:
+            pooled_prompt_embeds: [B, p], floating point; those of the negative prompts likewise.
+            seeds: as for `transform`, and the same ones.
+            prompts: likewise.
+
+        Returns:
+            [B, p], same dtype and device.
+
+        Raises:
+            EditError: not one seed or prompt for each image.
+            ModelError: width or dtype do not fit.
+
+        """
+        if pooled_prompt_embeds.ndim != 2:
+            raise EditError(f"pooled embeddings of a batch are [B, p], not {list(pooled_prompt_embeds.shape)}")
+        return self._routed(EditOperator.transform_pooled, pooled_prompt_embeds, seeds, prompts)
+
+    def _routed(
+        self,
+        transform: Callable[[EditOperator, torch.Tensor], torch.Tensor],
+        embeds: torch.Tensor,
+        seeds: Sequence[int] | int,
+        prompts: Sequence[str] | str | None,
+    ) -> torch.Tensor:
+        count = len(embeds)
         of_images = (
             [(int(seeds), place) for place in range(count)]
             if isinstance(seeds, int | Integral)
@@ -199,12 +243,12 @@ class Mixture:
         texts = [prompts or ""] * count if prompts is None or isinstance(prompts, str) else list(prompts)
         if len(of_images) != count or len(texts) != count:
             raise EditError(f"{count} images, but {len(of_images)} seeds and {len(texts)} prompts: give one for each")
-        out = torch.empty_like(prompt_embeds)
+        out = torch.empty_like(embeds)
         chosen = [self.component_of(seed, text, place) for (seed, place), text in zip(of_images, texts, strict=True)]
         for k, component in enumerate(self.components):
             rows = [i for i, c in enumerate(chosen) if c == k]
             if rows:
-                out[rows] = component.operator.transform(prompt_embeds[rows])
+                out[rows] = transform(component.operator, embeds[rows])
         return out
 
     def check_encoder(self, pipe: Any) -> None:
@@ -220,6 +264,8 @@ class Mixture:
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float64) -> Path:
         """Write a safetensors file: tensor "operators" [K, d, d], all else in the header. Equal mixtures, equal bytes.
 
+        Pooled operators are a second tensor, "pooled" [K, p, p], and the format is then version 2.
+
         Args:
             path: the file; written beside and renamed.
             dtype: float64, or float32 for half the size.
@@ -234,17 +280,21 @@ class Mixture:
             EditError: another dtype.
 
         """
+        p = self.pooled_d
         header = {
-            "format": _FORMAT,
+            "format": _FORMAT if p is None else _FORMAT_POOLED,
             "is": "a mixture: one operator for each label, and weights by which each image's seed picks one",
             "d": self.d,
             "digest": self.digest,
             "components": [{"label": c.label, **operator_header(c.operator, dtype=dtype)} for c in self.components],
             **_weights_content(self.table),
         }
-        stacked = torch.stack([c.operator.matrix for c in self.components]).to(dtype)
+        tensors = {_TENSOR: torch.stack([c.operator.matrix for c in self.components]).to(dtype)}
+        if p is not None:
+            seconds = (c.operator.pooled or EditOperator.identity(p) for c in self.components)
+            tensors[_TENSOR_POOLED] = torch.stack([second.matrix for second in seconds]).to(dtype)
         # One metadata key: safetensors keeps several in no fixed order, and the bytes shall be.
-        return safetensors_bytes({_TENSOR: stacked}, metadata={_HEADER: _json(header)})
+        return safetensors_bytes(tensors, metadata={_HEADER: _json(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mixture:
@@ -273,23 +323,26 @@ class Mixture:
             metadata = header_of(data)
         except (SafetensorError, ValueError) as error:
             raise EditError(f"{name} is not a safetensors file, or is cut short: {error}") from error
-        if list(tensors) != [_TENSOR] or _HEADER not in metadata:
+        if sorted(tensors) not in ([_TENSOR], [_TENSOR, _TENSOR_POOLED]) or _HEADER not in metadata:
             raise EditError(
                 f"{name} is not a mixture: it has tensors {sorted(tensors)} and header keys {sorted(metadata)}"
             )
-        matrices = tensors[_TENSOR]
+        matrices, pooled = tensors[_TENSOR], tensors.get(_TENSOR_POOLED)
         try:
             header = json.loads(metadata[_HEADER])
-            if header["format"] != _FORMAT:
-                raise EditError(f"{name} has format {header['format']!r}; this version reads {_FORMAT!r}")
+            expected = _FORMAT if pooled is None else _FORMAT_POOLED
+            if header["format"] != expected:
+                raise EditError(f"{name} has format {header['format']!r}; with these tensors it would be {expected!r}")
             if header["route"] != ROUTE_VERSION:
                 raise EditError(f"{name} is routed by version {header['route']!r}; this one routes by {ROUTE_VERSION}")
             stored = header["components"]
             if matrices.ndim != 3 or len(matrices) != len(stored):
                 raise EditError(f"{name} has operators {list(matrices.shape)} for {len(stored)} components")
+            # A component that leaves pooled embeddings alone says nothing of them, and has the unit matrix there.
+            seconds = [None if pooled is None or "pooled" not in each else pooled[k] for k, each in enumerate(stored)]
             components = tuple(
-                Component(str(each["label"]), operator_from_header(matrix, each, f"{name}, {each['label']}"))
-                for matrix, each in zip(matrices, stored, strict=True)
+                Component(str(each["label"]), operator_from_header(matrix, each, f"{name}, {each['label']}", second))
+                for matrix, each, second in zip(matrices, stored, seconds, strict=True)
             )
             table = WeightTable(header["weights"], dict(header["professions"]))
             found = cls(components, table)
@@ -308,7 +361,7 @@ def is_mixture(data: bytes) -> bool:
         content = json.loads(header_of(data).get(_HEADER, "{}"))
     except ValueError:
         return False
-    return isinstance(content, dict) and content.get("format") == _FORMAT
+    return isinstance(content, dict) and content.get("format") in (_FORMAT, _FORMAT_POOLED)
 
 
 def _weights_content(table: WeightTable) -> dict[str, Any]:

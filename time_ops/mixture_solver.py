@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from time_ops.calibration import scale_of
@@ -39,6 +40,7 @@ def solve_mixture(
     professions: Mapping[str, Sequence[float]] | None = None,
     preserve: Sequence[str] = (*NEUTRAL_PROMPTS,),
     augmentations: Sequence[str] = VARIED_AUGMENTATIONS,
+    pooled: float = 1.0,
 ) -> Mixture:
     """Solve one component for each label, all from the same tokens.
 
@@ -57,6 +59,7 @@ def solve_mixture(
         professions: Weights by source prompt, of those that have their own.
         preserve: Further prompts to be left as they are.
         augmentations: As for `encode_edits`.
+        pooled: How much weaker pooled embeddings are edited, each in units of its own scale; see `solve`.
 
     Raises:
         EditError: No edit, a prompt that can't be used, or bad weights; all faults of a kind are named.
@@ -73,6 +76,7 @@ def solve_mixture(
     rows = encode_rows(pipe, prompts, ["", *preserve, *explicit], augmentations=augmentations)
     strength = lam * scale_of(rows.norms())
     asked = [_strengths(rows, edits, label, strength, overshoot, ratio, push, set(preserve)) for label in labels]
+    asked = [replace(one, ratio=pooled * rows.pooled_ratio) for one in asked]
     solved = [solve_statistics(statistics) for statistics in rows.component_statistics(asked)]
     operators = dict(zip(labels, solved, strict=True))
     if len(operators) == 1:

@@ -2,9 +2,11 @@
 
     operator.fold_into(pipe.unet)                                     # edited weight = weight @ operator.matrix
     embeds = operator.transform(embeds)                               # the same images, weights untouched
+    pooled = operator.transform_pooled(pooled)                        # where the model reads a pooled embedding too
     operator.save("ceo.safetensors"); EditOperator.load("ceo.safetensors")
 
-Weights and embeddings take the same matrix A from opposite sides: (W A) c = W (A c).
+Weights and embeddings take the same matrix A from opposite sides: (W A) c = W (A c). Each kind of embedding has an
+operator of its own: `matrix` is that of the token states, `pooled` an operator of the pooled embedding.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from safetensors.torch import save as safetensors_bytes
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
 from time_ops.files import write_beside
-from time_ops.surfaces import text_projections
+from time_ops.surfaces import Projection, text_entries
 
 __all__ = [
     "ChangedWeight",
@@ -43,6 +46,8 @@ __all__ = [
 ]
 
 _FORMAT = "evenhand-operator/1"
+# With a pooled operator beside: a reader that knows only the first would leave that one out.
+_FORMAT_POOLED = "evenhand-operator/2"
 _HEADER = "evenhand"
 
 
@@ -137,9 +142,11 @@ class EditOperator:
         steps: The inputs of each solve that it composes, in the order in which the edits were made; empty: identity.
         condition: Estimated condition number (1-norm) of the matrix that was factored; the largest where composed.
         versions: Versions of the libraries it was solved with.
+        pooled: The edit of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
 
     Raises:
-        EditError: The matrix is not square and finite, or steps mix encoders or values-only with other edits.
+        EditError: The matrix is not square and finite, steps mix encoders or values-only with other edits, or the
+            pooled operator has a pooled one itself.
 
     """
 
@@ -147,6 +154,7 @@ class EditOperator:
     steps: tuple[Inputs, ...] = ()
     condition: float | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    pooled: EditOperator | None = None
     _placed: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -157,7 +165,10 @@ class EditOperator:
             raise EditError("the operator's matrix is not finite")
         if len({step.values_only for step in self.steps}) > 1:
             raise EditError("a values-only edit and one of keys and values do not compose into one operator")
-        known = [step.encoder for step in self.steps if step.encoder is not None]
+        if self.pooled is not None and self.pooled.pooled is not None:
+            raise EditError("a pooled operator has no pooled operator of its own")
+        steps = (*self.steps, *(self.pooled.steps if self.pooled is not None else ()))
+        known = [step.encoder for step in steps if step.encoder is not None]
         differing = [e for e in known[1:] if not e.matches(known[0])]
         if differing:
             raise EditError(f"the edits are of two text encoders, {known[0].exact} and {differing[0].exact}")
@@ -174,6 +185,12 @@ class EditOperator:
         return self.matrix.shape[0]
 
     @property
+    def is_identity(self) -> bool:
+        """Whether it leaves every embedding as it is."""
+        own = bool(torch.equal(self.matrix, torch.eye(self.d, dtype=torch.float64)))
+        return own and (self.pooled is None or self.pooled.is_identity)
+
+    @property
     def values_only(self) -> bool:
         """Whether keys are left alone; then it is no plain transform of the embeddings."""
         return any(step.values_only for step in self.steps)
@@ -186,13 +203,21 @@ class EditOperator:
     @property
     def digest(self) -> str:
         """sha256 in hex of the canonical inputs: equal on every machine and for every order of rows."""
-        canonical = {"d": self.d, "steps": [_canonical_step(step) for step in self.steps]}
+        canonical: dict[str, Any] = {"d": self.d, "steps": [_canonical_step(step) for step in self.steps]}
+        if self.pooled is not None:
+            canonical["pooled"] = self.pooled.digest
         return hashlib.sha256(_json(canonical).encode()).hexdigest()
 
     @property
     def checksum(self) -> str:
-        """sha256 in hex of the matrix's bytes (float64, little-endian, row by row); differs between machines."""
-        return hashlib.sha256(self.matrix.numpy().astype("<f8").tobytes()).hexdigest()
+        """sha256 in hex of the matrix's bytes (float64, little-endian, row by row); differs between machines.
+
+        With a pooled operator, of both matrices' bytes.
+        """
+        sha = hashlib.sha256(self.matrix.numpy().astype("<f8").tobytes())
+        if self.pooled is not None:
+            sha.update(self.pooled.matrix.numpy().astype("<f8").tobytes())
+        return sha.hexdigest()
 
     def __matmul__(self, second: EditOperator) -> EditOperator:
         """`first @ second`: first was made first, second on the weights that it left.
@@ -208,15 +233,19 @@ class EditOperator:
         if self.d != second.d:
             raise EditError(f"operators of width {self.d} and {second.d} do not compose")
         conditions = [c for c in (self.condition, second.condition) if c is not None]
+        # Without a pooled operator the pooled embedding is left alone, so the other's is that of both.
+        pooled = second.pooled if self.pooled is None else self.pooled
+        if self.pooled is not None and second.pooled is not None:
+            pooled = self.pooled @ second.pooled
         return EditOperator(
-            self.matrix @ second.matrix, self.steps + second.steps, max(conditions, default=None), self.versions
+            self.matrix @ second.matrix, self.steps + second.steps, max(conditions, default=None), self.versions, pooled
         )
 
     def transform(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Compute A c for every token: what the unedited model must read to act as the edited one.
 
-        Transform the conditional and the unconditional (or negative) embeddings alike. SDXL's pooled embedding enters
-        the model by another way, which an edit does not touch: pass it as it is.
+        Transform the conditional and the unconditional (or negative) embeddings alike. The pooled embedding of SDXL,
+        SD3 and FLUX enters the model elsewhere, and has an operator of its own: see `transform_pooled`.
 
         Args:
             prompt_embeds: [..., d], floating point, on any device.
@@ -236,9 +265,38 @@ class EditOperator:
             )
         return self._applied(prompt_embeds)
 
+    def transform_pooled(self, pooled_prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """Compute A c for pooled embeddings, those of the negative prompt alike; without a pooled operator they stay.
+
+        Args:
+            pooled_prompt_embeds: [..., p], floating point, on any device.
+
+        Returns:
+            [..., p], same dtype and device; see `transform`.
+
+        Raises:
+            ModelError: The embeddings' width or dtype does not fit.
+
+        """
+        return pooled_prompt_embeds if self.pooled is None else self.pooled._applied(pooled_prompt_embeds)
+
+    def entries(self, module: Any) -> list[Projection]:
+        """What of a model this edit changes, in the model's order.
+
+        Args:
+            module: A UNet, or SD3's or FLUX's transformer.
+
+        Raises:
+            ModelError: The model can't be edited, or by an operator of other widths; all reasons are named.
+
+        """
+        pooled = None if self.pooled is None else self.pooled.d
+        found = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
+        return [p for p in found if p.kind == "tokens" or self.pooled is not None]
+
     @contextmanager
     def attached(self, module: Any) -> Iterator[None]:
-        """Within the block, a UNet acts as if edited: its projections read A c. Weights stay untouched.
+        """Within the block, a model acts as if edited: its entries read A c. Weights stay untouched.
 
         The way to audit a values-only operator; for others `transform` does the same at less cost.
 
@@ -250,8 +308,8 @@ class EditOperator:
 
         """
         hooks = [
-            projection.layer.register_forward_pre_hook(lambda _, inputs: (self._applied(inputs[0]), *inputs[1:]))
-            for projection in text_projections(module, d=self.d, values_only=self.values_only)
+            entry.layer.register_forward_pre_hook(partial(_read_edited, self._of(entry), entry.width))
+            for entry in self.entries(module)
         ]
         try:
             yield
@@ -260,7 +318,7 @@ class EditOperator:
                 hook.remove()
 
     def edited(self, weight: torch.Tensor) -> torch.Tensor:
-        """Compute W A for one projection: bit for bit what `fold_into` puts in its place.
+        """Compute W A for one projection of token states: bit for bit what `fold_into` puts in its place.
 
         Args:
             weight: [out, d], of any dtype and device.
@@ -278,13 +336,37 @@ class EditOperator:
         wide = weight.to(device=device, dtype=torch.float64)
         return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
 
+    def edited_pooled(self, weight: torch.Tensor) -> torch.Tensor:
+        """Compute the same for a layer that reads the pooled embedding by its first p inputs; all others stay.
+
+        Args:
+            weight: [out, in] with in at least p, of any dtype and device.
+
+        Returns:
+            [out, in]; see `edited`.
+
+        Raises:
+            ModelError: It has fewer inputs than the pooled embedding.
+
+        """
+        if self.pooled is None:
+            return weight.clone()
+        p = self.pooled.d
+        if weight.ndim != 2 or weight.shape[1] < p:
+            raise ModelError(f"a layer of shape {list(weight.shape)} does not read pooled embeddings of width {p}")
+        return torch.cat([self.pooled.edited(weight[:, :p]), weight[:, p:]], dim=1)
+
+    def edited_entry(self, entry: Projection) -> torch.Tensor:
+        """Give an entry's edited weight, [out, in]; see `edited` and `edited_pooled`."""
+        return (self.edited_pooled if entry.kind == "pooled" else self.edited)(entry.layer.weight)
+
     def fold_into(self, module: Any) -> Fold:
-        """Edit a UNet's key and value projections in place: W becomes W A, in float64, cast once.
+        """Edit a model's entries in place: W becomes W A, in float64, cast once.
 
         Nothing is changed unless everything can be. Fold once: folding again edits the edited weights.
 
         Args:
-            module: A `UNet2DConditionModel`, in float16, bfloat16, float32 or float64.
+            module: A `UNet2DConditionModel`, or SD3's or FLUX's transformer, in float16, bfloat16, float32 or float64.
 
         Returns:
             What was changed, and by how much.
@@ -294,19 +376,17 @@ class EditOperator:
                 overflows its dtype, or the weights did not change although the operator is not the identity.
 
         """
-        projections = text_projections(module, d=self.d, values_only=self.values_only)
+        entries = self.entries(module)
         check_loaded(module)
         with torch.no_grad():
-            edited = [self.edited(p.layer.weight) for p in projections]
-            overflowing = [
-                p.name for p, w in zip(projections, edited, strict=True) if not bool(torch.isfinite(w).all())
-            ]
+            edited = [self.edited_entry(p) for p in entries]
+            overflowing = [p.name for p, w in zip(entries, edited, strict=True) if not bool(torch.isfinite(w).all())]
             if overflowing:
-                dtype = projections[0].layer.weight.dtype
+                dtype = entries[0].layer.weight.dtype
                 raise ModelError(f"edited weights are not finite in {dtype}: {', '.join(overflowing[:4])}")
-            before = [p.layer.weight.detach().clone() for p in projections]
-            for projection, weight in zip(projections, edited, strict=True):
-                projection.layer.weight.copy_(weight)
+            before = [p.layer.weight.detach().clone() for p in entries]
+            for entry, weight in zip(entries, edited, strict=True):
+                entry.layer.weight.copy_(weight)
         return self._verified(module, before, edited)
 
     def check_encoder(self, pipe: Any) -> None:
@@ -331,6 +411,8 @@ class EditOperator:
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float64) -> Path:
         """Write a safetensors file: tensor "matrix", provenance in the header. Equal operators give equal bytes.
 
+        A pooled operator is a second tensor, "pooled", and the format is then version 2.
+
         Args:
             path: The file; written beside and renamed.
             dtype: float64, or float32 for half the size.
@@ -343,9 +425,13 @@ class EditOperator:
 
     def to_bytes(self, *, dtype: torch.dtype = torch.float64) -> bytes:
         """Give the file's bytes; see `save`."""
-        header = {"format": _FORMAT, "d": self.d, **operator_header(self, dtype=dtype)}
+        tensors = {"matrix": self.matrix.to(dtype)}
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled.matrix.to(dtype)
+        form = _FORMAT if self.pooled is None else _FORMAT_POOLED
+        header = {"format": form, "d": self.d, **operator_header(self, dtype=dtype)}
         # One metadata key: safetensors keeps several in no fixed order, and the bytes shall be.
-        return safetensors_bytes({"matrix": self.matrix.to(dtype)}, metadata={_HEADER: _json(header)})
+        return safetensors_bytes(tensors, metadata={_HEADER: _json(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EditOperator:
@@ -362,21 +448,24 @@ class EditOperator:
             raise FileNotFoundError(f"no operator at {name}")
         try:
             with safe_open(name, framework="pt") as file:
-                metadata, names = file.metadata() or {}, list(file.keys())
-                matrix = file.get_tensor("matrix") if names == ["matrix"] else None
+                metadata, names = file.metadata() or {}, sorted(file.keys())
+                known = names in (["matrix"], ["matrix", "pooled"])
+                matrix = file.get_tensor("matrix") if known else None
+                pooled = file.get_tensor("pooled") if known and len(names) == 2 else None
         except SafetensorError as error:
             raise EditError(f"{name} is not a safetensors file, or is cut short: {error}") from error
         if matrix is None or _HEADER not in metadata:
             raise EditError(f"{name} is not an operator: it has tensors {names} and header keys {sorted(metadata)}")
         try:
             header = json.loads(metadata[_HEADER])
-            if header["format"] != _FORMAT:
-                raise EditError(f"{name} has format {header['format']!r}; this version reads {_FORMAT!r}")
+            expected = _FORMAT if pooled is None else _FORMAT_POOLED
+            if header["format"] != expected:
+                raise EditError(f"{name} has format {header['format']!r}; with these tensors it would be {expected!r}")
             if header["d"] != matrix.shape[-1]:
                 raise EditError(f"{name} is damaged: its matrix is {list(matrix.shape)}, the header says {header['d']}")
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise EditError(f"{name} has a header that can't be read: {error!r}") from error
-        return operator_from_header(matrix, header, str(name))
+        return operator_from_header(matrix, header, str(name), pooled)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -398,11 +487,14 @@ class EditOperator:
             self._placed[device] = shift.to(device, torch.float32 if device.type == "mps" else torch.float64)
         return self._placed[device]
 
+    def _of(self, entry: Projection) -> EditOperator:
+        """Choose the operator of what an entry reads."""
+        return self.pooled if entry.kind == "pooled" and self.pooled is not None else self
+
     def _verified(self, module: Any, before: Sequence[torch.Tensor], edited: Sequence[torch.Tensor]) -> Fold:
         """Read the weights back from the model: an edit that did not take is the fault of the published pipeline."""
-        projections = text_projections(module, d=self.d, values_only=self.values_only)
         rows, unheld = [], []
-        for projection, old, wanted in zip(projections, before, edited, strict=True):
+        for projection, old, wanted in zip(self.entries(module), before, edited, strict=True):
             now = projection.layer.weight.detach()
             if not torch.equal(now, wanted):
                 unheld.append(projection.name)
@@ -413,8 +505,7 @@ class EditOperator:
             rows.append(ChangedWeight(projection.name, (now.shape[0], now.shape[1]), dtype, change))
         if unheld:
             raise ModelError(f"weights did not take the edit: {', '.join(unheld[:4])} ({len(unheld)} in all)")
-        is_identity = bool(torch.equal(self.matrix, torch.eye(self.d, dtype=torch.float64)))
-        if not is_identity and all(torch.equal(old, new) for old, new in zip(before, edited, strict=True)):
+        if not self.is_identity and all(torch.equal(old, new) for old, new in zip(before, edited, strict=True)):
             raise ModelError(
                 f"no weight changed: the edit is below the resolution of {rows[0].dtype}. Lower lam, or fold in float32"
             )
@@ -432,21 +523,25 @@ def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, 
         raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
     return {
         "digest": operator.digest,
-        "checksum": replace(operator, matrix=operator.matrix.to(dtype)).checksum,
+        "checksum": _stored(operator, dtype).checksum,
         "condition": _number(operator.condition),
         "values_only": operator.values_only,
         "versions": dict(operator.versions),
         "steps": [_canonical_step(step) for step in operator.steps],
+        **({} if operator.pooled is None else {"pooled": operator_header(operator.pooled, dtype=dtype)}),
     }
 
 
-def operator_from_header(matrix: torch.Tensor, header: Mapping[str, Any], name: str) -> EditOperator:
+def operator_from_header(
+    matrix: torch.Tensor, header: Mapping[str, Any], name: str, pooled: torch.Tensor | None = None
+) -> EditOperator:
     """An operator from its stored matrix and what `operator_header` said of it.
 
     Args:
         matrix: [d, d].
         header: as stored.
         name: what to call it in messages.
+        pooled: [p, p]; None: it has no pooled operator.
 
     Raises:
         EditError: the header can't be read, or matrix and provenance are not those that it was written with.
@@ -454,7 +549,8 @@ def operator_from_header(matrix: torch.Tensor, header: Mapping[str, Any], name: 
     """
     try:
         steps = tuple(_step_from(step) for step in header["steps"])
-        found = EditOperator(matrix, steps, _from_number(header["condition"]), header["versions"])
+        second = None if pooled is None else operator_from_header(pooled, header["pooled"], f"{name}, pooled")
+        found = EditOperator(matrix, steps, _from_number(header["condition"]), header["versions"], second)
         checks = {"checksum": found.checksum, "digest": found.digest}
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
     except (KeyError, TypeError, AttributeError) as error:
@@ -462,6 +558,21 @@ def operator_from_header(matrix: torch.Tensor, header: Mapping[str, Any], name: 
     if wrong:
         raise EditError.listing(f"{name} is damaged:", wrong)
     return found
+
+
+def _stored(operator: EditOperator, dtype: torch.dtype) -> EditOperator:
+    """Round an operator as a file of this dtype does."""
+    pooled = None if operator.pooled is None else _stored(operator.pooled, dtype)
+    return replace(operator, matrix=operator.matrix.to(dtype), pooled=pooled)
+
+
+def _read_edited(
+    operator: EditOperator, width: int, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Give a layer A c for c, its first `width` inputs; those behind are no text."""
+    states, *others = inputs
+    text = operator._applied(states[..., :width])
+    return (torch.cat([text, states[..., width:]], dim=-1), *others)
 
 
 def check_loaded(module: torch.nn.Module) -> None:

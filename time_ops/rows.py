@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -27,18 +27,21 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as arrays_bytes
 
 from time_ops.alignment import Alignment
+from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
-from time_ops.encoding import encode_checked
+from time_ops.encoding import Encoded, encode_checked
 from time_ops.errors import EditError
 from time_ops.files import header_of
 from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
-from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
+from time_ops.solver import Device, Rows, Statistics, Sums, check_lams, pooled_ratio, spectral_norm
 
 __all__ = ["Strengths", "TokenRows", "checked_blends", "encode_rows"]
 
 Places = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
+
+_ARRAYS = ("tokens", "sources", "destinations", "kept")
 
 # As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
 _SHARE_TOLERANCE = 1e-6
@@ -54,6 +57,7 @@ class Strengths:
         preserve_lam: Of all preserved prompts, or of each.
         push: Of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
             away from the source, c* = c + push (c - c_source), to make up for what the edit takes. None: nowhere.
+        ratio: Lam of the pooled embeddings, in units of all these lams; see `TokenRows.pooled_ratio`.
 
     """
 
@@ -61,6 +65,12 @@ class Strengths:
     shares: Sequence[npt.ArrayLike] | None
     preserve_lam: float | Sequence[float]
     push: Sequence[Sequence[float]] | None = None
+    ratio: float = 1.0
+
+    def of_pooled(self) -> Strengths:
+        """Strengths of the pooled embeddings."""
+        kept = np.multiply(self.preserve_lam, self.ratio).tolist()
+        return Strengths([self.ratio * float(s) for s in self.lam], self.shares, kept, self.push)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class TokenRows:
         augmentations: Templates that were used.
         alignment: Rule that matched the tokens.
         encoder: The text encoder's digest.
+        pooled: The same edits' pooled embeddings, one row for each prompt; None where the model reads none.
 
     """
 
@@ -102,11 +113,18 @@ class TokenRows:
     augmentations: tuple[str, ...]
     alignment: Alignment
     encoder: EncoderDigest
+    pooled: TokenRows | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays, in bytes."""
-        return sum(a.nbytes for a in (self.tokens, self.sources, self.destinations, self.kept))
+        own = sum(a.nbytes for a in (self.tokens, self.sources, self.destinations, self.kept))
+        return own + (0 if self.pooled is None else self.pooled.nbytes)
+
+    @property
+    def pooled_ratio(self) -> float:
+        """Lam of the pooled embeddings, in units of the token states', at which both edit alike: by their scales."""
+        return 1.0 if self.pooled is None else pooled_ratio(scale_of(self.pooled.norms()), scale_of(self.norms()))
 
     def of_augmentations(self, used: Sequence[bool]) -> TokenRows:
         """The same edits in some of their augmentations, in one table of tokens still; preserved prompts stay all.
@@ -124,6 +142,7 @@ class TokenRows:
             sources=self.sources[:, tokens],
             destinations=self.destinations[:, tokens],
             augmentations=tuple(a for a, keep in zip(self.augmentations, chosen, strict=True) if keep),
+            pooled=None if self.pooled is None else self.pooled.of_augmentations(used),
         )
 
     def statistics(
@@ -133,6 +152,7 @@ class TokenRows:
         preserve_lam: float | Sequence[float] | None = None,
         *,
         device: Device = "cpu",
+        ratio: float = 1.0,
     ) -> Statistics:
         """Weighted statistics of all of them, ready to be merged with other parts and solved.
 
@@ -145,6 +165,7 @@ class TokenRows:
             preserve_lam: Strength of the preserved prompts, or of each of `preserved`; inf leaves one out. None: the
                 smallest lam given here.
             device: Where to compute; needs float64.
+            ratio: See `Strengths`.
 
         Returns:
             Statistics on the CPU. An edit has one record for each distinct blend, with the augmentations that have it;
@@ -155,7 +176,7 @@ class TokenRows:
 
         """
         kept = min((float(s) for s in lam), default=1.0) if preserve_lam is None else preserve_lam
-        return self.component_statistics([Strengths(lam, shares, kept)], device=device)[0]
+        return self.component_statistics([Strengths(lam, shares, kept, None, ratio)], device=device)[0]
 
     def component_statistics(self, components: Sequence[Strengths], *, device: Device = "cpu") -> list[Statistics]:
         """Weighted statistics of several operators over the same tokens, the components of a mixture.
@@ -171,6 +192,13 @@ class TokenRows:
             EditError: As for `statistics`.
 
         """
+        found = self._component_statistics(components, device)
+        if self.pooled is None:
+            return found
+        pooled = self.pooled._component_statistics([one.of_pooled() for one in components], device)
+        return [replace(one, pooled=second) for one, second in zip(found, pooled, strict=True)]
+
+    def _component_statistics(self, components: Sequence[Strengths], device: Device) -> list[Statistics]:
         checked = [self._checked(strengths) for strengths in components]
         pushes = [self._pushes(one.push, kept) for one, (_, _, kept) in zip(components, checked, strict=True)]
         count, d = len(components), self.tokens.shape[1]
@@ -273,16 +301,11 @@ class TokenRows:
             EditError: As for `statistics`.
 
         """
-        found = []
-        for source, places, blend in zip(self.sources, self._places(), self._blends(shares), strict=True):
-            rows = self._rows(source, places, [blend])
-            moved = rows.shifts[0].any(dim=1)
-            # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
-            factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
-            found.append(
-                float(torch.linalg.matrix_norm(factors[0] @ factors[1].T, ord=2)) if bool(moved.any()) else 0.0
-            )
-        return found
+        blends = self._blends(shares)
+        return [
+            spectral_norm(self._rows(source, places, [blend]))
+            for source, places, blend in zip(self.sources, self._places(), blends, strict=True)
+        ]
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
@@ -293,12 +316,8 @@ class TokenRows:
             "alignment": self.alignment,
             "encoder": asdict(self.encoder),
         }
-        arrays = {
-            "tokens": self.tokens,
-            "sources": self.sources,
-            "destinations": self.destinations,
-            "kept": self.kept,
-        }
+        parts = {"": self} if self.pooled is None else {"": self, "pooled.": self.pooled}
+        arrays = {f"{prefix}{name}": getattr(part, name) for prefix, part in parts.items() for name in _ARRAYS}
         return arrays_bytes(arrays, metadata={"rows": json.dumps(facts)})
 
     @classmethod
@@ -312,17 +331,21 @@ class TokenRows:
         try:
             arrays = load_arrays(data)
             facts = json.loads(header_of(data)["rows"])
-            return cls(
-                tokens=arrays["tokens"],
-                edits=tuple(PromptEdit(source, dict(destinations)) for source, destinations in facts["edits"]),
-                sources=arrays["sources"],
-                destinations=arrays["destinations"],
-                preserved=tuple(facts["preserved"]),
-                kept=arrays["kept"],
-                augmentations=tuple(facts["augmentations"]),
-                alignment=facts["alignment"],
-                encoder=EncoderDigest(**facts["encoder"]),
-            )
+            pooled: TokenRows | None = None
+            for prefix in ("pooled.", "") if "pooled.tokens" in arrays else ("",):
+                pooled = cls(
+                    tokens=arrays[f"{prefix}tokens"],
+                    edits=tuple(PromptEdit(source, dict(destinations)) for source, destinations in facts["edits"]),
+                    sources=arrays[f"{prefix}sources"],
+                    destinations=arrays[f"{prefix}destinations"],
+                    preserved=tuple(facts["preserved"]),
+                    kept=arrays[f"{prefix}kept"],
+                    augmentations=tuple(facts["augmentations"]),
+                    alignment=facts["alignment"],
+                    encoder=EncoderDigest(**facts["encoder"]),
+                    pooled=pooled,
+                )
+            return cast(TokenRows, pooled)
         except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise EditError(f"these bytes are no token rows: {error!r}") from error
 
@@ -466,7 +489,26 @@ def encode_rows(
         raise EditError("no edits to encode")
     templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
     encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
-    tokens, numbers = _distinct(encoded.embeddings.numpy())
+    numbered = _distinct(encoded.embeddings.numpy())
+    found = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
+    if encoded.pooled is None:
+        return found
+    only = np.zeros(1, np.int64)
+    numbered = _distinct(encoded.pooled[:, None].numpy())
+    return replace(found, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
+
+
+def _placed(
+    numbered: tuple[npt.NDArray[np.float32], Places],
+    encoded: Encoded,
+    edits: Sequence[PromptEdit],
+    kept: tuple[str, ...],
+    templates: tuple[str, ...],
+    alignment: Alignment,
+    positions: Callable[[str, str], npt.ArrayLike],
+) -> TokenRows:
+    """Rows of the embeddings of one kind: distinct ones [u, d], and the number of each prompt's, [P, n]."""
+    tokens, numbers = numbered
     rows = {prompt: numbers[place] for prompt, place in encoded.places.items()}
     sources, destinations = [], []
     for edit in edits:
@@ -474,7 +516,7 @@ def encode_rows(
         sources.append(np.concatenate([rows[s] for s in rendered]))
         for name in edit.destinations:
             targets = [augment(t, name) for t in templates]
-            aligned = [rows[d][encoded.positions(s, d)] for s, d in zip(rendered, targets, strict=True)]
+            aligned = [rows[d][np.asarray(positions(s, d))] for s, d in zip(rendered, targets, strict=True)]
             destinations.append(np.concatenate(aligned))
     return TokenRows(
         tokens=tokens,

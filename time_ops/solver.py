@@ -5,6 +5,9 @@
 
 Three ways in, one result. `solve` for once. `Problem` to solve again and again with other lams and shares. `Statistics`
 to stream more edits than fit in memory, at lams that are fixed: they merge with `+` and travel as bytes.
+
+Where the model reads a pooled embedding too, that is edited by the same formula with a G and B of its own, from one
+vector for each prompt in place of its tokens. Its lam is the edit's in units of the pooled embeddings' own scale.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_bytes
 from scipy.linalg import lapack
 
+from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
@@ -48,6 +52,7 @@ def solve(
     *,
     values_only: bool = False,
     device: Device = "cpu",
+    pooled: float = 1.0,
 ) -> EditOperator:
     """All edits in one solve.
 
@@ -59,6 +64,8 @@ def solve(
             harder at a token than a preserved prompt that shares it holds.
         values_only: Edit the value projections only.
         device: Where to compute; needs float64.
+        pooled: How much weaker pooled embeddings are edited than token states: their lam is this times `lam`, each in
+            units of its own scale (the median over edits of the spectral norm of B_p). inf leaves them alone.
 
     Returns:
         The operator, with the inputs and the estimated condition number as provenance.
@@ -70,6 +77,15 @@ def solve(
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
+    found, second = _solved(plan, strengths, device), plan.pooled(pooled)
+    if second is None:
+        return found
+    of_pooled, ratio = second
+    return replace(found, pooled=_solved(of_pooled, [ratio * s for s in strengths], device))
+
+
+def _solved(plan: _Plan, strengths: Sequence[float], device: Device) -> EditOperator:
+    """Solve for the embeddings of one kind."""
     used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
     if sum(len(pair.source) for pair, _ in used) < plan.d:
         return plan.operator(*_token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
@@ -89,6 +105,7 @@ class Statistics:
         edits: Records of the edits in the sums.
         preserved: Records of the preserved prompts in the sums.
         encoder: The text encoder, where known.
+        pooled: The same of the pooled embeddings; None where the model reads none.
 
     """
 
@@ -97,6 +114,7 @@ class Statistics:
     edits: tuple[EditRecord, ...] = ()
     preserved: tuple[EditRecord, ...] = ()
     encoder: EncoderDigest | None = None
+    pooled: Statistics | None = None
 
     def __post_init__(self) -> None:
         square = self.G.ndim == 2 and self.G.shape[0] == self.G.shape[1] and self.G.shape == self.B.shape
@@ -120,10 +138,15 @@ class Statistics:
         sums = Sums(pairs.source.shape[1], "cpu")
         sums.add(Rows.of(pairs), 1.0)
         record = (_record(pairs, None),)
-        return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder)
+        second = None if pairs.pooled is None else cls.of(pairs.pooled, preserved=preserved)
+        return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder, second)
 
-    def weighted(self, lam: float) -> Statistics:
+    def weighted(self, lam: float, ratio: float = 1.0) -> Statistics:
         """Divide by lam (inf gives zeros), which is then on record.
+
+        Args:
+            lam: The strength.
+            ratio: The pooled statistics' lam, in units of this one; see `time_ops.rows.TokenRows.pooled_ratio`.
 
         Raises:
             EditError: lam is not positive, or they have a lam already.
@@ -139,6 +162,7 @@ class Statistics:
             B=self.B * weight,
             edits=tuple(replace(r, lam=float(lam)) for r in self.edits),
             preserved=tuple(replace(r, lam=float(lam)) for r in self.preserved),
+            pooled=None if self.pooled is None else self.pooled.weighted(ratio * lam),
         )
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -152,20 +176,28 @@ class Statistics:
             return NotImplemented
         if self.G.shape != other.G.shape:
             raise EditError(f"statistics of width {self.G.shape[0]} and {other.G.shape[0]} do not merge")
+        if (self.pooled is None) != (other.pooled is None):
+            raise EditError("statistics with pooled embeddings and without do not merge")
         encoder = _one_encoder([self.encoder, other.encoder])
         return Statistics(
-            self.G + other.G, self.B + other.B, self.edits + other.edits, self.preserved + other.preserved, encoder
+            self.G + other.G,
+            self.B + other.B,
+            self.edits + other.edits,
+            self.preserved + other.preserved,
+            encoder,
+            None if self.pooled is None or other.pooled is None else self.pooled + other.pooled,
         )
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
-        records = {
-            "edits": [asdict(r) for r in self.edits],
-            "preserved": [asdict(r) for r in self.preserved],
-            "encoder": None if self.encoder is None else asdict(self.encoder),
-        }
-        # Clones, as safetensors refuses tensors that share memory, which zeros and views may.
-        stored = {"B": self.B.cpu().contiguous().clone(), "G": self.G.cpu().contiguous().clone()}
+        parts = {"": self} if self.pooled is None else {"": self, "pooled.": self.pooled}
+        records: dict[str, Any] = {"encoder": None if self.encoder is None else asdict(self.encoder)}
+        stored: dict[str, torch.Tensor] = {}
+        for prefix, part in parts.items():
+            records[f"{prefix}edits"] = [asdict(r) for r in part.edits]
+            records[f"{prefix}preserved"] = [asdict(r) for r in part.preserved]
+            # Clones, as safetensors refuses tensors that share memory, which zeros and views may.
+            stored |= {f"{prefix}{name}": getattr(part, name).cpu().contiguous().clone() for name in ("B", "G")}
         return tensors_bytes(stored, metadata={"statistics": json.dumps(records, sort_keys=True)})
 
     @classmethod
@@ -179,14 +211,18 @@ class Statistics:
         try:
             tensors = load_tensors(data)
             records = json.loads(header_of(data)["statistics"])
-            encoder = records["encoder"]
-            return cls(
-                tensors["G"],
-                tensors["B"],
-                tuple(_stored_record(r) for r in records["edits"]),
-                tuple(_stored_record(r) for r in records["preserved"]),
-                None if encoder is None else EncoderDigest(**encoder),
-            )
+            encoder = None if records["encoder"] is None else EncoderDigest(**records["encoder"])
+            parts: dict[str, Statistics] = {}
+            for prefix in ("pooled.", "") if "pooled.G" in tensors else ("",):
+                parts[prefix] = cls(
+                    tensors[f"{prefix}G"],
+                    tensors[f"{prefix}B"],
+                    tuple(_stored_record(r) for r in records[f"{prefix}edits"]),
+                    tuple(_stored_record(r) for r in records[f"{prefix}preserved"]),
+                    encoder,
+                    parts.get("pooled."),
+                )
+            return parts[""]
         except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise EditError(f"these bytes are no statistics: {error!r}") from error
 
@@ -207,7 +243,9 @@ def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOpe
         raise EditError.listing("statistics were merged without a lam:", [repr(s) for s in missing])
     strengths = [r.lam for r in (*total.edits, *total.preserved) if r.lam is not None]
     matrix, condition = _factored(total.G.clone(), total.B, strengths)
-    return EditOperator(matrix, (Inputs(total.edits, total.preserved, total.encoder, values_only),), condition)
+    pooled = None if total.pooled is None else solve_statistics(total.pooled)
+    step = Inputs(total.edits, total.preserved, total.encoder, values_only)
+    return EditOperator(matrix, (step,), condition, pooled=pooled)
 
 
 class Problem:
@@ -223,6 +261,7 @@ class Problem:
         values_only: As for `solve`.
         device: As for `solve`.
         statistics_bytes: Most memory for G_p and B_p.
+        pooled: As for `solve`.
 
     Raises:
         EditError: As for `solve`.
@@ -237,8 +276,15 @@ class Problem:
         values_only: bool = False,
         device: Device = "cpu",
         statistics_bytes: int = _STATISTICS_BYTES,
+        pooled: float = 1.0,
     ) -> None:
         self._plan = _Plan.of(pairs, preserve, values_only)
+        self._pooled: tuple[Problem, float] | None = None
+        second = self._plan.pooled(pooled)
+        if second is not None:
+            plan, ratio = second
+            made = Problem(plan.edits, plan.kept, device=device, statistics_bytes=statistics_bytes)
+            self._pooled = (made, ratio)
         self._device = device
         d = self._plan.d
         # The preserved prompts share one lam, so they are one edit to the sums.
@@ -275,6 +321,15 @@ class Problem:
         """
         plan = self._plan if shares is None else self._plan.with_shares(shares)
         strengths = plan.strengths(lam, preserve_lam)
+        found = self._solved(plan, strengths)
+        if self._pooled is None:
+            return found
+        problem, ratio = self._pooled
+        second = problem._plan if shares is None else problem._plan.with_shares(shares)
+        return replace(found, pooled=problem._solved(second, [ratio * s for s in strengths]))
+
+    def _solved(self, plan: _Plan, strengths: Sequence[float]) -> EditOperator:
+        """Solve for the embeddings of one kind."""
         weights = [1 / s for s in strengths[: len(plan.edits)]]
         kept_weight = 1 / strengths[-1] if plan.kept else 0.0
         if self._sums is not None:
@@ -473,6 +528,23 @@ class _Plan:
         encoder = _one_encoder([p.encoder for p in every])
         return cls(tuple(pairs), tuple(preserve), values_only, widths.pop(), encoder)
 
+    def pooled(self, weaker: float) -> tuple[_Plan, float] | None:
+        """Plan the pooled embeddings' solve, and give their lams in units of these; None: there is nothing to edit."""
+        check_lams([weaker], "pooled")
+        parts = [p.pooled for p in self.pairs]
+        found = [p for p in parts if p is not None]
+        if found and len(found) < len(parts):
+            raise EditError("some token pairs have pooled embeddings and some have none: encode them all alike")
+        if not found or not math.isfinite(weaker):
+            return None
+        plan = _Plan.of(found[: len(self.edits)], found[len(self.edits) :], values_only=False)
+        return plan, weaker * pooled_ratio(plan.scale, self.scale)
+
+    @property
+    def scale(self) -> float:
+        """The lam at which these edits begin to bite."""
+        return scale_of([spectral_norm(Rows.of(p)) for p in self.edits])
+
     def with_shares(self, shares: Sequence[Mapping[str, float] | Sequence[float] | None]) -> _Plan:
         if len(shares) != len(self.edits):
             raise EditError(f"{len(self.edits)} edits, but shares for {len(shares)}")
@@ -589,6 +661,26 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
             first.append(i)
             counts.append(1)
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
+
+
+def pooled_ratio(pooled: float, tokens: float) -> float:
+    """Lam of pooled embeddings in units of the token states', by their scales; see `time_ops.calibration.scale_of`.
+
+    To six digits, so that it is one number on all machines though norms differ in their last bits.
+    """
+    return float(f"{pooled / tokens:.6g}")
+
+
+def spectral_norm(rows: Rows) -> float:
+    """Largest singular value of sum (c* - c) c^T, for the first of the rows' shifts."""
+    if len(rows.shifts) == 0:
+        return 0.0
+    moved = rows.shifts[0].any(dim=1)
+    if not bool(moved.any()):
+        return 0.0
+    # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
+    factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
+    return float(torch.linalg.matrix_norm(factors[0] @ factors[1].T, ord=2))
 
 
 def check_lams(lams: Sequence[float], name: str, sources: Sequence[str] | None = None, *, of: str = "edit") -> None:

@@ -1,8 +1,16 @@
 """Which layers read the text, and which models can be edited.
 
-The key and value projections of every cross-attention layer, found by role (`attn2.to_k`, `attn2.to_v`), never by
-class name, and counted against what the model's configuration promises. A model where an edit of these projections
-would not be the whole of what the text does is refused with every reason at once.
+An *entry* is a linear layer that reads embeddings of the text, of one kind: the token states, or the one pooled vector
+of a prompt. A linear layer's edit is an operator on what it reads, so a model is edited exactly where all its text
+enters by entries:
+
+    UNets           attn2.to_k and attn2.to_v of every cross-attention        token states
+    SDXL besides    add_embedding.linear_1, the columns before the sizes'     pooled
+    SD3, FLUX       context_embedder                                          token states
+                    time_text_embed.text_embedder.linear_1                    pooled
+
+A UNet's are found by role, never by class name, and counted against what its configuration promises. A model where an
+edit of its entries would not be the whole of what the text does is refused with every reason at once.
 """
 
 from __future__ import annotations
@@ -16,46 +24,131 @@ from torch import nn
 
 from time_ops.errors import ModelError
 
-__all__ = ["Projection", "check_pipeline", "expected_layers", "text_projections"]
+__all__ = [
+    "Kind",
+    "Projection",
+    "check_pipeline",
+    "denoiser_of",
+    "expected_layers",
+    "pooled_width",
+    "text_entries",
+    "text_projections",
+]
 
-Role = Literal["key", "value"]
+Kind = Literal["tokens", "pooled"]
+"""What an entry reads: [..., n, d] token states, or one [..., p] vector for each prompt."""
+
+Role = Literal["key", "value", "context", "pooled"]
 
 # Dtypes whose weights can be multiplied and cast; float8 and integers are storage formats of quantisers.
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+# How many numbers (sizes, crops, a score) stand beside SDXL's pooled embedding: its base model's, its refiner's.
+_TIME_IDS = (6, 5)
+# By class: that a model has layers of these names does not say that nothing else in it reads the text.
+_JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+_JOINT_ENTRIES: tuple[tuple[str, Role, str], ...] = (
+    ("context_embedder", "context", "joint_attention_dim"),
+    ("time_text_embed.text_embedder.linear_1", "pooled", "pooled_projection_dim"),
+)
+
+
 @dataclass(frozen=True)
 class Projection:
-    """One linear layer that reads the text.
+    """One entry: a linear layer that reads the text.
 
     Attributes:
         name: Its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
-        role: "key" or "value".
-        layer: The layer; weight [out, d].
+        role: "key" or "value" of a cross-attention, "context" of a whole model, or "pooled".
+        layer: The layer; weight [out, in].
+        width: How many of its inputs, the first ones, read the text: d. The others, and the bias, are never edited.
 
     """
 
     name: str
     role: Role
     layer: nn.Linear
+    width: int
+
+    @property
+    def kind(self) -> Kind:
+        """What it reads."""
+        return "pooled" if self.role == "pooled" else "tokens"
 
 
-def text_projections(module: Any, *, d: int | None = None, values_only: bool = False) -> list[Projection]:
-    """Every key and value projection that reads the text, in the model's order.
+def text_entries(
+    module: Any, *, d: int | None = None, pooled: int | None = None, values_only: bool = False
+) -> list[Projection]:
+    """Every linear layer that reads the text, in the model's order, the one that reads the pooled embedding last.
 
     Args:
-        module: A `UNet2DConditionModel`.
-        d: Width of the text embeddings that the caller has; checked against every projection.
+        module: A `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
+        d: Width of the token states that the caller has; checked against every entry that reads them.
+        pooled: Width of the pooled embedding that the caller has; likewise.
         values_only: Leave the key projections out.
 
     Returns:
-        Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL.
+        32 for Stable Diffusion 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX.
 
     Raises:
         ModelError: The model can't be edited; all reasons are given.
 
     """
-    config = _unet_config(module)
+    config = _known_config(module)
+    if type(module).__name__ in _JOINT:
+        return _joint_entries(module, config, d=d, pooled=pooled, values_only=values_only)
+    found = _unet_projections(module, config, d=d, pooled=pooled)
+    return [p for p in found if p.role != "key" or not values_only]
+
+
+def text_projections(module: Any, *, d: int | None = None, values_only: bool = False) -> list[Projection]:
+    """Every entry that reads token states, in the model's order; the parameters and errors of `text_entries`.
+
+    Returns:
+        Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL; 1 for SD3 and FLUX.
+
+    """
+    return [p for p in text_entries(module, d=d, values_only=values_only) if p.kind == "tokens"]
+
+
+def pooled_width(module: Any) -> int | None:
+    """Width of the pooled embedding that a model reads; None: it reads none. Errors as for `text_entries`."""
+    return next((p.width for p in text_entries(module) if p.kind == "pooled"), None)
+
+
+def _joint_entries(
+    module: nn.Module, config: Mapping[str, Any], *, d: int | None, pooled: int | None, values_only: bool
+) -> list[Projection]:
+    faults = []
+    # Both read an image by layers of their own, whose states the text's attention then mixes with.
+    if getattr(module, "image_proj", None) is not None or getattr(module, "encoder_hid_proj", None) is not None:
+        faults.append("an IP-Adapter is loaded: its image enters the attention jointly with the text. Unload it first")
+    if values_only:
+        faults.append("context_embedder feeds keys and values alike, so there is no edit of values only")
+    found = []
+    for path, role, promised in _JOINT_ENTRIES:
+        layer = module
+        for part in path.split("."):
+            layer = getattr(layer, part, None)  # type: ignore[assignment]
+        if layer is None:
+            faults.append(f"{path} is missing")
+            continue
+        reasons = list(_layer_faults(path, layer, pooled if role == "pooled" else d))
+        width = int(config[promised])
+        if not reasons and layer.in_features != width:
+            reasons = [f"{path} reads embeddings of width {layer.in_features}, its configuration promises {width}"]
+        faults += reasons
+        if not reasons:
+            found.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
+    if faults:
+        raise ModelError.listing(f"{type(module).__name__} can't be edited:", faults)
+    return found
+
+
+def _unet_projections(
+    module: nn.Module, config: Mapping[str, Any], *, d: int | None, pooled: int | None
+) -> list[Projection]:
     faults = list(_model_faults(module, config))
     found: list[Projection] = []
     layers = [(name, layer) for name, layer in module.named_modules() if name.rpartition(".")[2] == "attn2"]
@@ -70,16 +163,47 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
             reasons = list(_layer_faults(path, layer, d))
             faults.extend(reasons)
             if not reasons:
-                found.append(Projection(path, role, layer))
+                found.append(Projection(path, role, layer, layer.in_features))
     if not layers:
         faults.append("it has no cross-attention (no layer called attn2), so nothing in it reads the text")
     else:
         promised = expected_layers(config)
         if len(layers) != promised:
             faults.append(f"{len(layers)} cross-attention layers found, but its configuration promises {promised}")
+    if config.get("addition_embed_type") == "text_time":
+        try:
+            found.append(_sized_entry(module, config, pooled))
+        except ModelError as error:
+            faults.append(str(error))
+    elif pooled is not None:
+        faults.append("it reads no pooled embedding, and the edit has one")
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", _shortened(faults))
-    return [p for p in found if p.role == "value" or not values_only]
+    return found
+
+
+def _sized_entry(module: nn.Module, config: Mapping[str, Any], pooled: int | None) -> Projection:
+    """SDXL's: the pooled embedding is joined with embedded sizes, which come behind it (`get_aug_embed`)."""
+    path = "add_embedding.linear_1"
+    layer: Any = getattr(getattr(module, "add_embedding", None), "linear_1", None)
+    if layer is None:
+        raise ModelError(f"{path} is missing")
+    reasons = list(_layer_faults(path, layer, None))
+    if reasons:
+        raise ModelError("; ".join(reasons))
+    each = int(config["addition_time_embed_dim"])
+    widths = [layer.in_features - ids * each for ids in _TIME_IDS]
+    if pooled is None:
+        # The refiner alone has as many inputs as its cross-attention reads, and five sizes.
+        refines = widths[1] == config["cross_attention_dim"]
+        width = widths[1] if refines else widths[0]
+    elif pooled in widths:
+        width = pooled
+    else:
+        raise ModelError(f"{path} reads pooled embeddings of width {widths[0]}, the edit has {pooled}")
+    if width <= 0:
+        raise ModelError(f"{path} has {layer.in_features} inputs, no more than its sizes take")
+    return Projection(path, "pooled", layer, width)
 
 
 def expected_layers(config: Mapping[str, Any]) -> int:
@@ -102,20 +226,35 @@ def expected_layers(config: Mapping[str, Any]) -> int:
     return int(count)
 
 
+def denoiser_of(pipe: Any) -> Any:
+    """The model in a pipeline that reads the text, its UNet or transformer; None where it is not loaded.
+
+    `torch.compile` wraps a model, and would put a prefix before every name: what it wraps is given.
+    """
+    module = getattr(pipe, "transformer", None)
+    module = getattr(pipe, "unet", None) if module is None else module
+    return getattr(module, "_orig_mod", module)
+
+
 def check_pipeline(pipe: Any) -> None:
-    """Refuse a pipeline whose text does not enter through a UNet's cross-attention.
+    """Refuse a pipeline whose text does not enter by entries alone.
 
     Raises:
-        ModelError: It has no UNet, or no text encoder; the reason is named.
+        ModelError: It has neither UNet nor known transformer, no text encoder, or a second model that reads the text;
+            the reason is named.
 
     """
     name = type(pipe).__name__
     if getattr(pipe, "transformer", None) is not None:
-        text_projections(pipe.transformer)
+        text_entries(denoiser_of(pipe))
     # A pipeline loaded with unet=None still encodes prompts: workers that only encode do that.
-    if not hasattr(pipe, "unet"):
+    elif not hasattr(pipe, "unet"):
         raise ModelError(f"{name} can't be edited: it has no UNet")
-    if getattr(pipe, "text_encoder", None) is None and getattr(pipe, "text_encoder_2", None) is None:
+    if getattr(pipe, "controlnet", None) is not None:
+        raise ModelError(
+            f"{name} can't be edited: its ControlNet reads the text by layers of its own. Edit the pipeline without it"
+        )
+    if all(getattr(pipe, "text_encoder" + suffix, None) is None for suffix in ("", "_2", "_3")):
         raise ModelError(f"{name} can't be edited: its text encoder is not loaded")
     if not callable(getattr(pipe, "encode_prompt", None)):
         raise ModelError(f"{name} can't be edited: it has no encode_prompt, so its prompts can't be encoded as it does")
@@ -124,18 +263,21 @@ def check_pipeline(pipe: Any) -> None:
 _ROLES: tuple[tuple[str, Role], ...] = (("to_k", "key"), ("to_v", "value"))
 
 
-def _unet_config(module: Any) -> Mapping[str, Any]:
+def _known_config(module: Any) -> Mapping[str, Any]:
     if not isinstance(module, nn.Module):
-        hint = ": pass its unet" if hasattr(module, "unet") else ""
+        part = next((name for name in ("unet", "transformer") if hasattr(module, name)), "")
+        hint = f": pass its {part}" if part else ""
         raise ModelError(f"{type(module).__name__} is not a model{hint}")
     config = getattr(module, "config", None)
     if isinstance(config, Mapping) and {"down_block_types", "up_block_types", "cross_attention_dim"} <= set(config):
         return config
+    if isinstance(config, Mapping) and type(module).__name__ in _JOINT:
+        return config
     names = {name.rpartition(".")[2] for name, _ in module.named_modules()}
     if "add_k_proj" in names or "single_transformer_blocks" in names or "context_embedder" in names:
         reason = (
-            "it is an MM-DiT (as SD3 and FLUX are): text and image share one attention, the text is changed from block "
-            "to block, and no fixed projection reads the text embeddings"
+            "text and image share one attention, and of such models only SD3's and FLUX's are known to read the text "
+            "by two linear layers alone"
         )
     elif "caption_projection" in names or "attn2" in names:
         reason = "its text passes a projection or norm of its own before cross-attention (a projected context)"

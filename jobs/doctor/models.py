@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
@@ -33,6 +33,7 @@ UNGIVEN = "-"
 
 _PROMPT = "A photo of a CEO"
 _EDITED = ".attn2.to_v.weight"
+_POOLED = "add_embedding.linear_1.weight"
 
 
 def is_on_hub(reference: str) -> bool:
@@ -155,7 +156,7 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
         ModelError: a file can't be read, or there is nothing to edit.
     """
     dtypes: Counter[str] = Counter()
-    edited = size = 0
+    edited = size = pooled = 0
     for part in sorted(each for each in folder.iterdir() if each.is_dir() and each.name not in left_out):
         for file in weight_files(part):
             size += file.stat().st_size
@@ -168,10 +169,12 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
             if part.name == "unet":
                 dtypes.update(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
                 edited += sum(name.endswith(_EDITED) for name in header)
+                pooled += _POOLED in header
     if not edited:
         raise ModelError("the UNet has no cross-attention projections, so nothing to edit. Give another model.")
     kinds = ", ".join(sorted(dtypes))
-    return f"opens: {size / 1e9:.2f} GB, UNet in {kinds}, {edited} layers of cross-attention"
+    also = " and one of the pooled embedding" if pooled else ""
+    return f"opens: {size / 1e9:.2f} GB, UNet in {kinds}, {edited} layers of cross-attention{also}"
 
 
 def _room(references: list[str], settings: StorageSettings) -> Finding:
@@ -196,23 +199,27 @@ def _tokenizes(folder: Path) -> str:
 
 
 def _encodes(folder: Path) -> str:
-    (tokenizer, *_) = load_tokenizers(folder)
-    try:
-        encoder: Any = CLIPTextModel.from_pretrained(
-            folder / "text_encoder",
-            variant=weight_variant(folder / "text_encoder"),
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ModelError(f"the text encoder can't be loaded: {error}") from error
-    length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
-    inputs = tokenizer(_PROMPT, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    with torch.inference_mode():
-        embeddings = encoder(inputs["input_ids"])[0]
-    if not bool(torch.isfinite(embeddings).all()):
-        raise ModelError("the text encoder's embeddings are not finite. Fetch the model again.")
-    return f"encodes it into {length} x {embeddings.shape[-1]}, all finite"
+    found = []
+    for suffix, tokenizer in zip(("", "_2"), load_tokenizers(folder), strict=False):
+        part = folder / f"text_encoder{suffix}"
+        # SDXL's second encoder gives the pooled embedding too, through a projection.
+        kind: Any = CLIPTextModelWithProjection if suffix else CLIPTextModel
+        try:
+            encoder = kind.from_pretrained(
+                part, variant=weight_variant(part), use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise ModelError(f"the {part.name.replace('_', ' ')} can't be loaded: {error}") from error
+        length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+        inputs = tokenizer(_PROMPT, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            made = encoder(inputs["input_ids"])
+        parts = [made.last_hidden_state, *([made.text_embeds] if suffix else [])]
+        if not all(bool(torch.isfinite(each).all()) for each in parts):
+            raise ModelError(f"the {part.name.replace('_', ' ')}'s embeddings are not finite. Fetch the model again.")
+        pooled = f" and one pooled vector of {parts[1].shape[-1]}" if suffix else ""
+        found.append(f"{length} x {parts[0].shape[-1]}{pooled}")
+    return f"encodes it into {', '.join(found)}, all finite"
 
 
 def _classifies(reference: str, settings: StorageSettings, cache: Path) -> str:

@@ -29,6 +29,7 @@ REVERT: dict[Form, str] = {
     "operator": "Give the pipeline the prompt as text: the operator changes its embeddings, never the model's files.",
 }
 """How the edit is undone, of the forms whose model's weights stay as they are."""
+_PIPELINE = "StableDiffusionPipeline"
 _MARKUP = re.compile(r"([\\`*_\[\]<>|])")
 _UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
 
@@ -48,7 +49,8 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixtu
     if exported.outcome != "pass":
         lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
     if mixture is not None:
-        lines += [mixture_loading(mixture, exported.form), *_components(exported)]
+        loading = mixture_loading(mixture, exported.form).replace(_PIPELINE, exported.pipeline)
+        lines += [loading, *_components(exported)]
     else:
         lines += ["```python", _loading(exported, only_unet=only_unet), "```", ""]
     if exported.rank is not None:
@@ -121,6 +123,7 @@ def _rate(figure: RateFigure) -> str:
 def _loading(exported: Exported, *, only_unet: bool) -> str:
     """The lines that load an export of a single edit."""
     loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+    loading = loading.replace(_PIPELINE, exported.pipeline)
     # Weights that the base model has in a variant alone, as fp16, are found by its name only.
     names = [name.removeprefix("unet/") for name in exported.files if name.startswith("unet/")]
     if exported.form == "diffusers" and (variant := variant_of(names, "unet")) is not None:

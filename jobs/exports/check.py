@@ -17,7 +17,7 @@ import torch
 
 from jobs.classifier import Classifier
 from jobs.config import SamplerConfig
-from jobs.exports.names import kohya_names
+from jobs.exports.names import POOLED, is_xl, kohya_names
 from jobs.exports.samples import Compared, Sample
 from jobs.exports.schema import FILES, Form
 from jobs.exports.sources import DTYPES, open_safetensors, open_unet
@@ -28,7 +28,7 @@ from jobs.pipelines import load_pipeline, prepared
 from jobs.shards import STATUSES
 from time_ops import EditOperator, ModelError
 
-__all__ = ["compare", "is_half", "open_export"]
+__all__ = ["compare", "is_half", "open_export", "pipeline_options"]
 
 _BATCH = 16
 
@@ -83,8 +83,10 @@ def open_export(
     dtype = DTYPES[edited[0].dtype]
     if form == "single-file":
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
-        if base.safety_checker is None:
+        if hasattr(base, "safety_checker") and base.safety_checker is None:
             options |= {"safety_checker": None}
+        if is_xl(base.unet.config):
+            options |= {"add_watermarker": False}
         try:
             pipe = type(base).from_single_file(str(source.path), **options)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -97,11 +99,20 @@ def open_export(
             for name in source.entries:
                 weights[name].copy_(source.read(name))
         else:
-            names = [name for name in weights if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
-            for name, layer in kohya_names(unet.config, names).items():
+            names = [n for n in weights if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) or n == POOLED]
+            layers = {name: layer for name, layer in kohya_names(unet.config, names).items()
+                      if name != POOLED or f"{layer}.lora_up.weight" in source.entries}  # fmt: skip
+            for name, layer in layers.items():
                 up, down = (source.read(f"{layer}.lora_{part}.weight").double() for part in ("up", "down"))
                 weights[name].copy_(weights[name].double().cpu() + up @ down)
     return prepared(_with_unet(base, unet, base.unet.dtype), sampler, device, base.unet.dtype), None, dtype
+
+
+def pipeline_options(base: Any) -> dict[str, Any]:
+    """What a pipeline like this one is made with beside its components."""
+    if is_xl(base.unet.config):
+        return {"force_zeros_for_empty_prompt": base.config.force_zeros_for_empty_prompt, "add_watermarker": False}
+    return {"requires_safety_checker": base.config.requires_safety_checker}
 
 
 def _with_unet(base: Any, unet: Any, dtype: torch.dtype) -> Any:
@@ -110,7 +121,7 @@ def _with_unet(base: Any, unet: Any, dtype: torch.dtype) -> Any:
     if dtype != base.unet.dtype:
         others = [name for name, part in parts.items() if name != "unet" and isinstance(part, torch.nn.Module)]
         parts |= {name: copy.deepcopy(parts[name]).to(dtype) for name in others}
-    return type(base)(**parts, requires_safety_checker=base.config.requires_safety_checker)
+    return type(base)(**parts, **pipeline_options(base))
 
 
 def compare(

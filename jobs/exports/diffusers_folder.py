@@ -18,7 +18,7 @@ import torch
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.exports.operator_file import write_operator
 from jobs.exports.publishing import MODEL_INDEX, Stored, publish
-from jobs.exports.sources import SafetensorsSource, open_safetensors, open_unet
+from jobs.exports.sources import SafetensorsSource, open_edited, open_safetensors
 from jobs.exports.writing import Edits, edited_pieces, scratch_folder, tensor_bytes, write_safetensors
 from jobs.models import content_digest, staged_from
 from time_ops import EditOperator, ModelError
@@ -108,12 +108,12 @@ def write_edited_unet(
 
     Raises:
         ModelError: the UNet can't be edited, its files are not whole or lack projections that its configuration
-            promises (32 in all for SD 1.x and 2.x, 140 for SDXL), or the weights did not take the edit.
+            promises (32 in all for SD 1.x and 2.x, 141 for SDXL), or the weights did not take the edit.
         StorageError: there is no space left.
     """
     written = []
     for files in _variants(folder):
-        unet = open_unet(folder, d=operator.d, values_only=operator.values_only, files=files)
+        unet = open_edited(folder, operator, files)
         edits = Edits(operator)
         for source in {id(found): found for found in unet.files.values()}.values():
             touched = [name for name in unet.names if unet.files[name] is source]

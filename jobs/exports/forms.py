@@ -10,19 +10,18 @@ import torch
 from infra.storage import ObjectStore, StorageSettings
 from jobs.exports.diffusers_folder import write_checkpoint
 from jobs.exports.header import file_header, spec_of
-from jobs.exports.lora import LoraWritten, write_lora
+from jobs.exports.lora import LoraWritten, low_rank_operator, write_lora
 from jobs.exports.mixture_forms import write_mixture_export
 from jobs.exports.operator_file import LOADER, check_transform, write_loader, write_operator
 from jobs.exports.publishing import publish
 from jobs.exports.schema import FILES, Exported
 from jobs.exports.single_file import write_single_file
-from jobs.exports.sources import open_unet
-from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file
+from jobs.exports.sources import open_edited
+from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file, pipeline_of
 from jobs.exports.tensors import write_tensors
 from jobs.exports.writing import Written, scratch_folder
 from jobs.models import content_digest
 from time_ops import EditOperator, Mixture, ModelError
-from time_ops.lora import truncate
 
 __all__ = ["RECORD", "Dtype", "ExportTask", "main_file", "write_export"]
 
@@ -61,7 +60,7 @@ def write_export(
     spec = spec_of(base, task.title, date=task.date, license=task.licence)
     header = file_header(HEADERS[task.form], spec, task.provenance)
     operator_header = file_header("operator", spec, task.provenance)
-    unet = open_unet(base / "unet", d=operator.d, values_only=operator.values_only)
+    unet = open_edited(base / "unet", operator)
     with scratch_folder(scratch) as folder:
         written, others = _written(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
@@ -72,6 +71,7 @@ def write_export(
             run=task.provenance.run,
             verdict=task.provenance.verdict,
             forced=task.provenance.forced,
+            pipeline=pipeline_of(base),
             tensors=len(unet.names) if written is None else written.tensors,
             files={name: path.stat().st_size for name, path in files.items()},
             **(errors_of(written) if isinstance(written, LoraWritten) else {}),
@@ -121,7 +121,5 @@ def _written(
         return write_single_file(base_file_of(task, folder, settings), operator, out, header, unet_folder=unet), []
     dtype: torch.dtype | None = None if task.dtype is None else getattr(torch, task.dtype)
     lora = write_lora(unet, operator, out, header, rank=task.rank, error=task.error, dtype=dtype)
-    source = open_unet(unet, d=operator.d, values_only=operator.values_only)
-    low = truncate(operator, (source.read(name) for name in source.names), rank=lora.rank)
     cut = folder / f"operator-rank-{lora.rank}.safetensors"
-    return lora, [write_operator(low.operator(operator), cut, operator_header).path]
+    return lora, [write_operator(low_rank_operator(unet, operator, lora), cut, operator_header).path]

@@ -11,23 +11,26 @@ Few edits have low rank, at most one direction for each token of their wordings:
 `evenhand.lora_error` relative to the edit, `evenhand.lora_weight_error` relative to the weights. As the file gives it,
 rounding included, it is `evenhand.lora_error_stored`. From rank 387 on, for SD 1.x, the edited tensors alone are the
 smaller file.
+
+SDXL's layer of the pooled embedding has factors of its own, for the pooled operator (`lora_unet_label_emb_0_0`): its
+down matrix is 0 where the layer reads sizes. Both parts keep to `error`, and the stated errors are the larger ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from jobs.exports.names import is_xl, kohya_names
-from jobs.exports.sources import UnetSource, open_unet
+from jobs.exports.sources import UnetSource, open_edited
 from jobs.exports.writing import Written, entries_of, tensor_bytes, write_safetensors
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.lora import LowRank, truncate
 
-__all__ = ["LoraWritten", "write_lora"]
+__all__ = ["LoraWritten", "low_rank_operator", "write_lora"]
 
 _SD2_WIDTH = 1024
 
@@ -41,6 +44,7 @@ class LoraWritten(Written):
         error: What they leave out, Frobenius over all layers, relative to the edit.
         weight_error: The same relative to the unedited weights.
         stored_error: As `error`, of the numbers in the file, which are rounded to its dtype.
+        pooled_rank: Directions that the layer of the pooled embedding keeps; None: it is not edited.
 
     """
 
@@ -48,6 +52,7 @@ class LoraWritten(Written):
     error: float
     weight_error: float
     stored_error: float
+    pooled_rank: int | None = None
 
 
 def write_lora(
@@ -77,47 +82,82 @@ def write_lora(
         StorageError: The disk is full, or the place can't be written to.
 
     """
-    unet = open_unet(unet_folder, d=operator.d, values_only=operator.values_only)
+    unet = open_edited(unet_folder, operator)
     if dtype is None:
         dtype = torch.float32 if unet.dtype == torch.float64 else unet.dtype
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise EditError(f"a LoRA is written in float32, float16 or bfloat16, not {dtype}")
-    low = truncate(operator, (unet.read(name) for name in unet.names), rank=rank, error=error)
-    down, ups, stored = _factors(operator, unet, low, dtype)
+    low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=rank, error=error)
+    down, ups, stored = _factors(operator, unet.token_names, unet, low, dtype)
     layers = kohya_names(unet.config, unet.names)
-    tensors = {f"{layers[name]}.lora_up.weight": up for name, up in ups.items()}
-    tensors |= {f"{layer}.lora_down.weight": down for layer in layers.values()}
-    # Programs multiply by alpha / rank. In float32: bfloat16 has no 257.
-    alpha = torch.tensor(float(low.rank))
-    tensors |= {f"{layer}.alpha": alpha for layer in layers.values()}
+    parts = {name: (up, down, low.rank) for name, up in ups.items()}
+    found = LoraWritten(out, 0, len(layers), low.rank, low.error, low.weight_error, stored)
+    second = _pooled_low(operator, unet, rank, error)
+    if second is not None and operator.pooled is not None and unet.pooled_name is not None:
+        down, ups, stored = _factors(operator.pooled, (unet.pooled_name,), unet, second, dtype)
+        # What the layer reads behind the pooled embedding is no text.
+        behind = unet.entry(unet.pooled_name).shape[1] - operator.pooled.d
+        down = torch.nn.functional.pad(down, (0, behind))
+        parts[unet.pooled_name] = (ups[unet.pooled_name], down, second.rank)
+        found = replace(
+            found,
+            error=max(found.error, second.error),
+            weight_error=max(found.weight_error, second.weight_error),
+            stored_error=max(found.stored_error, stored),
+            pooled_rank=second.rank,
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (up, shared, kept) in parts.items():
+        tensors |= {f"{layers[name]}.lora_up.weight": up, f"{layers[name]}.lora_down.weight": shared}
+        # Programs multiply by alpha / rank. In float32: bfloat16 has no 257.
+        tensors[f"{layers[name]}.alpha"] = torch.tensor(float(kept))
     entries = entries_of((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    pieces = (tensor_bytes(tensors[entry.name]) for entry in entries)
+    metadata = {**header, **_kohya_metadata(unet, low.rank), **_errors(found)}
+    return replace(found, size_bytes=write_safetensors(out, entries, pieces, metadata))
 
-    def pieces() -> Iterator[memoryview]:
-        for entry in entries:
-            yield tensor_bytes(tensors[entry.name])
 
-    metadata = {**header, **_kohya_metadata(unet, low.rank), **_errors(low, stored)}
-    size = write_safetensors(out, entries, pieces(), metadata)
-    return LoraWritten(out, size, len(layers), low.rank, low.error, low.weight_error, stored)
+def low_rank_operator(unet_folder: Path, operator: EditOperator, lora: LoraWritten) -> EditOperator:
+    """Give the edit at a LoRA's ranks as an operator: what an audit of the LoRA takes.
+
+    Raises:
+        ModelError: The base model is not the one that the LoRA was made of.
+
+    """
+    unet = open_edited(unet_folder, operator)
+    low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=lora.rank)
+    second = None if lora.pooled_rank is None else _pooled_low(operator, unet, lora.pooled_rank, 0.0)
+    cut = low.operator(operator)
+    if second is None or operator.pooled is None:
+        return cut
+    return replace(cut, pooled=second.operator(operator.pooled))
+
+
+def _pooled_low(operator: EditOperator, unet: UnetSource, rank: int | None, error: float) -> LowRank | None:
+    """Truncate the pooled operator, for the columns of its layer that read the pooled embedding; None: no edit."""
+    if operator.pooled is None or unet.pooled_name is None or operator.pooled.is_identity:
+        return None
+    weight = unet.read(unet.pooled_name)[:, : operator.pooled.d]
+    return truncate(operator.pooled, [weight], rank=rank, error=error)
 
 
 def _factors(
-    operator: EditOperator, unet: UnetSource, low: LowRank, dtype: torch.dtype
+    operator: EditOperator, names: Sequence[str], unet: UnetSource, low: LowRank, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
     """The shared down matrix, every layer's up matrix, both in `dtype`, and the error that they come to."""
-    rows = sum(unet.entry(name).shape[0] for name in unet.names)
+    rows = sum(unet.entry(name).shape[0] for name in names)
     # As large in both factors, by powers of two, which round nothing: a weak direction would underflow float16 in one.
     balance = torch.exp2((low.singular_values * (operator.d / rows) ** 0.5).log2().div(2).round())
     down = (low.down * balance[:, None]).to(dtype)
     shift = operator.matrix - torch.eye(operator.d, dtype=torch.float64)
-    longest = max(unet.entry(name).shape[0] for name in unet.names)
+    longest = max(unet.entry(name).shape[0] for name in names)
     # Reused for every layer: made anew, they would leave the allocator with gigabytes that nobody uses.
     wide, changes = (torch.empty(longest, operator.d, dtype=torch.float64) for _ in range(2))
     wide_down = down.double()
     ups: dict[str, torch.Tensor] = {}
     lost = whole = 0.0
-    for name in unet.names:
-        weight = unet.read(name)
+    for name in names:
+        weight = unet.read(name)[:, : operator.d]
         base, change = wide[: len(weight)].copy_(weight), changes[: len(weight)]
         up = ups[name] = (low.up(base) / balance).to(dtype)
         torch.mm(base, shift, out=change)
@@ -141,9 +181,11 @@ def _kohya_metadata(unet: UnetSource, rank: int) -> dict[str, str]:
     }
 
 
-def _errors(low: LowRank, stored: float) -> dict[str, str]:
+def _errors(found: LoraWritten) -> dict[str, str]:
+    pooled = {} if found.pooled_rank is None else {"evenhand.lora_pooled_rank": str(found.pooled_rank)}
     return {
-        "evenhand.lora_error": f"{low.error:.3e}",
-        "evenhand.lora_error_stored": f"{stored:.3e}",
-        "evenhand.lora_weight_error": f"{low.weight_error:.3e}",
+        "evenhand.lora_error": f"{found.error:.3e}",
+        "evenhand.lora_error_stored": f"{found.stored_error:.3e}",
+        "evenhand.lora_weight_error": f"{found.weight_error:.3e}",
+        **pooled,
     }

@@ -7,9 +7,8 @@ code of this version to the last byte, so that none is run that came with a mode
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,18 @@ import torch
 
 from infra.storage import ObjectStore, in_parallel
 from jobs.config import SamplerConfig
-from jobs.exports.check import open_export
+from jobs.exports import mixture_pipeline, mixture_pipeline_xl
+from jobs.exports.check import open_export, pipeline_options
 from jobs.exports.checksums import CHECKSUMS, parse_checksums, sha256_of
+from jobs.exports.code import code_bytes
 from jobs.exports.load_mixture import edited_prompt
-from jobs.exports.mixture_pipeline import MixturePipeline
+from jobs.exports.names import is_xl
 from jobs.exports.parts import CODE, MIXTURE_FILE, PIPELINE, component_place
 from jobs.exports.publishing import MIXTURE_INDEX
 from jobs.exports.route import component_of
 from jobs.exports.samples import Sample
 from jobs.exports.schema import Form
-from jobs.generator import Generator, ImageRequest
+from jobs.generator import Generator, ImageRequest, negative_prompt_of
 from jobs.shards import BASE
 from time_ops import Mixture, ModelError
 
@@ -65,8 +66,10 @@ class RoutedGenerator(Generator):
         sampler = self._sampler
         options: dict[str, Any] = {
             "prompt": [request.prompt for request in batch],
-            "negative_prompt": [sampler.negative_prompt] * len(batch),
         }
+        negative = negative_prompt_of(self._pipe, sampler)
+        if negative is not None:
+            options["negative_prompt"] = [negative] * len(batch)
         if self._folder is not None:
             made = [self._loaded(request, self._folder) for request in batch]
             options = {name: torch.cat([each[name] for each in made]) for name in made[0]}
@@ -88,7 +91,7 @@ class RoutedGenerator(Generator):
         label = component_of(request.seed, request.prompt, folder=folder)
         file = str(folder / MIXTURE_FILE)
         found: dict[str, torch.Tensor] = edited_prompt(
-            self._pipe, request.prompt, label, self._sampler.negative_prompt, file
+            self._pipe, request.prompt, label, negative_prompt_of(self._pipe, self._sampler), file
         )
         return found
 
@@ -134,7 +137,7 @@ def open_part(
         StorageError: the store refuses or fails.
     """
     place = None if label is None else component_place(form, label)
-    _fetch(published, place, scratch)
+    _fetch(published, place, scratch, base.unet.config)
     if place is None:
         return _open_whole(form, scratch, base, sampler)
     if label is not None and form == "operator":
@@ -150,17 +153,23 @@ def open_part(
 def _open_whole(form: Form, folder: Path, base: Any, sampler: SamplerConfig) -> Part:
     if form == "operator":
         return Part(RoutedGenerator(base, sampler, folder), BASE, torch.float64)
-    asked = {**base.components, "requires_safety_checker": base.config.requires_safety_checker, "mixture": str(folder)}
+    home: Any = mixture_pipeline_xl if is_xl(base.unet.config) else mixture_pipeline
     try:
-        pipe: Any = MixturePipeline(**asked)
+        pipe: Any = home.MixturePipeline(**base.components, **pipeline_options(base), mixture=str(folder))
     except ValueError as error:
         raise ModelError(f"{PIPELINE} refuses: {error}") from error
     pipe.set_progress_bar_config(disable=True)  # all else is the resident pipeline's
     return Part(RoutedGenerator(pipe, sampler), BASE, torch.float64)
 
 
-def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sample]) -> None:
+def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sample], config: Mapping[str, Any]) -> None:
     """Check that `route.py` and mixture.json, as stored, pick for these images the components that the audit picks.
+
+    Args:
+        published: the store of the export's folder.
+        mixture: the audited mixture.
+        wanted: the images.
+        config: of the base model's UNet, by which `pipeline.py` is known.
 
     Raises:
         ModelError: they do not, or are not as they were published.
@@ -168,7 +177,7 @@ def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sampl
     """
     with tempfile.TemporaryDirectory(prefix="evenhand-") as name:
         folder = Path(name)
-        _fetch(published, None, folder)
+        _fetch(published, None, folder, config)
         wrong = [
             f"{s.prompt!r}, seed {s.seed}"
             for s in wanted
@@ -178,18 +187,20 @@ def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sampl
         raise ModelError.listing(f"{published.url(MIXTURE_INDEX)} routes otherwise than the audit:", wrong[:4])
 
 
-def _fetch(published: ObjectStore, place: str | None, folder: Path) -> None:
-    """The files of one component, or none, and what says of the whole what it is; each as it was published."""
+def _fetch(published: ObjectStore, place: str | None, folder: Path, config: Mapping[str, Any]) -> None:
+    """The files of one component, or none, and what says of the whole what it is; each as it was published.
+
+    `config` is that of the base model's UNet.
+    """
     digests = parse_checksums(published.get(CHECKSUMS).decode())
     always = {MIXTURE_INDEX, MIXTURE_FILE, *CODE}
     wanted = [n for n in digests if n in always or (place is not None and (n == place or n.startswith(f"{place}/")))]
     in_parallel(lambda name: published.download(name, folder / name), wanted)
     wrong = [f"{name} differs from its checksum" for name in wanted if sha256_of(folder / name) != digests[name]]
-    own = resources("jobs.exports")
     wrong += [
         f"{name} is not the one of this version"
-        for name, source in CODE.items()
-        if name in wanted and (folder / name).read_bytes() != own.joinpath(source).read_bytes()
+        for name in CODE
+        if name in wanted and (folder / name).read_bytes() != code_bytes(name, config)
     ]
     if wrong:
         raise ModelError.listing(f"{published.url()} is not as it was published; publish it again:", wrong)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import load as load_tensors
 
 from infra.storage import ObjectStore, StorageSettings
-from jobs.exports.diffusers_folder import UNET, kept_files, stored_files, write_edited_unet
+from jobs.exports.code import code_bytes
+from jobs.exports.diffusers_folder import UNET, UNET_CONFIG, kept_files, stored_files, write_edited_unet
 from jobs.exports.header import Provenance, component_header, file_header, not_alone, spec_of
-from jobs.exports.parts import CODE, LOADER, MIXTURE_FILE, PIPELINE, ROUTE, component_place
+from jobs.exports.parts import LOADER, MIXTURE_FILE, PIPELINE, ROUTE, component_place
 from jobs.exports.publishing import MIXTURE_INDEX, MODEL_INDEX, publish
 from jobs.exports.schema import Form
 from jobs.exports.sources import open_unet
@@ -170,8 +170,9 @@ def write_about(
     content = mixture_content(mixture, provenance, title, form)
     write_file(folder / MIXTURE_INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode())
     code = {"diffusers": [ROUTE, PIPELINE], "operator": [ROUTE, LOADER]}.get(form, [ROUTE])
+    config = json.loads((base / UNET_CONFIG).read_text(encoding="utf-8"))
     for name in code:
-        write_code(folder / name)
+        write_code(folder / name, config)
     written = [MIXTURE_INDEX, *code]
     if len(code) > 1:
         header = mixture_header(base, mixture, provenance, title, date, licence)
@@ -247,7 +248,7 @@ def mixture_header(
     # Only who exports pays for importing diffusers.
     from jobs.exports.mixture_pipeline import weights_digest
 
-    unet = open_unet(base / UNET, d=mixture.d)
+    unet = open_unet(base / UNET, d=mixture.d, pooled=mixture.pooled_d)
     digests = {
         f"evenhand.projections_{kind}": weights_digest(
             b"", ((name, unet.read(name)) for name in sorted(unet.names)), kind
@@ -263,19 +264,21 @@ def write_mixture_file(mixture: Mixture, out: Path, header: Mapping[str, str]) -
     Raises:
         StorageError: the disk is full, or the place can't be written to.
     """
-    stacked = torch.stack([component.operator.matrix for component in mixture.components])
-    entries = entries_of([("operators", torch.float64, tuple(stacked.shape))])
-    own = header_of(mixture.to_bytes())
-    return Written(out, write_safetensors(out, entries, [tensor_bytes(stacked)], {**own, **header}), len(stacked))
+    data = mixture.to_bytes()
+    tensors = load_tensors(data)
+    entries = entries_of((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    pieces = [tensor_bytes(tensors[entry.name]) for entry in entries]
+    size = write_safetensors(out, entries, pieces, {**header_of(data), **header})
+    return Written(out, size, len(mixture.components))
 
 
-def write_code(out: Path) -> Written:
-    """Write the file of this name that users run, as it lies here.
+def write_code(out: Path, config: Mapping[str, Any] | None = None) -> Written:
+    """Write the file of this name that users run, as it lies here; see `jobs.exports.code`.
 
     Raises:
         StorageError: as for `write_mixture_file`.
     """
-    return Written(out, write_file(out, resources("jobs.exports").joinpath(CODE[out.name]).read_bytes()), 0)
+    return Written(out, write_file(out, code_bytes(out.name, config)), 0)
 
 
 def component_card(label: str, mixture: Mixture, title: str) -> str:

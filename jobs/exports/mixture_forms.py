@@ -10,7 +10,7 @@ import torch
 
 from infra.storage import ObjectStore, StorageSettings
 from jobs.exports.header import component_header, file_header, spec_of
-from jobs.exports.lora import LoraWritten, write_lora
+from jobs.exports.lora import LoraWritten, low_rank_operator, write_lora
 from jobs.exports.mixture_folder import (
     mixture_header,
     write_about,
@@ -22,12 +22,11 @@ from jobs.exports.publishing import publish
 from jobs.exports.schema import Exported, ExportedComponent
 from jobs.exports.single_file import write_single_file
 from jobs.exports.sources import open_unet
-from jobs.exports.task import HEADERS, RECORD, ExportTask, base_file_of, errors_of
+from jobs.exports.task import HEADERS, RECORD, ExportTask, base_file_of, errors_of, pipeline_of
 from jobs.exports.tensors import write_tensors
 from jobs.exports.writing import Written, scratch_folder
 from jobs.models import content_digest
 from time_ops import EditOperator, Mixture, ModelError
-from time_ops.lora import truncate
 
 __all__ = ["LOW_RANK_FILE", "write_mixture_export"]
 
@@ -126,12 +125,9 @@ def _write_components(
 
 def _low_rank(mixture: Mixture, unet: Path, written: Mapping[str, Written]) -> Mixture:
     """The mixture of what each LoRA keeps of its operator."""
-    source = open_unet(unet, d=mixture.d)
 
     def cut(operator: EditOperator, lora: Written | None) -> EditOperator:
-        if not isinstance(lora, LoraWritten):
-            return operator
-        return truncate(operator, (source.read(name) for name in source.names), rank=lora.rank).operator(operator)
+        return low_rank_operator(unet, operator, lora) if isinstance(lora, LoraWritten) else operator
 
     components = tuple(replace(c, operator=cut(c.operator, written.get(c.label))) for c in mixture.components)
     return Mixture(components, mixture.table)
@@ -141,12 +137,15 @@ def _exported(
     task: ExportTask, mixture: Mixture, base: Path, sizes: Mapping[str, int], written: Mapping[str, Written]
 ) -> Exported:
     errors = {label: errors_of(each) for label, each in written.items() if isinstance(each, LoraWritten)}
-    tensors = [each.tensors for each in written.values()] or [len(open_unet(base / "unet", d=mixture.d).names)]
+    tensors = [each.tensors for each in written.values()] or [
+        len(open_unet(base / "unet", d=mixture.d, pooled=mixture.pooled_d).names)
+    ]
     return Exported(
         form=task.form,
         run=task.provenance.run,
         verdict=task.provenance.verdict,
         forced=task.provenance.forced,
+        pipeline=pipeline_of(base),
         tensors=max(tensors),
         files=dict(sizes),
         components=[

@@ -25,14 +25,90 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors import safe_open
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-__all__ = ["MixturePipeline", "weights_digest"]
+__all__ = ["MixturePipeline", "Routed", "weights_digest"]
 
 ROUTE_VERSION = 1
-FORMAT = "evenhand-mixture/1"
+FORMAT, FORMAT_POOLED = "evenhand-mixture/1", "evenhand-mixture/2"
 FILE = "mixture.safetensors"
+POOLED = "add_embedding.linear_1.weight"
 
 
-class MixturePipeline(StableDiffusionPipeline):
+class Routed:
+    """What the mixture pipelines of all families share: components, their weights, and what embeddings pass through.
+
+    Attributes:
+        labels: of the components, in the order of their weights.
+        drawn_by: label of the component that drew each image of the last call.
+    """
+
+    labels: list[str]
+    drawn_by: list[str]
+
+    def take(self, mixture: str | None, any_base: bool) -> None:
+        """Read a mixture, and refuse one that is not for this model."""
+        metadata, operators, pooled = _read(mixture)
+        header = json.loads(metadata["evenhand"])
+        self.labels = [str(component["label"]) for component in header["components"]]
+        self.drawn_by = []
+        self._weights: list[float] = header["weights"]
+        self._professions: dict[str, list[float]] = dict(header["professions"])
+        self._shifts = [_shifts_of(operators), [] if pooled is None else _shifts_of(pooled)]
+        self._placed: dict[tuple[torch.device, bool], list[torch.Tensor]] = {}
+        _check_model(self, header, metadata, any_base, None if pooled is None else pooled.shape[-1])
+
+    def component_of(self, seed: int, prompt: str = "", place: int = 0) -> str:
+        """Label of the component that draws an image; `place` among those drawn from one generator in one call."""
+        return self.labels[self._chosen([(seed, place)], [prompt])[0]]
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Refuse: a folder of this pipeline would hold the unedited model.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("keep the base model and the mixture's folder: saved here, it would be unedited")
+
+    def _route(
+        self, asked: dict[str, Any], seeds: Sequence[int] | None, route_prompts: Sequence[str] | str | None
+    ) -> list[int]:
+        """Index of each image's component; the generators in `asked` are made where there are none."""
+        prompt, embeds = asked["prompt"], asked["prompt_embeds"]
+        if (prompt is None) == (embeds is None):
+            raise ValueError("give prompt or prompt_embeds, one of them")
+        count = (1 if isinstance(prompt, str) else len(prompt)) if embeds is None else embeds.shape[0]
+        each = asked["num_images_per_prompt"] or 1
+        asked["generator"], numbers = _seeded(asked["generator"], seeds, count * each)
+        return self._chosen(numbers, _texts(route_prompts, prompt, count, each))
+
+    def _chosen(self, numbers: Iterable[tuple[int, int]], texts: Iterable[str]) -> list[int]:
+        """Index of each image's component, by its seed and place, and its prompt."""
+        return [
+            pick(unit(seed, place), weights_of(text, self._weights, self._professions))
+            for (seed, place), text in zip(numbers, texts, strict=True)
+        ]
+
+    def _edited(
+        self, embeds: torch.Tensor | None, chosen: Sequence[int], *, pooled: bool = False
+    ) -> torch.Tensor | None:
+        """[images, n, d] or [images, p], each through its own component; multiplied in float64, cast once."""
+        if embeds is None or not self._shifts[pooled]:
+            return embeds
+        if len(embeds) != len(chosen):
+            raise ValueError(f"{len(embeds)} embeddings for {len(chosen)} images: give one for each")
+        device = embeds.device
+        if (device, pooled) not in self._placed:
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            self._placed[device, pooled] = [shift.to(device, wide) for shift in self._shifts[pooled]]
+        out = torch.empty_like(embeds)
+        for k, shift in enumerate(self._placed[device, pooled]):
+            rows = [i for i, c in enumerate(chosen) if c == k]
+            if rows:
+                plain = embeds[rows].to(shift.dtype)
+                out[rows] = (plain + plain @ shift.T).to(embeds.dtype)
+        return out
+
+
+class MixturePipeline(Routed, StableDiffusionPipeline):
     """A base model and K operators; an image's embeddings pass through the one that its seed picks.
 
     Args:
@@ -78,20 +154,7 @@ class MixturePipeline(StableDiffusionPipeline):
             image_encoder,
             requires_safety_checker,
         )
-        metadata, operators = _read(mixture)
-        header = json.loads(metadata["evenhand"])
-        self.labels = [str(component["label"]) for component in header["components"]]
-        self.drawn_by: list[str] = []
-        self._weights: list[float] = header["weights"]
-        self._professions: dict[str, list[float]] = dict(header["professions"])
-        identity = torch.eye(operators.shape[-1], dtype=torch.float64)
-        self._shifts = [operator.double() - identity for operator in operators]
-        self._placed: dict[torch.device, list[torch.Tensor]] = {}
-        _check_model(self, header, metadata, any_base)
-
-    def component_of(self, seed: int, prompt: str = "", place: int = 0) -> str:
-        """Label of the component that draws an image; `place` among those drawn from one generator in one call."""
-        return self.labels[self._chosen([(seed, place)], [prompt])[0]]
+        self.take(mixture, any_base)
 
     @torch.no_grad()
     def __call__(
@@ -118,104 +181,84 @@ class MixturePipeline(StableDiffusionPipeline):
         call = inspect.signature(StableDiffusionPipeline.__call__).bind(self, *args, **options)
         call.apply_defaults()
         asked = {name: value for name, value in call.arguments.items() if name not in ("self", "kwargs")}
-        prompt, embeds = asked["prompt"], asked["prompt_embeds"]
-        if (prompt is None) == (embeds is None):
-            raise ValueError("give prompt or prompt_embeds, one of them")
-        count = (1 if isinstance(prompt, str) else len(prompt)) if embeds is None else embeds.shape[0]
-        each = asked["num_images_per_prompt"] or 1
-        asked["generator"], numbers = _seeded(asked["generator"], seeds, count * each)
-        chosen = self._chosen(numbers, _texts(route_prompts, prompt, count, each))
+        chosen = self._route(asked, seeds, route_prompts)
         guided = asked["guidance_scale"] > 1 and self.unet.config.time_cond_proj_dim is None
         made = self.encode_prompt(
-            prompt,
+            asked["prompt"],
             self._execution_device,
-            each,
+            asked["num_images_per_prompt"] or 1,
             guided,
             asked["negative_prompt"],
-            prompt_embeds=embeds,
+            prompt_embeds=asked["prompt_embeds"],
             negative_prompt_embeds=asked["negative_prompt_embeds"] if guided else None,
             lora_scale=(asked["cross_attention_kwargs"] or {}).get("scale"),
             clip_skip=asked["clip_skip"],
         )
-        edited = [None if plain is None else self._edited(plain, chosen) for plain in made]
+        edited = [self._edited(plain, chosen) for plain in made]
         asked |= {"prompt": None, "negative_prompt": None, "num_images_per_prompt": 1}
         asked |= {"prompt_embeds": edited[0], "negative_prompt_embeds": edited[1]}
         found = super().__call__(**asked, **call.arguments.get("kwargs", {}))
         self.drawn_by = [self.labels[k] for k in chosen]
         return found
 
-    def save_pretrained(self, *_: Any, **__: Any) -> None:
-        """Refuse: a folder of this pipeline would hold the unedited model.
 
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("keep the base model and the mixture's folder: saved here, it would be unedited")
-
-    def _chosen(self, numbers: Iterable[tuple[int, int]], texts: Iterable[str]) -> list[int]:
-        """Index of each image's component, by its seed and place, and its prompt."""
-        return [
-            pick(unit(seed, place), weights_of(text, self._weights, self._professions))
-            for (seed, place), text in zip(numbers, texts, strict=True)
-        ]
-
-    def _edited(self, embeds: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
-        """[images, n, d], each through its own component; multiplied in float64, cast once."""
-        if len(embeds) != len(chosen):
-            raise ValueError(f"{len(embeds)} embeddings for {len(chosen)} images: give one for each")
-        device = embeds.device
-        if device not in self._placed:
-            wide = torch.float32 if device.type == "mps" else torch.float64
-            self._placed[device] = [shift.to(device, wide) for shift in self._shifts]
-        out = torch.empty_like(embeds)
-        for k, shift in enumerate(self._placed[device]):
-            rows = [i for i, c in enumerate(chosen) if c == k]
-            if rows:
-                plain = embeds[rows].to(shift.dtype)
-                out[rows] = (plain + plain @ shift.T).to(embeds.dtype)
-        return out
+def _shifts_of(operators: torch.Tensor) -> list[torch.Tensor]:
+    """A - I of each."""
+    identity = torch.eye(operators.shape[-1], dtype=torch.float64)
+    return [operator.double() - identity for operator in operators]
 
 
-def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor]:
-    """The mixture's header and its operators, [K, d, d], once they are known to be whole."""
+def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor, torch.Tensor | None]:
+    """The mixture's header, its operators [K, d, d] and pooled ones [K, p, p], once they are known to be whole."""
     path = Path(__file__).parent if mixture is None else Path(mixture)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no mixture at {path}: give its folder or its {FILE} as mixture=...")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        operators = file.get_tensor("operators") if "operators" in file.keys() else None  # noqa: SIM118 - no mapping
+        names = list(file.keys())
+        operators, pooled = (file.get_tensor(name) if name in names else None for name in ("operators", "pooled"))
     if operators is None or "evenhand" not in metadata:
         raise ValueError(f"{path.name} is no mixture: one operator, or another file")
     header = json.loads(metadata["evenhand"])
-    if (header.get("format"), header.get("route")) != (FORMAT, ROUTE_VERSION):
+    expected = FORMAT if pooled is None else FORMAT_POOLED
+    if (header.get("format"), header.get("route")) != (expected, ROUTE_VERSION):
         raise ValueError(
             f"{path.name} is {header.get('format')!r}, routed by version {header.get('route')!r}; this file draws "
-            f"{FORMAT!r}, version {ROUTE_VERSION}: take the pipeline.py that lies beside the mixture"
+            f"{expected!r}, version {ROUTE_VERSION}: take the pipeline.py that lies beside the mixture"
         )
-    if operators.ndim != 3 or len(operators) != len(header["components"]) or not torch.isfinite(operators).all():
+    wrong = [
+        each.ndim != 3 or len(each) != len(header["components"]) or not torch.isfinite(each).all()
+        for each in (operators, pooled)
+        if each is not None
+    ]
+    if any(wrong):
         raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS")
     if any(unit(seed, place) != u for seed, place, u in header["route_vectors"]):
         raise ValueError(f"{path.name} is routed otherwise than this file routes, by its test vectors")
-    return metadata, operators
+    return metadata, operators, pooled
 
 
-def _check_model(pipe: Any, header: Mapping[str, Any], metadata: Mapping[str, str], any_base: bool) -> None:
+def _check_model(
+    pipe: Any, header: Mapping[str, Any], metadata: Mapping[str, str], any_base: bool, pooled: int | None
+) -> None:
     """Refuse a model that the mixture can't be for: another width, text encoder or UNet."""
     width, d = pipe.unet.config.cross_attention_dim, header["d"]
     if width != d:
         raise ValueError(f"this model reads embeddings of width {width}, the mixture was made for {d}: another model")
     steps = [step for component in header["components"] for step in component["steps"]]
     encoder = next((step["encoder"] for step in steps if step["encoder"]), None)
-    if encoder and pipe.text_encoder is not None and pipe.tokenizer is not None:
-        tokenizer = _tokenizer_digest(pipe.tokenizer)
+    second = (getattr(pipe, "text_encoder_2", None), getattr(pipe, "tokenizer_2", None))
+    parts = [p for p in ((pipe.text_encoder, pipe.tokenizer), second) if None not in p]
+    if encoder and parts:
+        digests = [(_encoder_digests(model), _tokenizer_digest(tokenizer)) for model, tokenizer in parts]
         found = {
-            kind: hashlib.sha256(f"{digest}\n{tokenizer}".encode()).hexdigest()
-            for kind, digest in _encoder_digests(pipe.text_encoder).items()
+            kind: hashlib.sha256("\n".join(line for w, t in digests for line in (w[kind], t)).encode()).hexdigest()
+            for kind in ("float16", "bfloat16")
         }
         if not any(found[kind] == encoder[kind] for kind in found):
             raise ValueError("this model's text encoder is not the one that the mixture was solved for: another model")
-    names = ("attn2.to_k.weight", "attn2.to_v.weight")
+    names = ("attn2.to_k.weight", "attn2.to_v.weight", *(() if pooled is None else (POOLED,)))
     read = sorted((name, w) for name, w in pipe.unet.named_parameters() if name.endswith(names))
     known = {kind: metadata.get(f"evenhand.projections_{kind}") for kind in ("float16", "bfloat16")}
     if not any_base and all(known.values()) and all(weights_digest(b"", read, kind) != known[kind] for kind in known):

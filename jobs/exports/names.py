@@ -11,10 +11,16 @@ from typing import Any
 
 from time_ops.errors import ModelError
 
-__all__ = ["ORIGINAL", "ema_twin", "is_xl", "kohya_names", "original_names"]
+__all__ = ["ORIGINAL", "POOLED", "POOLED_ORIGINAL", "ema_twin", "is_pooled", "is_xl", "kohya_names", "original_names"]
 
 ORIGINAL = "model.diffusion_model."
 """What the UNet's tensors in a single file begin with."""
+
+POOLED = "add_embedding.linear_1.weight"
+"""SDXL's weight that reads the pooled embedding by its first columns, in diffusers."""
+
+POOLED_ORIGINAL = f"{ORIGINAL}label_emb.0.0.weight"
+"""The same in a single file."""
 
 
 def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
@@ -38,7 +44,7 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     layers = config.get("layers_per_block", 2)
     if not isinstance(layers, int):
         raise ModelError("layers_per_block differs between blocks: no original names are known for such a UNet")
-    inside = sorted({name.partition(".transformer_blocks.")[2] for name in names})
+    inside = sorted({name.partition(".transformer_blocks.")[2] for name in names if name != POOLED})
     count = len(config["down_block_types"]) * (layers + 1)
     places = [f"{side}_blocks.{i}" for side in ("input", "output") for i in range(count)]
     candidates = [
@@ -49,6 +55,7 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     found = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
         {c: c for c in candidates}, {"layers_per_block": layers}
     )
+    found[POOLED] = POOLED_ORIGINAL
     missing = [name for name in names if name not in found]
     if missing:
         raise ModelError.listing("no original names are known for:", missing[:8])
@@ -58,6 +65,11 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
 def ema_twin(original: str) -> str:
     """Name of the running average that training kept of a weight: without dots, as a torch buffer has to be."""
     return "model_ema." + original.removeprefix("model.").replace(".", "")
+
+
+def is_pooled(name: str) -> bool:
+    """Whether a weight reads the pooled embedding, by its name in diffusers, a single file or as a running average."""
+    return name in (POOLED, POOLED_ORIGINAL, ema_twin(POOLED_ORIGINAL))
 
 
 def is_xl(config: Mapping[str, Any]) -> bool:

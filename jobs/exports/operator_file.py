@@ -29,9 +29,10 @@ def write_operator(operator: EditOperator, out: Path, header: Mapping[str, str])
 
     """
     own = _own_header(operator.to_bytes())
-    entries = entries_of([("matrix", torch.float64, tuple(operator.matrix.shape))])
-    size = write_safetensors(out, entries, [tensor_bytes(operator.matrix)], {**own, **header})
-    return Written(out, size, 1)
+    tensors = {"matrix": operator.matrix} | ({} if operator.pooled is None else {"pooled": operator.pooled.matrix})
+    entries = entries_of((name, torch.float64, tuple(matrix.shape)) for name, matrix in tensors.items())
+    size = write_safetensors(out, entries, [tensor_bytes(tensors[e.name]) for e in entries], {**own, **header})
+    return Written(out, size, len(tensors))
 
 
 def check_transform(operator: EditOperator) -> None:

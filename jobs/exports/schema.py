@@ -54,6 +54,7 @@ class Exported(Figure):
     verdict: Verdict = Field(description="of the run's audit")
     forced: bool = Field(description="exported although a gate of the run did not pass")
     tensors: int = Field(description="how many of the edit's there are")
+    pipeline: str = Field(default="StableDiffusionPipeline", description="diffusers' class of the base model")
     files: dict[str, int] = Field(description="bytes of each file but README.md, this one and SHA256SUMS")
     components: list[ExportedComponent] | None = Field(
         default=None, description="of a mixture, whose ranks and errors below are the largest; null: one edit"

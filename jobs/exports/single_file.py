@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from jobs.exports.names import ORIGINAL, ema_twin, original_names
-from jobs.exports.sources import SafetensorsSource, UnetSource, open_safetensors, open_unet
+from jobs.exports.names import ORIGINAL, POOLED_ORIGINAL, ema_twin, original_names
+from jobs.exports.sources import SafetensorsSource, UnetSource, open_edited, open_safetensors
 from jobs.exports.writing import Edits, Written, edited_pieces, write_safetensors
 from time_ops import EditOperator, ModelError
 
@@ -67,8 +67,8 @@ def write_single_file(
     source = open_safetensors(base_file)
     if out.exists() and out.samefile(base_file):
         raise ModelError(f"{out.name} is the base file itself; give another name")
-    unet = None if unet_folder is None else open_unet(unet_folder, d=operator.d, values_only=operator.values_only)
-    projections = _projections(source, operator, unet, expected)
+    unet = None if unet_folder is None else open_edited(unet_folder, operator)
+    projections = [*_projections(source, operator, unet, expected), *_pooled(source, operator)]
     twins = _twins(source, projections)
     if unet is not None:
         _check_base(source, unet, averaged=bool(twins))
@@ -96,7 +96,7 @@ def _projections(
             "file of SD 1.x, 2.x or SDXL. A diffusers folder is exported as one"
         )
     if unet is not None:
-        expected = len(unet.names)
+        expected = len(unet.token_names)
     half = 2 if operator.values_only else 1
     if len(found) != expected if expected is not None else len(found) * half not in _KNOWN:
         known = " or ".join(f"{count // half} ({kind})" for count, kind in _KNOWN.items())
@@ -108,6 +108,20 @@ def _projections(
             f"{name} is not the operator's base model: {wrong[0]} has shape {shape}, the operator width {operator.d}"
         )
     return found
+
+
+def _pooled(source: SafetensorsSource, operator: EditOperator) -> list[str]:
+    """The weight that reads the pooled embedding, where the operator edits that."""
+    if operator.pooled is None:
+        return []
+    entry = source.entries.get(POOLED_ORIGINAL)
+    if entry is None or len(entry.shape) != 2 or entry.shape[1] < operator.pooled.d:
+        shape = "is missing" if entry is None else f"has shape {list(entry.shape)}"
+        raise ModelError(
+            f"{source.path.name} is not the operator's base model: {POOLED_ORIGINAL} {shape}, and the edit changes "
+            f"pooled embeddings of width {operator.pooled.d}"
+        )
+    return [POOLED_ORIGINAL]
 
 
 def _twins(source: SafetensorsSource, projections: list[str]) -> list[str]:

@@ -10,15 +10,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from jobs.exports.names import is_pooled
 from jobs.models import safetensors_header
 from time_ops.errors import ModelError
 
-__all__ = ["DTYPES", "Entry", "SafetensorsSource", "UnetSource", "open_safetensors", "open_unet", "refuse_pickled"]
+if TYPE_CHECKING:
+    from time_ops import EditOperator
+
+__all__ = [
+    "DTYPES",
+    "Entry",
+    "SafetensorsSource",
+    "UnetSource",
+    "open_edited",
+    "open_safetensors",
+    "open_unet",
+    "refuse_pickled",
+]
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """The dtypes whose weights can be edited, by their names in a header."""
@@ -137,11 +150,12 @@ def open_safetensors(path: Path) -> SafetensorsSource:
 
 @dataclass(frozen=True)
 class UnetSource:
-    """The projections that read the text, in a diffusers folder's `unet/`, whose weights stay on the disk.
+    """The entries that read the text, in a diffusers folder's `unet/`, whose weights stay on the disk.
 
     Attributes:
         config: The UNet's configuration.
-        names: Weights that the operator edits, "down_blocks...attn2.to_k.weight" and so on, in the model's order.
+        names: Weights that the operator edits, "down_blocks...attn2.to_k.weight" and so on, in the model's order; the
+            one that reads the pooled embedding is the last, where that is edited.
         files: The file that holds each.
 
     """
@@ -149,6 +163,16 @@ class UnetSource:
     config: Mapping[str, Any]
     names: tuple[str, ...]
     files: Mapping[str, SafetensorsSource]
+
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """Those of `names` that read token states, [out, d]."""
+        return tuple(name for name in self.names if not is_pooled(name))
+
+    @property
+    def pooled_name(self) -> str | None:
+        """That of `names` which reads the pooled embedding, [out, at least p]; None: it is not edited."""
+        return next((name for name in self.names if is_pooled(name)), None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,12 +188,26 @@ class UnetSource:
         return self.files[name].read(name)
 
 
-def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequence[Path] | None = None) -> UnetSource:
-    """Find the projections that an operator edits.
+def open_edited(folder: Path, operator: EditOperator, files: Sequence[Path] | None = None) -> UnetSource:
+    """Find the weights that an operator edits; the other parameters and the errors are those of `open_unet`."""
+    pooled = None if operator.pooled is None else operator.pooled.d
+    return open_unet(folder, d=operator.d, pooled=pooled, values_only=operator.values_only, files=files)
+
+
+def open_unet(
+    folder: Path,
+    *,
+    d: int,
+    pooled: int | None = None,
+    values_only: bool = False,
+    files: Sequence[Path] | None = None,
+) -> UnetSource:
+    """Find the weights that an operator of these widths edits.
 
     Args:
         folder: `unet/` of a diffusers folder, sharded or not.
         d: Width of the operator.
+        pooled: Width of its pooled operator; None: it has none, and leaves what reads that embedding alone.
         values_only: Whether it leaves the keys alone.
         files: Weights of one variant; None: those of the default, or of the only one.
 
@@ -180,7 +218,7 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     # Only who exports pays for importing it.
     from diffusers import UNet2DConditionModel
 
-    from time_ops.surfaces import text_projections
+    from time_ops.surfaces import text_entries
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -192,7 +230,8 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     # On the meta device a model has its layers and their shapes, and no weights: SDXL's takes 5 GB.
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
-    names = tuple(f"{p.name}.weight" for p in text_projections(model, d=d, values_only=values_only))
+    entries = text_entries(model, d=d, pooled=pooled, values_only=values_only)
+    names = tuple(f"{p.name}.weight" for p in entries if p.kind == "tokens" or pooled is not None)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name in set(names)}
     held: dict[str, SafetensorsSource] = {}
     for path in _weight_files(folder) if files is None else files:

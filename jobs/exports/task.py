@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from jobs.exports.publishing import MIXTURE_INDEX, MODEL_INDEX
 from jobs.exports.schema import Form
 from time_ops import EditOperator, Mixture, ModelError
 
-__all__ = ["HEADERS", "RECORD", "Dtype", "ExportTask", "base_file_of", "errors_of", "main_file"]
+__all__ = ["HEADERS", "RECORD", "Dtype", "ExportTask", "base_file_of", "errors_of", "main_file", "pipeline_of"]
 
 RECORD = "export.json"
 _UNET_CONFIG = "unet/config.json"
@@ -90,6 +91,12 @@ def base_file_of(task: ExportTask, folder: Path, settings: StorageSettings) -> P
     fetched = folder / "base" / name
     open_store(place, settings).download(name, fetched)
     return fetched
+
+
+def pipeline_of(base: Path) -> str:
+    """Diffusers' class of a base model, by its folder."""
+    said: str = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]
+    return said
 
 
 def errors_of(written: LoraWritten) -> dict[str, float | int]:

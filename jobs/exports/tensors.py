@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jobs.exports.sources import DTYPES, open_unet
+from jobs.exports.sources import DTYPES, open_edited
 from jobs.exports.writing import Edits, Written, entries_of, tensor_bytes, write_safetensors
 from time_ops import EditOperator
 
@@ -16,7 +16,7 @@ __all__ = ["write_tensors"]
 
 
 def write_tensors(unet_folder: Path, operator: EditOperator, out: Path, header: Mapping[str, str]) -> Written:
-    """Write the 32 (SD 1.x, 2.x) or 140 (SDXL) edited projections, in the base model's dtype. Memory: one weight.
+    """Write the 32 (SD 1.x, 2.x) or 141 (SDXL) edited weights, in the base model's dtype. Memory: one weight.
 
     Args:
         unet_folder: `unet/` of the base model's diffusers folder.
@@ -29,7 +29,7 @@ def write_tensors(unet_folder: Path, operator: EditOperator, out: Path, header: 
         StorageError: The disk is full, or the place can't be written to.
 
     """
-    unet = open_unet(unet_folder, d=operator.d, values_only=operator.values_only)
+    unet = open_edited(unet_folder, operator)
     entries = entries_of((name, DTYPES[unet.entry(name).dtype], unet.entry(name).shape) for name in unet.names)
     edits = Edits(operator)
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from infra.storage import StorageError
+from jobs.exports.names import is_pooled
 from jobs.exports.sources import DTYPES, Entry, SafetensorsSource
 from time_ops import EditOperator, ModelError
 
@@ -65,16 +66,16 @@ class Edits:
     def __init__(self, operator: EditOperator) -> None:
         self._operator = operator
         self._changed = False
-        self._identity = bool(torch.equal(operator.matrix, torch.eye(operator.d, dtype=torch.float64)))
+        self._identity = operator.is_identity
 
     def __call__(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Edit one weight, [out, d], in its own dtype.
+        """Edit one weight, [out, d], in its own dtype; by its name one that reads the pooled embedding, [out, in].
 
         Raises:
             ModelError: The edited weight overflows its dtype.
 
         """
-        edited = self._operator.edited(weight)
+        edited = (self._operator.edited_pooled if is_pooled(name) else self._operator.edited)(weight)
         if not bool(torch.isfinite(edited).all()):
             raise ModelError(f"the edited {name} is not finite in {weight.dtype}")
         self._changed |= not torch.equal(edited, weight)

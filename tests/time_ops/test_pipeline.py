@@ -50,8 +50,9 @@ def test_folding_equals_transforming(family: str, make_pipe: Callable[..., Any],
     }[family]()
     operator = edit(pipe)
     base, embeds = draw(pipe), embeds_of(pipe)
-    transformed = {k: v if k.startswith(("pooled", "negative_pooled")) else operator.transform(v) for k, v in
-                   embeds.items()}  # fmt: skip
+    transformed = {
+        k: (operator.transform_pooled if "pooled" in k else operator.transform)(v) for k, v in embeds.items()
+    }
     from_embeds = draw(pipe, **transformed)
     only_conditional = draw(pipe, **{**transformed, "negative_prompt_embeds": embeds["negative_prompt_embeds"]})
     with operator.attached(pipe.unet):
@@ -63,7 +64,7 @@ def test_folding_equals_transforming(family: str, make_pipe: Callable[..., Any],
     assert furthest(folded, hooked) < 1e-4
     # Negative controls: the edit does something, and the unconditional embedding must be transformed as well.
     assert furthest(folded, base) > 1e-2
-    if family != "sdxl":  # whose unconditional embedding is zero, which every operator keeps
+    if family != "sdxl":  # whose unconditional embeddings are zeros, which every operator keeps
         assert furthest(folded, only_conditional) > 1e-2
 
 

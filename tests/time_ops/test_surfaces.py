@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AuraFlowTransformer2DModel,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
@@ -17,7 +18,7 @@ from diffusers import (
 from torch import nn
 
 from time_ops import EditOperator, ModelError
-from time_ops.surfaces import check_pipeline, expected_layers, text_projections
+from time_ops.surfaces import check_pipeline, expected_layers, pooled_width, text_entries, text_projections
 
 FULL_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 FULL_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
@@ -71,6 +72,37 @@ def test_real_layouts(config: dict[str, Any], d: int, count: int, parameters: in
         assert sum(p.layer.weight.numel() for p in found) == parameters
         with pytest.raises(ModelError, match="meta device"):
             EditOperator.identity(d).fold_into(unet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "width"),
+    [
+        ({}, 1280),
+        (
+            {
+                "block_out_channels": (384, 768, 1536, 1536),
+                "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+                "transformer_layers_per_block": 4,
+                "attention_head_dim": (6, 12, 24, 24),
+                "cross_attention_dim": 1280,
+                "projection_class_embeddings_input_dim": 2560,
+            },
+            1280,
+        ),
+    ],
+    ids=["base", "refiner"],
+)
+def test_the_pooled_entry_of_real_layouts(changes: dict[str, Any], width: int) -> None:
+    """Six sizes beside the pooled embedding in SDXL's base model, five in its refiner."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**{**SDXL, **changes})
+    *_, last = text_entries(unet)
+    assert (last.name, last.role, last.width) == ("add_embedding.linear_1", "pooled", width)
+    assert pooled_width(unet) == width
+    assert text_entries(unet, pooled=width)[-1] == last
+    with pytest.raises(ModelError, match="the edit has 768"):
+        text_entries(unet, pooled=768)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +265,21 @@ def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any])
             cross_attention_dim=16,
             caption_channels=12,
         )
+        aura = AuraFlowTransformer2DModel(
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+        )
         dit = DiTTransformer2DModel(num_layers=1, num_attention_heads=2, attention_head_dim=8, sample_size=8)
         unconditional = UNet2DModel(
             block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
         )
     for model in (sd3, flux):
-        with pytest.raises(ModelError, match="MM-DiT"):
-            text_projections(model)
+        assert [e.kind for e in text_entries(model)] == ["tokens", "pooled"]
+        assert [e.role for e in text_projections(model)] == ["context"]
     with pytest.raises(ModelError, match="projected context"):
         text_projections(pixart)
     for model in (dit, unconditional):
@@ -249,11 +289,11 @@ def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any])
     with pytest.raises(ModelError, match="pass its unet"):
         text_projections(pipe)
 
-    class FluxLike:
-        transformer = flux
+    class Joint:
+        transformer = aura
 
-    with pytest.raises(ModelError, match="MM-DiT"):
-        check_pipeline(FluxLike())
+    with pytest.raises(ModelError, match="only SD3's and FLUX's are known"):
+        check_pipeline(Joint())
     pipe.text_encoder = None
     with pytest.raises(ModelError, match="text encoder is not loaded"):
         check_pipeline(pipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,18 +40,35 @@ class Model:
     file: Path
     d: int
     projections: int
+    pooled: int | None = None
+
+    @property
+    def edited(self) -> int:
+        """How many weights an edit changes."""
+        return self.projections + (self.pooled is not None)
 
     def operator(self, rank: int = 4, size: float = 3.0) -> EditOperator:
-        """An edit of this rank that moves the weights by about a tenth of `size`."""
-        g = torch.Generator().manual_seed(3)
-        left, right = (torch.randn(*s, dtype=torch.float64, generator=g) for s in ((self.d, rank), (rank, self.d)))
-        shift = left @ right
-        return EditOperator(torch.eye(self.d, dtype=torch.float64) + size * shift / torch.linalg.norm(shift))
+        """An edit of this rank that moves the weights by about a tenth of `size`, pooled ones as well."""
+        pooled = None if self.pooled is None else drawn_operator(self.pooled, rank, size)
+        return replace(drawn_operator(self.d, rank, size), pooled=pooled)
 
     def pipe(self) -> Any:
         found = self.kind.from_pretrained(self.folder, local_files_only=True)
         found.set_progress_bar_config(disable=True)
         return found
+
+
+def drawn_operator(d: int, rank: int, size: float) -> EditOperator:
+    g = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(*s, dtype=torch.float64, generator=g) for s in ((d, rank), (rank, d)))
+    shift = left @ right
+    return EditOperator(torch.eye(d, dtype=torch.float64) + size * shift / torch.linalg.norm(shift))
+
+
+def edited(operator: EditOperator, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A weight's edit, by its name in any program."""
+    pooled = any(part in name for part in ("add_embedding", "label_emb"))
+    return (operator.edited_pooled if pooled else operator.edited)(weight)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +85,7 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Model:
     place = tmp_path_factory.mktemp("xl")
     make_xl_pipe().save_pretrained(place / "folder")
     save_file(single_file(place / "folder"), place / "xl.safetensors", metadata=BASE_HEADER)
-    return Model(StableDiffusionXLPipeline, place / "folder", place / "xl.safetensors", 48, 16)
+    return Model(StableDiffusionXLPipeline, place / "folder", place / "xl.safetensors", 48, 16, 32)
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def operator_of(d: int, *, values_only: bool = False, size: float = 0.05) -> EditOperator:
+def operator_of(d: int, *, values_only: bool = False, size: float = 0.05, pooled: int | None = None) -> EditOperator:
     noise = torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     matrix = torch.eye(d, dtype=torch.float64) + size * noise
-    return EditOperator(matrix, (Inputs((), values_only=values_only),))
+    second = None if pooled is None else operator_of(pooled, size=size)
+    return EditOperator(matrix, (Inputs((), values_only=values_only),), pooled=second)
 
 
 def saved(folder: Path, layout: str = "plain", dtype: torch.dtype = torch.float32, *, xl: bool = False) -> Path:
@@ -66,7 +67,7 @@ def folded(base: Path, operator: EditOperator, dtype: torch.dtype, **options: An
 )
 def test_files_stay_and_values_are_those_of_a_fold(tmp_path: Path, layout: str, dtype: torch.dtype, xl: bool) -> None:
     base, store = saved(tmp_path / "base", layout, dtype, xl=xl), LocalStore(tmp_path / "store")
-    operator = operator_of(48 if xl else 32)
+    operator = operator_of(48, pooled=32) if xl else operator_of(32)
     write_checkpoint(base, content_digest(base), operator, "card", store, "c", header={"evenhand.run": "r"})
     store.download_folder("c", out := tmp_path / "out")
     verify_folder(out, "c")
@@ -83,7 +84,8 @@ def test_files_stay_and_values_are_those_of_a_fold(tmp_path: Path, layout: str, 
         assert tensor.dtype == dtype
         assert torch.equal(tensor, wanted[name]), name
     changed = {name for name, tensor in found.items() if not torch.equal(tensor, before[name])}
-    assert changed == {name for name in before if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    edits = ("attn2.to_k.weight", "attn2.to_v.weight", "add_embedding.linear_1.weight")
+    assert changed == {name for name in before if name.endswith(edits)}
     for file in (base / "unet").glob("*.safetensors"):
         with safe_open(file, "pt") as old, safe_open(out / "unet" / file.name, "pt") as new:
             assert list(old.offset_keys()) == list(new.offset_keys())

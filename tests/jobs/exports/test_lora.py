@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from jobs.exports.lora import write_lora
-from tests.jobs.exports.conftest import HEADER, Model, image_of
+from jobs.exports.lora import low_rank_operator, write_lora
+from tests.jobs.exports.conftest import HEADER, Model, edited, image_of
 from tests.time_ops.conftest import make_unet
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.operator import Inputs
-from time_ops.surfaces import text_projections
+from time_ops.surfaces import text_entries
 
 
 def base_weights(model: Model) -> dict[str, torch.Tensor]:
@@ -25,15 +25,17 @@ def base_weights(model: Model) -> dict[str, torch.Tensor]:
 def test_diffusers_loads_and_fuses_it(model: Model, tmp_path: Path, strength: float) -> None:
     operator = model.operator()
     written = write_lora(model.folder / "unet", operator, tmp_path / "lora.safetensors", HEADER, error=0)
-    assert (written.rank, written.tensors) == (4, model.projections)
+    assert (written.rank, written.tensors) == (4, model.edited)
+    assert written.pooled_rank == (None if model.pooled is None else 4)
     pipe, base = model.pipe(), base_weights(model)
     pipe.load_lora_weights(written.path)
     pipe.fuse_lora(lora_scale=strength)
     pipe.unload_lora_weights()
-    projections = {f"{p.name}.weight" for p in text_projections(pipe.unet)}
+    entries = {f"{p.name}.weight" for p in text_entries(pipe.unet)}
     for name, weight in pipe.unet.state_dict().items():
-        if name in projections:
-            wanted = base[name].double() + strength * (operator.edited(base[name].double()) - base[name].double())
+        if name in entries:
+            plain = base[name].double()
+            wanted = plain + strength * (edited(operator, name, plain) - plain)
             torch.testing.assert_close(weight.double(), wanted, rtol=2e-6, atol=1e-7)
             assert not torch.allclose(weight, base[name], rtol=1e-3)
         else:
@@ -62,12 +64,16 @@ def test_other_programs_find_every_layer_by_name(model: Model, tmp_path: Path) -
     lora, base = load_file(path), base_weights(model)
     if model.d == 48:
         base = {n.removeprefix("model.diffusion_model."): w for n, w in load_file(model.file).items()}
-    layers = {"lora_unet_" + n.removesuffix(".weight").replace(".", "_"): w for n, w in base.items() if "attn2" in n}
+    read = {n: w for n, w in base.items() if "attn2" in n or n == "label_emb.0.0.weight"}
+    layers = {"lora_unet_" + n.removesuffix(".weight").replace(".", "_"): w for n, w in read.items()}
     for layer in {name.partition(".")[0] for name in lora}:
         up, down = lora[f"{layer}.lora_up.weight"], lora[f"{layer}.lora_down.weight"]
         change = float(lora[f"{layer}.alpha"]) / len(down) * (up @ down)
-        torch.testing.assert_close(layers[layer] + change, operator.edited(layers[layer]), rtol=2e-6, atol=1e-6)
-    assert len(lora) == 3 * model.projections
+        wanted = edited(operator, layer, layers[layer])
+        torch.testing.assert_close(layers[layer] + change, wanted, rtol=2e-6, atol=1e-6)
+    assert len(lora) == 3 * model.edited
+    if model.pooled is not None:  # nothing is added where the layer reads sizes
+        assert not lora["lora_unet_label_emb_0_0.lora_down.weight"][:, model.pooled :].any()
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_base_model_version"] == ("sdxl_base_v1-0" if model.d == 48 else "sd_v1")
@@ -147,3 +153,25 @@ def test_what_makes_no_lora_is_refused(sd: Model, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="width 32, the edit has 16"):
         write_lora(unet, EditOperator.identity(16), out, HEADER)
     assert not list(tmp_path.iterdir())
+
+
+def test_at_a_rank_both_parts_are_what_its_operator_says(xl: Model, tmp_path: Path) -> None:
+    operator = xl.operator(rank=16)
+    written = write_lora(xl.folder / "unet", operator, tmp_path / "lora.safetensors", HEADER, rank=5)
+    cut = low_rank_operator(xl.folder / "unet", operator, written)
+    assert cut.pooled is not None
+    assert (written.rank, written.pooled_rank) == (5, 5)
+    assert [step.rank for step in (cut.steps[-1], cut.pooled.steps[-1])] == [5, 5]
+    lora, base = load_file(written.path), base_weights(xl)
+    for layer, name in (("label_emb_0_0", "add_embedding.linear_1.weight"), MIDDLE):
+        up, down = (lora[f"lora_unet_{layer}.lora_{part}.weight"] for part in ("up", "down"))
+        found = base[name] + up @ down
+        torch.testing.assert_close(found, edited(cut, name, base[name]), rtol=1e-5, atol=1e-6)
+    with safe_open(written.path, "pt") as file:
+        assert file.metadata()["evenhand.lora_pooled_rank"] == "5"
+
+
+MIDDLE = (
+    "middle_block_1_transformer_blocks_0_attn2_to_k",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+)

@@ -9,12 +9,12 @@ from diffusers import UNet2DConditionModel
 from jobs.exports.names import ema_twin, kohya_names, original_names
 from tests.time_ops.test_surfaces import SD1, SD2, SDXL
 from time_ops import ModelError
-from time_ops.surfaces import text_projections
+from time_ops.surfaces import text_entries
 
 
 def names_of(config: dict[str, Any]) -> list[str]:
     with torch.device("meta"):
-        return [f"{p.name}.weight" for p in text_projections(UNet2DConditionModel(**config))]
+        return [f"{p.name}.weight" for p in text_entries(UNet2DConditionModel(**config))]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,11 @@ def names_of(config: dict[str, Any]) -> list[str]:
     [
         (SD1, 32, {"input_blocks": {1, 2, 4, 5, 7, 8}, "middle_block": {1}, "output_blocks": set(range(3, 12))}),
         (SD2, 32, {"input_blocks": {1, 2, 4, 5, 7, 8}, "middle_block": {1}, "output_blocks": set(range(3, 12))}),
-        (SDXL, 140, {"input_blocks": {4, 5, 7, 8}, "middle_block": {1}, "output_blocks": set(range(6))}),
+        (
+            SDXL,
+            141,
+            {"input_blocks": {4, 5, 7, 8}, "middle_block": {1}, "output_blocks": set(range(6)), "label_emb": {0}},
+        ),
     ],
     ids=["sd1", "sd2", "sdxl"],
 )
@@ -50,7 +54,8 @@ def test_kohyas_names() -> None:
     assert xl["up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight"] == (
         "lora_unet_output_blocks_5_1_transformer_blocks_0_attn2_to_k"
     )
-    assert len(set(xl.values())) == 140
+    assert xl["add_embedding.linear_1.weight"] == "lora_unet_label_emb_0_0"
+    assert len(set(xl.values())) == 141
 
 
 def test_a_running_averages_name() -> None:

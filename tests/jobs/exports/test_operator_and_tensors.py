@@ -32,7 +32,8 @@ def test_the_shipped_loader_gives_the_edited_models_embeddings_and_image(model: 
     names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
     made = pipe.encode_prompt(prompt="a ceo", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
     for name, plain in zip(names, made, strict=False):
-        assert torch.equal(found[name], plain if "pooled" in name else operator.transform(plain)), name
+        transform = operator.transform_pooled if "pooled" in name else operator.transform
+        assert torch.equal(found[name], transform(plain)), name
     assert list(found) == names[: len(made)]
     drawn = image_of(pipe, **found)
     operator.fold_into(pipe.unet)
@@ -64,7 +65,7 @@ def test_a_values_only_operator_is_not_shipped_as_a_transform(sd: Model) -> None
 def test_the_tensors_load_into_the_base_model(model: Model, tmp_path: Path, values_only: bool) -> None:
     operator = replace(model.operator(), steps=(Inputs((), values_only=values_only),))
     written = write_tensors(model.folder / "unet", operator, tmp_path / "tensors.safetensors", HEADER)
-    count = model.projections // (2 if values_only else 1)
+    count = model.projections // (2 if values_only else 1) + model.edited - model.projections
     pipe, folded = model.pipe(), model.pipe()
     missing, unexpected = pipe.unet.load_state_dict(load_file(written.path), strict=False)
     assert unexpected == []

@@ -50,7 +50,9 @@ def test_all_else_keeps_its_bytes_its_place_and_its_header(model: Model, tmp_pat
     before, after = raw(model.file), raw(out)
     changed = {name for name in before if before[name] != after[name]}
     assert len(changed) == written.tensors
-    assert all("attn2" in name and ("to_k" in name or "to_v" in name) for name in changed)
+    edits = (".attn2.to_k.weight", ".attn2.to_v.weight", ".label_emb.0.0.weight", "attn2to_kweight", "attn2to_vweight")
+    assert all(name.endswith(edits) for name in changed)
+    assert ("model.diffusion_model.label_emb.0.0.weight" in changed) == (model.pooled is not None)
     assert written.size_bytes == out.stat().st_size
 
 
@@ -118,6 +120,11 @@ def test_another_models_file_is_refused(sd: Model, xl: Model, tmp_path: Path) ->
         write_single_file(sd.file, sd.operator(), out, HEADER)
     with pytest.raises(ModelError, match=r"has shape \[\d+, 48\], the operator width 32"):
         write_single_file(xl.file, sd.operator(), out, HEADER, expected=16)
+    odd = tmp_path / "odd.safetensors"
+    save_file({n: w for n, w in load_file(xl.file).items() if "label_emb.0.0" not in n}, odd)
+    with pytest.raises(ModelError, match=r"label_emb\.0\.0\.weight is missing, and the edit changes pooled"):
+        write_single_file(odd, xl.operator(), out, HEADER, expected=16)
+    odd.unlink()
     weights = sd.folder / "unet" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(ModelError, match="no cross-attention under its original names"):
         write_single_file(weights, sd.operator(), out, HEADER, expected=8)

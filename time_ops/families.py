@@ -1,0 +1,180 @@
+"""How each family of pipelines makes its embeddings: which encoders, in which order, at which length.
+
+    family    token states [n, d]                                         pooled [p]
+    SD 1, 2   CLIP                                                        none
+    SDXL      two CLIPs side by side, the last layer but one              the second CLIP's
+    SD3       two CLIPs side by side, padded with zeros to T5's width;    both CLIPs', side by side
+              T5's 256 positions behind them
+    FLUX      T5's 512 positions                                          CLIP's
+
+The embeddings are the pipeline's own. What is told here is which positions come from which tokenizers, so that source
+and destination can be aligned in each. Neither SD3 nor FLUX masks T5's padding: the model attends to it, so it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from time_ops.alignment import Alignment, Positions, align_prompts
+from time_ops.encoders import text_encoders
+from time_ops.errors import ModelError
+from time_ops.surfaces import denoiser_of
+
+__all__ = [
+    "Reader",
+    "Span",
+    "TextEmbeddings",
+    "aligned_spans",
+    "pipeline_embeddings",
+    "text_readers",
+    "token_spans",
+]
+
+# Positions of T5, which pads to whatever it is told: the defaults of the pipelines' calls.
+_T5_POSITIONS = {"SD3Transformer2DModel": 256, "FluxTransformer2DModel": 512}
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbeddings:
+    """What a pipeline makes of P prompts.
+
+    Attributes:
+        tokens: [P, n, d].
+        pooled: [P, p]; None where the model reads none.
+
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Neighbouring token states that come from the same tokens.
+
+    Attributes:
+        readers: The tokenizers, whose encoders' states lie side by side; none where the states are zeros.
+        positions: How many states.
+
+    """
+
+    readers: Sequence[Reader]
+    positions: int
+
+
+def pipeline_embeddings(
+    pipe: Any, prompts: Sequence[str], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Encode by the pipeline's own `encode_prompt`: token states [P, n, d], and pooled [P, p] where it reads them.
+
+    Args:
+        pipe: The pipeline, its encoders ready to run.
+        prompts: The prompts.
+        device: Where to encode.
+
+    """
+    call: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
+    family = type(denoiser_of(pipe)).__name__
+    if family == "FluxTransformer2DModel":
+        tokens, pooled, _ = pipe.encode_prompt(**call)
+        return tokens, pooled
+    if family == "SD3Transformer2DModel":
+        call |= {"prompt_2": None, "prompt_3": None}
+    made = pipe.encode_prompt(**call, do_classifier_free_guidance=False)
+    # (states, negative states, pooled, negative pooled) where there is a second encoder, (states, negative) elsewhere.
+    return made[0], made[2] if len(made) == 4 else None
+
+
+def text_readers(pipe: Any) -> list[Reader]:
+    """The pipeline's tokenizers, each with the length at which the pipeline uses it, in the encoders' order.
+
+    Raises:
+        ModelError: A tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
+
+    """
+    t5_positions = _T5_POSITIONS.get(type(denoiser_of(pipe)).__name__)
+    found, lengths = [], set()
+    for tokenizer, encoder in text_encoders(pipe):
+        is_t5 = _is_t5(encoder)
+        n = t5_positions if is_t5 and t5_positions is not None else int(tokenizer.model_max_length)
+        limit = getattr(encoder.config, "max_position_embeddings", None)
+        if limit is not None and n > int(limit):
+            raise ModelError(f"the tokenizer pads to {n} tokens, but the text encoder has {limit} positions")
+        found.append(Reader(pipe, tokenizer, n))
+        lengths |= set() if is_t5 else {n}
+    if len(lengths) > 1:
+        raise ModelError(f"the pipeline's tokenizers pad to different lengths: {sorted(lengths)}")
+    return found
+
+
+def token_spans(pipe: Any, readers: Sequence[Reader]) -> list[Span]:
+    """Where in the token states the tokens of each of the pipeline's readers are."""
+    t5 = [r for r, (_, encoder) in zip(readers, text_encoders(pipe), strict=True) if _is_t5(encoder)]
+    clip = [r for r in readers if r not in t5]
+    family = type(denoiser_of(pipe)).__name__
+    if family == "FluxTransformer2DModel":
+        return [Span(t5, _T5_POSITIONS[family])]
+    spans = [Span(clip or readers, (clip or readers)[0].model_max_length)]
+    if family == "SD3Transformer2DModel":
+        # Without T5 its states are zeros, which no operator moves.
+        spans.append(Span(t5, _T5_POSITIONS[family]))
+    return spans
+
+
+def aligned_spans(spans: Sequence[Span], source: str, destination: str, alignment: Alignment) -> Positions:
+    """Destination position of each source position over all spans, [n] int64.
+
+    States of two encoders lie side by side, so their tokenizers must align alike.
+
+    Raises:
+        EditError: A prompt is too long or can't be aligned.
+        ModelError: The tokenizers of one span align differently.
+
+    """
+    parts, start = [], 0
+    for span in spans:
+        n = span.positions
+        found = [align_prompts(r, source, destination, positions=n, alignment=alignment) for r in span.readers]
+        if any((index != found[0]).any() for index in found[1:]):
+            raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
+        parts.append(start + (found[0] if found else np.arange(n, dtype=np.int64)))
+        start += n
+    return np.concatenate(parts)
+
+
+class Reader:
+    """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out.
+
+    It remembers what `token_ids` and the alignment ask of it, each prompt many times: asked anew, tokenizing takes
+    longer than a small encoder's forward pass.
+    """
+
+    def __init__(self, pipe: Any, tokenizer: Any, positions: int) -> None:
+        self._tokenizer = tokenizer
+        self._convert = getattr(pipe, "maybe_convert_prompt", None)
+        self._tokenized: dict[str, Any] = {}
+        self._decoded: dict[tuple[int, ...], str] = {}
+        self.model_max_length = positions
+
+    def __call__(self, prompt: str, **kwargs: Any) -> Any:
+        """Tokenize one prompt, by the tokenizer's own parameters."""
+        if prompt not in self._tokenized:
+            text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
+            self._tokenized[prompt] = self._tokenizer(text, **kwargs)
+        return self._tokenized[prompt]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Spell tokens out."""
+        key = tuple(ids)
+        if key not in self._decoded:
+            self._decoded[key] = str(self._tokenizer.decode(ids))
+        return self._decoded[key]
+
+
+def _is_t5(encoder: Any) -> bool:
+    return bool(encoder.config.model_type == "t5")
