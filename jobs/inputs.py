@@ -18,6 +18,8 @@ from time_ops.prompts import PromptEdit, augment, check_prompts
 __all__ = ["prompt_checker", "read_bytes", "read_inputs"]
 
 _ROWS_AT_ONCE = 256
+_MOST_BYTES = 1 << 30
+"""A mixture of eight components of SDXL's width has 270 MB."""
 
 
 def read_bytes(url: str, settings: StorageSettings) -> bytes:
@@ -28,9 +30,14 @@ def read_bytes(url: str, settings: StorageSettings) -> bytes:
     """
     if "://" not in url:
         try:
-            return Path(url).expanduser().read_bytes()
-        except OSError as error:
-            raise ConfigError(f"can't read {url}: {error.strerror}; give a file's path, or s3://bucket/key") from error
+            with Path(url).expanduser().open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+        except (OSError, RuntimeError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"can't read {url}: {why}; give a file's path, or s3://bucket/key") from error
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{url} has more than the {_MOST_BYTES:,} bytes that are read at most")
+        return data
     prefix, _, key = url.rpartition("/")
     try:
         return open_store(prefix, settings).get(key)

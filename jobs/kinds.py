@@ -5,13 +5,13 @@ As `jobs.models`, without torch and diffusers. What its weights hold is looked a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.models import components_of, is_pickled, pickled_advice, weight_variant
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = ["check_kind"]
 
@@ -85,7 +85,7 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{_short(file)} can't be read: {error}") from error
     if not isinstance(content, dict):

@@ -27,6 +27,7 @@ from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
 from jobs.exports.checksums import verify_folder
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 _READ_BYTES = 1 << 20
+_MOST_HEADER_BYTES = 100_000_000
+"""As the format's own library has it."""
 _TEXT_SUFFIXES = (".json", ".txt", ".model")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
@@ -63,6 +66,8 @@ _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version
 
 
 _CARD = "README.md"
+# Of components, which are folders of the model, and of the libraries and classes that read them.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ def _text_content(file: Path) -> bytes:
     data = file.read_bytes()
     if file.suffix == ".json":
         try:
-            content = json.loads(data)
+            content = json_of(data)
         except ValueError as error:
             raise ModelError(f"{file.name} is not JSON: {error}") from error
         if isinstance(content, dict):
@@ -272,7 +277,7 @@ def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
             # Opened by the library first: it refuses headers that lie about the file.
             with safe_open(file, "np"), file.open("rb") as stream:
                 header, data_at = safetensors_header(stream)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{component}/{file.name} can't be read: {error}; fetch the model again") from error
         where |= {name: (file, entry, data_at) for name, entry in header.items() if name != "__metadata__"}
     for name in sorted(where):
@@ -291,9 +296,18 @@ def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
 
 
 def safetensors_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin."""
+    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin.
+
+    Raises:
+        ValueError: there is none.
+    """
     size = int.from_bytes(stream.read(8), "little")
-    return json.loads(stream.read(size)), 8 + size
+    if size > _MOST_HEADER_BYTES:
+        raise ValueError(f"a header of {size:,} bytes, {_MOST_HEADER_BYTES:,} are read at most")
+    header = json_of(stream.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no mapping")
+    return header, 8 + size
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -386,15 +400,22 @@ def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tup
         ModelError: the file can't be read.
     """
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items()
+        index = json_of((folder / "model_index.json").read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"model_index.json can't be read: {error}") from error
-    return {
+    found = {
         name: (str(value[0]), str(value[1]))
         for name, value in index
         if isinstance(value, list) and len(value) == 2 and None not in value
         if safety_checker or name != "safety_checker"
     }
+    odd = [text for name, both in found.items() for text in (name, *both) if not _NAME.fullmatch(text)]
+    if odd:
+        said = ", ".join(repr(text)[:80] for text in odd[:4])
+        raise ModelError(
+            f"model_index.json can't be read: {said} {'are' if len(odd) > 1 else 'is'} no name of a component"
+        )
+    return found
 
 
 def load_tokenizers(folder: Path) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +20,7 @@ from jobs.report.evaluation_text import evaluation_table
 from jobs.report.page import render
 from jobs.report.schema import SCHEMA_VERSION, Report
 from jobs.report.terminal import summary_table
+from time_ops.files import json_of
 
 __all__ = ["is_evaluation", "read_evaluation", "read_report", "redraw"]
 
@@ -44,14 +44,14 @@ def read_evaluation(data: bytes, name: str) -> EvaluationReport:
 def is_evaluation(data: bytes) -> bool:
     """Whether a `report.json` is of `evenhand evaluate`, as far as it can be read at all."""
     with contextlib.suppress(ValueError):
-        found = json.loads(data)
+        found = json_of(data)
         return isinstance(found, dict) and found.get("kind") == "evaluation"
     return False
 
 
 def _read(data: bytes, name: str, model: type[M], newest: int) -> M:
     try:
-        found = json.loads(data)
+        found = json_of(data)
     except ValueError as error:
         raise ConfigError(
             f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
@@ -81,10 +81,14 @@ def redraw(run: str, out: Path, console: Console) -> None:
     """
     store = open_store(run, StorageSettings.from_environment())
     try:
-        data, complete = store.get("report.json"), json.loads(store.get("COMPLETE"))
+        data, complete = store.get("report.json"), store.get("COMPLETE")
     except ObjectMissing as error:
         raise ConfigError(f"{run} holds no finished run ({error}); give the folder of one") from error
-    if hashlib.sha256(data).hexdigest() != complete["files"].get("report.json"):
+    try:
+        known = json_of(complete)["files"]["report.json"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{run}: COMPLETE names no report.json; run the same command again") from error
+    if hashlib.sha256(data).hexdigest() != known:
         raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
     page, summary = _drawn(data, store)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ their configuration on the meta device, which takes no memory for weights, and c
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -33,6 +32,7 @@ from jobs.models import (
     weight_variant,
 )
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = ["check_classifier", "check_loaded", "check_pipeline", "component_class"]
 
@@ -103,7 +103,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
             f"the classifier holds pickled weights alone, which are never opened. {pickled_advice(pipeline=False)}"
         )
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "clip")
+        said = json_of((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "clip")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the classifier's config.json can't be read: {error}") from error
     if said != "clip":
@@ -202,7 +202,7 @@ _Compared = tuple[Any, list[str], list[str], list[str]]
 def _from_transformers(part: Path, kind: Any, files: list[Path]) -> _Compared:
     """By the library's own report, which knows what tensors were called in earlier versions."""
     del files
-    said = json.loads((part / "config.json").read_text(encoding="utf-8")).get("model_type")
+    said = json_of((part / "config.json").read_text(encoding="utf-8")).get("model_type")
     wanted = str(kind.config_class.model_type)
     # "clip" is said by all parts of CLIP, clip_text_model among them.
     if said is not None and not wanted.startswith(said):

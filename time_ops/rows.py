@@ -30,7 +30,7 @@ from time_ops.alignment import Alignment
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import encode_checked
 from time_ops.errors import EditError
-from time_ops.files import header_of
+from time_ops.files import header_of, json_of
 from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams
@@ -311,7 +311,7 @@ class TokenRows:
         """
         try:
             arrays = load_arrays(data)
-            facts = json.loads(header_of(data)["rows"])
+            facts = json_of(header_of(data)["rows"])
             return cls(
                 tokens=arrays["tokens"],
                 edits=tuple(PromptEdit(source, dict(destinations)) for source, destinations in facts["edits"]),
@@ -323,7 +323,7 @@ class TokenRows:
                 alignment=facts["alignment"],
                 encoder=EncoderDigest(**facts["encoder"]),
             )
-        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise EditError(f"these bytes are no token rows: {error!r}") from error
 
     def _blends(self, shares: Sequence[npt.ArrayLike] | None) -> list[Floats]:

@@ -27,7 +27,7 @@ from scipy.linalg import lapack
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
-from time_ops.files import header_of
+from time_ops.files import header_of, json_of
 from time_ops.operator import EditOperator, EditRecord, Inputs
 
 __all__ = ["Problem", "Statistics", "solve", "solve_statistics"]
@@ -178,7 +178,7 @@ class Statistics:
         """
         try:
             tensors = load_tensors(data)
-            records = json.loads(header_of(data)["statistics"])
+            records = json_of(header_of(data)["statistics"])
             encoder = records["encoder"]
             return cls(
                 tensors["G"],
@@ -187,7 +187,7 @@ class Statistics:
                 tuple(_stored_record(r) for r in records["preserved"]),
                 None if encoder is None else EncoderDigest(**encoder),
             )
-        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise EditError(f"these bytes are no statistics: {error!r}") from error
 
 

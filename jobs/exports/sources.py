@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from jobs.models import safetensors_header
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = ["DTYPES", "Entry", "SafetensorsSource", "UnetSource", "open_safetensors", "open_unet", "refuse_pickled"]
 
@@ -183,9 +184,11 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     from time_ops.surfaces import text_projections
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder.name}/config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder.name}/config.json can't be read: it holds no JSON object")
     kind = config.get("_class_name", UNet2DConditionModel.__name__)
     if kind != UNet2DConditionModel.__name__:
         raise ModelError(f"{folder.name}/ holds a {kind}, not a {UNet2DConditionModel.__name__}")
