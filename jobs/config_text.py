@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from jobs.errors import ConfigError
 
@@ -37,7 +38,6 @@ def read_yaml(text: str, where: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{where}: has {len(text):,} characters, {MOST_CHARACTERS:,} are read at most")
-    loader = None
     try:
         loader = _Loader(text)
         value = loader.get_single_data()
@@ -45,9 +45,6 @@ def read_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not YAML: {error}") from error
     except _ODD as error:
         raise ConfigError(f"{where}: a value is not what YAML takes it for: {str(error)[:200]}; quote it") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
     if loader.twice:
         raise ConfigError("\n  ".join([f"{where}: keys are there twice; keep one of each", *loader.twice]))
     return value
@@ -66,17 +63,17 @@ class _Loader(yaml.SafeLoader):
         mark = self.peek_event().start_mark
         self._depth += 1
         if self._depth > _MOST_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {_MOST_DEPTH} deep", mark)
+            raise ComposerError(None, None, f"nested more than {_MOST_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and not isinstance(node, yaml.ScalarNode) and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, "an alias stands for what it is part of", mark)
+            raise ComposerError(None, None, "an alias stands for what it is part of", mark)
         if isinstance(node, yaml.SequenceNode) and not is_alias:
             self._sizes[id(node)] = 1 + sum(self._size(item) for item in node.value)
         elif isinstance(node, yaml.MappingNode) and not is_alias:
             self._sizes[id(node)] = 1 + sum(self._size(key) + self._size(value) for key, value in node.value)
         if node is not None and self._size(node) > _MOST_VALUES:
-            raise yaml.composer.ComposerError(None, None, f"becomes more than {_MOST_VALUES:,} values", mark)
+            raise ComposerError(None, None, f"becomes more than {_MOST_VALUES:,} values", mark)
         return node
 
     def _size(self, node: yaml.Node) -> int:

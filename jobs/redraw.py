@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from rich.console import Console, RenderableType
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, exit_code_of
 from jobs.report import evaluation_schema
 from jobs.report.evaluation import render_evaluation
 from jobs.report.evaluation_schema import EvaluationReport
@@ -23,6 +24,9 @@ from jobs.report.terminal import summary_table
 from time_ops.files import json_of
 
 __all__ = ["is_evaluation", "read_evaluation", "read_report", "redraw"]
+
+# What drawing raises where fields fit the schema and not each other, as a share of a label that there is none of.
+_CONTRADICTED = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, TemplateError)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -90,9 +94,16 @@ def redraw(run: str, out: Path, console: Console) -> None:
         raise ConfigError(f"{run}: COMPLETE names no report.json; run the same command again") from error
     if hashlib.sha256(data).hexdigest() != known:
         raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
-    page, summary = _drawn(data, store)
+    try:
+        page, summary = _drawn(data, store)
+        drawn = page.encode()
+    except _CONTRADICTED as error:
+        if exit_code_of(error) is not None:
+            raise
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ConfigError(f"{store.url('report.json')} contradicts itself and can't be drawn ({why})") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page.encode())
+    out.write_bytes(drawn)
     console.print(summary)
     console.print(f"drawn: {out}", markup=False, soft_wrap=True)
 

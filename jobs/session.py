@@ -375,7 +375,7 @@ def _is_finished(folder: RunFolder, identity: str) -> bool:
     except (ObjectMissing, ValueError):
         # What is no JSON is told by `RunFolder.open`.
         return False
-    return isinstance(state, dict) and state.get("identity") == identity
+    return bool(isinstance(state, dict) and state.get("identity") == identity)
 
 
 @contextmanager

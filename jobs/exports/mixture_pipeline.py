@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 __all__ = ["MixturePipeline", "weights_digest"]
@@ -182,12 +182,22 @@ def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor]:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no mixture at {path}: give its folder or its {FILE} as mixture=...")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        operators = file.get_tensor("operators") if "operators" in file.keys() else None  # noqa: SIM118 - no mapping
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            operators = file.get_tensor("operators") if "operators" in file.keys() else None  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS ({error})") from error
     if operators is None or "evenhand" not in metadata:
         raise ValueError(f"{path.name} is no mixture: one operator, or another file")
-    header = json.loads(metadata["evenhand"])
+    try:
+        return metadata, _checked(path, json.loads(metadata["evenhand"]), operators)
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS") from error
+
+
+def _checked(path: Path, header: Any, operators: torch.Tensor) -> torch.Tensor:
+    """The operators, once the header says that this file can draw with them."""
     if (header.get("format"), header.get("route")) != (FORMAT, ROUTE_VERSION):
         raise ValueError(
             f"{path.name} is {header.get('format')!r}, routed by version {header.get('route')!r}; this file draws "
@@ -197,7 +207,7 @@ def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor]:
         raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS")
     if any(unit(seed, place) != u for seed, place, u in header["route_vectors"]):
         raise ValueError(f"{path.name} is routed otherwise than this file routes, by its test vectors")
-    return metadata, operators
+    return operators
 
 
 def _check_model(pipe: Any, header: Mapping[str, Any], metadata: Mapping[str, str], any_base: bool) -> None:
