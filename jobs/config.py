@@ -438,9 +438,18 @@ class RunConfig(BaseSettings):
     )
 
     manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key; for `evaluate` an edit set")
-    model: str = Field(description="diffusers text-to-image model: hub id, local folder or s3:// prefix")
+    model: str = Field(
+        description="diffusers text-to-image model: hub id, local folder or s3:// prefix; or one .safetensors file of "
+        "SD 1.x or 2.x, a path or s3://bucket/key, with `model_layout`"
+    )
     classifier: str = Field(description="CLIP model for zero-shot labels: likewise")
     output: str = Field(description="s3://bucket/prefix or a local folder")
+    model_layout: str | None = Field(
+        None,
+        min_length=1,
+        description="of a model that is a single file: hub id, local folder or s3:// prefix of a diffusers model of "
+        "the same kind, whose configuration and tokenizer are the file's; its weights are not read",
+    )
     run: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",

@@ -11,7 +11,7 @@ from infra.storage import ObjectMissing, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.kinds import check_kind
-from jobs.models import cache_folder, load_tokenizers, stage
+from jobs.models import cache_folder, load_tokenizers, stage_model
 from manifests import Fault, Manifest, read_manifest
 from time_ops.prompts import PromptEdit, augment, check_prompts
 
@@ -102,7 +102,7 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
         ModelError: the model is missing, or no Stable Diffusion pipeline.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
+    folder = stage_model(config, settings, cache_folder() / token)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
     check_kind(folder, safety_checker=config.sampler.safety_checker)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ from time_ops.files import json_of
 if TYPE_CHECKING:
     import torch
 
+    from jobs.config import RunConfig
+
 __all__ = [
     "Origin",
     "Staged",
@@ -39,13 +41,16 @@ __all__ = [
     "cache_folder",
     "components_of",
     "content_digest",
+    "from_hub",
     "is_pickled",
+    "is_single_file",
     "load_tokenizers",
     "origin_of",
     "pickled_advice",
     "resolve_dtype",
     "safetensors_header",
     "stage",
+    "stage_model",
     "staged_from",
     "variant_of",
     "weight_files",
@@ -60,6 +65,7 @@ _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
 # versions wrote the variant behind the shard's number.
 _WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?(?:\.(\w+))?\.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
 _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -120,19 +126,37 @@ def _note_of(folder: Path) -> Path:
     return folder.with_suffix(".source.json")
 
 
-def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool) -> Path:
+def is_single_file(reference: str) -> bool:
+    """Whether a model is named as one .safetensors file, here or in a store, and no folder."""
+    return reference.lower().endswith(".safetensors") and not Path(reference).is_dir()
+
+
+def stage_model(config: RunConfig, settings: StorageSettings, cache: Path) -> Path:
+    """The folder of a run's model on this node; see `stage`."""
+    return stage(config.model, settings, cache, pipeline=True, layout=config.model_layout)
+
+
+def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool, layout: str | None = None) -> Path:
     """The model's folder on this node.
 
     Args:
-        reference: hub id (`name/model` or `name/model@revision`), local folder, or `s3://bucket/prefix`.
+        reference: hub id (`name/model` or `name/model@revision`), local folder, or `s3://bucket/prefix`; a pipeline
+            also as one .safetensors file, a path or `s3://bucket/key`.
         settings: how to reach the object store.
         cache: where downloads from an object store go; one folder per run, so that a changed prefix is seen.
         pipeline: a diffusers pipeline (only the files it loads are fetched) or a single transformers model.
+        layout: of a single file, see `jobs.staged_file`; of a folder it has no effect.
 
     Raises:
-        ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS.
+        ConfigError: a single file without a layout.
+        ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS; a single file that
+            is not a model of its layout.
         StorageError: the object store can't be read.
     """
+    if pipeline and is_single_file(reference):
+        from jobs.staged_file import folder_from_file  # which needs this module
+
+        return folder_from_file(reference, layout, settings, cache)
     _refuse_single_file(reference)
     if reference.startswith("s3://"):
         folder = _download(reference, settings, cache)
@@ -140,7 +164,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         folder = Path(reference).resolve()
         verify_folder(folder, reference)
     else:
-        folder = _from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
+        folder = from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
     marker = "model_index.json" if pipeline else "config.json"
     if not (folder / marker).is_file():
         raise ModelError(
@@ -191,7 +215,19 @@ def _tags(store: ObjectStore) -> dict[str, str]:
     return {name: store.stat(name).tag for name in store.list()}
 
 
-def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
+def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Sequence[str] = _HUB_FILES) -> Path:
+    """A hub's model in its cache on this node.
+
+    Args:
+        reference: `name/model` or `name/model@revision`.
+        pipeline: see `stage`.
+        patience_s: how long to try again while the hub is away.
+        patterns: what to fetch of what is no pipeline.
+
+    Raises:
+        ModelError: no such model, or it can't be reached.
+        StorageError: the hub is away.
+    """
     name, _, revision = reference.partition("@")
 
     def fetch() -> Any:
@@ -205,8 +241,7 @@ def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
                 with suppress(HfHubHTTPError, OSError, ValueError):
                     hf_hub_download(name, _CARD, revision=Path(folder).name)
                 return folder
-            patterns = ["*.json", "*.txt", "*.safetensors"]
-            return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
+            return snapshot_download(name, revision=revision or None, allow_patterns=[*patterns])
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if not is_offline_mode() and (status is None or status == 429 or status >= 500):

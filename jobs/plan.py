@@ -33,7 +33,7 @@ from jobs.components import check_mixture, components_of, tried_wordings
 from jobs.config import RunConfig
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
-from jobs.models import cache_folder, content_digest, safetensors_header, stage
+from jobs.models import cache_folder, content_digest, safetensors_header, stage, stage_model
 from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
 from jobs.tables import bounded_rows
@@ -135,7 +135,7 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
         check_held_out(manifest, config)
         check_mixture(manifest, config)
         cache = cache_folder() / token
-        model = stage(config.model, settings, cache, pipeline=True)
+        model = stage_model(config, settings, cache)
         classifier = stage(config.classifier, settings, cache, pipeline=False)
         recipe = recipe_of(config, _probe(config, model, classifier))
         width, checkpoint_bytes = _embedding_width(classifier), _size(model)
