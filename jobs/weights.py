@@ -34,7 +34,7 @@ from jobs.models import (
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
-__all__ = ["check_classifier", "check_loaded", "check_pipeline", "component_class"]
+__all__ = ["UNMADE", "check_classifier", "check_loaded", "check_pipeline", "component_class"]
 
 _SHOWN = 4
 _READ_BYTES = 1 << 24
@@ -46,6 +46,11 @@ _HARMLESS = (
 )
 # A text encoder may be given as the whole CLIP model that it is half of.
 _OTHER_HALF = (r"^vision_model\.", r"^visual_projection\.", r"^text_projection\.", r"^logit_scale$")
+UNMADE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
+    SafetensorError,
+)
+"""What the libraries raise of a configuration that makes no model, a list too short or a width of zero say."""
 # Classes that old folders name and that are gone.
 _SUCCESSORS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 # What NaN and infinities have in common: all bits of the exponent are set.
@@ -180,7 +185,7 @@ def _examined(
         made, missing, wrong, more = (_from_transformers if issubclass(kind, PreTrainedModel) else _from_diffusers)(
             part, kind, files
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except UNMADE as error:
         faults.append(f"{where}config.json makes no {kind.__name__} of {where}{files[0].name}: {_first_line(error)}")
         return None
     known = re.compile("|".join((*_HARMLESS, *harmless)))

@@ -181,6 +181,7 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     # Only who exports pays for importing it.
     from diffusers import UNet2DConditionModel
 
+    from jobs.weights import UNMADE
     from time_ops.surfaces import text_projections
 
     try:
@@ -193,8 +194,11 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     if kind != UNet2DConditionModel.__name__:
         raise ModelError(f"{folder.name}/ holds a {kind}, not a {UNet2DConditionModel.__name__}")
     # On the meta device a model has its layers and their shapes, and no weights: SDXL's takes 5 GB.
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+    try:
+        with torch.device("meta"):
+            model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+    except UNMADE as error:
+        raise ModelError(f"{folder.name}/config.json makes no UNet2DConditionModel: {str(error)[:200]}") from error
     names = tuple(f"{p.name}.weight" for p in text_projections(model, d=d, values_only=values_only))
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name in set(names)}
     held: dict[str, SafetensorsSource] = {}
