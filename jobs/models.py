@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from jobs.config import RunConfig
 
 __all__ = [
+    "UNMADE",
     "Origin",
     "Staged",
     "age_out",
@@ -57,6 +63,11 @@ __all__ = [
     "weight_variant",
 ]
 
+UNMADE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What the libraries raise of a configuration that makes no model: a list too short, a width of zero, a null."""
 _READ_BYTES = 1 << 20
 _MOST_HEADER_BYTES = 100_000_000
 """As the format's own library has it."""
@@ -447,9 +458,7 @@ def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tup
     odd = [text for name, both in found.items() for text in (name, *both) if not _NAME.fullmatch(text)]
     if odd:
         said = ", ".join(repr(text)[:80] for text in odd[:4])
-        raise ModelError(
-            f"model_index.json can't be read: {said} {'are' if len(odd) > 1 else 'is'} no name of a component"
-        )
+        raise ModelError(f"model_index.json can't be read: no component, library or class is called {said}")
     return found
 
 
@@ -466,10 +475,11 @@ def load_tokenizers(folder: Path) -> list[Any]:
         if (folder / name).is_dir():
             kind = _component_class(folder, name)
             # AutoTokenizer imports torch; the named class, which the pipeline itself would load, does not.
-            loader = getattr(transformers, kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer")
+            named = kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer"
             try:
+                loader = getattr(transformers, named)
                 found.append(loader.from_pretrained(folder / name, local_files_only=True))
-            except (OSError, ValueError) as error:
+            except UNMADE as error:
                 raise ModelError(f"the model's {name} can't be loaded: {error}") from error
     if not found:
         raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from jobs.exports.sources import open_safetensors
 from jobs.kinds import check_kind
+from jobs.models import UNMADE
 from jobs.weights import check_pipeline, component_class
 from time_ops.errors import ModelError
 from time_ops.files import json_of
@@ -126,7 +127,7 @@ def _written(part: str, file: Path, out: Path) -> list[str]:
     convert = {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder}[part](out / part)
     try:
         found = convert(tensors)
-    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+    except UNMADE as error:
         return [f"its {part} can't be converted ({type(error).__name__}: {str(error)[:200]})"]
     unread = _unread(tensors, found) if part != "text_encoder" else []
     if unread:
@@ -165,7 +166,7 @@ def _text_encoder(folder: Path) -> Callable[[_Tensors], _Tensors]:
     try:
         with torch.device("meta"):
             made = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except UNMADE as error:
         raise ModelError(f"the layout's text_encoder/config.json makes no {class_name}: {str(error)[:200]}") from error
     flat = not any(name.startswith("text_model.") for name in made.state_dict())
     clip: Any = single_file_utils.convert_ldm_clip_checkpoint

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.kinds import check_kind
 from jobs.models import (
+    UNMADE,
     components_of,
     is_pickled,
     load_tokenizers,
@@ -34,7 +35,7 @@ from jobs.models import (
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
-__all__ = ["UNMADE", "check_classifier", "check_loaded", "check_pipeline", "component_class"]
+__all__ = ["check_classifier", "check_loaded", "check_pipeline", "component_class"]
 
 _SHOWN = 4
 _READ_BYTES = 1 << 24
@@ -46,11 +47,6 @@ _HARMLESS = (
 )
 # A text encoder may be given as the whole CLIP model that it is half of.
 _OTHER_HALF = (r"^vision_model\.", r"^visual_projection\.", r"^text_projection\.", r"^logit_scale$")
-UNMADE = (
-    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
-    SafetensorError,
-)
-"""What the libraries raise of a configuration that makes no model, a list too short or a width of zero say."""
 # Classes that old folders name and that are gone.
 _SUCCESSORS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 # What NaN and infinities have in common: all bits of the exponent are set.
@@ -121,7 +117,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
     if model is not None:
         try:
             processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
+        except UNMADE as error:
             faults.append(f"its processor can't be loaded: {error}")
         else:
             faults += _vocabulary_faults(processor.tokenizer, model.text_model, "the text model", "its tokenizer")

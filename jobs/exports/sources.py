@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jobs.models import safetensors_header
+from jobs.models import UNMADE, safetensors_header
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
@@ -181,7 +181,6 @@ def open_unet(folder: Path, *, d: int, values_only: bool = False, files: Sequenc
     # Only who exports pays for importing it.
     from diffusers import UNet2DConditionModel
 
-    from jobs.weights import UNMADE
     from time_ops.surfaces import text_projections
 
     try:
