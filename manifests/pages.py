@@ -82,6 +82,8 @@ def _pages(file: pq.ParquetFile, stream: io.BufferedReader | io.BytesIO, columns
     metadata = file.metadata
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group)
+        if rows.num_rows == 0:
+            continue  # no page need be there, and none is read
         for place in range(rows.num_columns):
             chunk = rows.column(place)
             if chunk.path_in_schema.partition(".")[0] not in columns:

@@ -296,7 +296,7 @@ class Mixture:
             digest, said = found.digest, header["digest"]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, EditError):
-                raise
+                raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
             what = f"{type(error).__name__}: {str(error)[:200]}"
             raise EditError(f"{name} has a header that can't be read: {what}") from error
         if said != digest:

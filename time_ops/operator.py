@@ -463,7 +463,7 @@ def operator_from_header(matrix: torch.Tensor, header: Mapping[str, Any], name: 
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
     except _UNREADABLE as error:
         if isinstance(error, EditError):
-            raise
+            raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
         raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
     if wrong:
         raise EditError.listing(f"{name} is damaged:", wrong)

@@ -16,11 +16,11 @@ _COMMON: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("ci", max_examples=1, derandomize=True, database=None, **_COMMON)
-settings.register_profile("long", max_examples=40, derandomize=False, print_blob=True, **_COMMON)
+settings.register_profile("long", max_examples=5, derandomize=False, print_blob=True, **_COMMON)
 
 
 def inputs(count: int) -> Callable[[Any], Any]:
-    """Mark a property: so many inputs in the profile `ci`, forty times as many in `long`.
+    """Mark a property: so many inputs in the profile `ci`, five times as many in `long`.
 
     A setting of each test, not of the session: other folders' properties keep their own.
     """

@@ -151,6 +151,14 @@ def test_what_is_broken_here_is_whole_before(tmp_path: Path) -> None:
     assert component_of(3, "", 0, tmp_path) in ("female", "male")
 
 
+def test_weights_that_are_none_are_refused_by_the_files_name() -> None:
+    header, data = parts(MIXTURE)
+    inside = json.loads(header["__metadata__"]["evenhand"])
+    header["__metadata__"]["evenhand"] = json.dumps({**inside, "weights": []})
+    with pytest.raises(EditError, match=r"mixture\.safetensors is damaged: .*weights"):
+        Mixture.from_bytes(safetensors_file(json.dumps(header).encode(), data), "mixture.safetensors")
+
+
 def test_metadata_that_is_no_text_is_refused() -> None:
     header, data = parts(MIXTURE)
     header["__metadata__"]["evenhand"] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.storage import LocalStore, StorageSettings, check_key, safe_name
+from infra.storage import LocalStore, StorageSettings, check_key, open_store, safe_name
 from jobs.exports.parts import component_place
 from jobs.history import History, parse_tick
 from jobs.inputs import read_bytes
@@ -69,5 +70,7 @@ def test_paths_of_files(tmp_path_factory: Any, text: str) -> None:
 
 
 def test_a_home_of_nobody_is_no_traceback(tmp_path: Path) -> None:
-    found = judged("paths", lambda: read_bytes("~nobody-of-this-name/m.csv", StorageSettings()), says="~nobody")
-    assert found is None
+    for url in ("~nobody-of-this-name/m.csv", "~nobody-of-this-name://m.csv"):
+        assert judged("paths", partial(read_bytes, url, StorageSettings()), says="~nobody") is None
+    for url in ("~nobody-of-this-name", "file://[", "file://[/x"):
+        assert judged("paths", partial(open_store, url), says=url) is None

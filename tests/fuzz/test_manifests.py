@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests import read_edit_set, read_manifest
+from manifests import ManifestError, read_edit_set, read_manifest
 from tests.fuzz.judging import judged
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import broken_bytes, odd_texts
@@ -238,3 +239,11 @@ def test_small_files_that_become_large_are_refused_before_they_do() -> None:
         for read in (read_manifest, read_edit_set):
             found: Any = judged("manifest, bombs", partial(read, data, name=name), says=name, size=len(data))
             assert found is None, name
+
+
+def test_a_file_without_rows_has_no_pages_to_look_at() -> None:
+    table = pa.table({name: pa.array([], pa.string()) for name in TEXTS})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    with pytest.raises(ManifestError, match="has no rows"):
+        read_manifest(sink.getvalue())
