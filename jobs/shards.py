@@ -239,6 +239,8 @@ class Shard:
             statuses = np.array([STATUSES.index(s) for s in table.column("status").to_pylist()], dtype=np.uint8)
             pictures = table.column("picture").to_pylist()
             provenance = json_of(footer.get("evenhand.provenance", "{}"))
+            if not isinstance(provenance, dict) or not all(isinstance(p, bytes | None) for p in pictures):
+                raise ShardError(f"shard {spec.digest} holds pictures or a provenance of another type")
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, ShardError):
                 raise

@@ -106,6 +106,11 @@ def test_shards_of_other_types(columns: dict[str, Any]) -> None:
     read_shard(rewritten(SHARD, columns))
 
 
+def test_a_shard_whose_pictures_are_texts_is_refused() -> None:
+    with pytest.raises(ShardError, match="of another type"):
+        Shard.from_bytes(rewritten(SHARD, {"picture": pa.array(["a", "b", None, None])}), SPEC)
+
+
 def test_shards_that_become_large() -> None:
     key = pq.read_schema(pa.BufferReader(SHARD)).metadata
     one = pa.table({"embedding": pa.array([[0.5] * 8] * 4, pa.list_(pa.float32(), 8)), "status": ["ok"] * 4})
