@@ -78,7 +78,8 @@ def broken_json(draw: Any, whole: Any, most: int = 2) -> Any:
     value = copy.deepcopy(whole)
     for _ in range(draw(st.integers(1, most))):
         place = draw(st.sampled_from(_places(value)))
-        odd = draw(odd_values)
+        # A copy: what is drawn may be one of a few lists, and the next fault may go into it.
+        odd = copy.deepcopy(draw(odd_values))
         if not place:
             if draw(st.integers(0, 9)) == 0:
                 return odd
