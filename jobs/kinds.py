@@ -76,7 +76,10 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
             f"opened. {pickled_advice(pipeline=True)}"
         )
     if {"unet", "vae", "text_encoder"} <= configs.keys():
-        faults += _unet_faults(configs["unet"], configs["vae"], configs["text_encoder"], components["unet"][1])
+        try:
+            faults += _unet_faults(configs["unet"], configs["vae"], configs["text_encoder"], components["unet"][1])
+        except (TypeError, AttributeError) as error:
+            faults.append(f"a value in config.json of its unet, vae or text_encoder is of another type ({error})")
     if len(faults) == 1:
         raise ModelError(f"the model can't be audited: {faults[0]}")
     if faults:

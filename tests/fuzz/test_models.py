@@ -109,6 +109,15 @@ def test_checksums(text: str) -> None:
     judged("checksums", lambda: parse_checksums(text), says="SHA256SUMS", size=len(text))
 
 
+@pytest.mark.parametrize("key", ["in_channels", "cross_attention_dim", "addition_embed_type"])
+def test_a_width_that_is_a_list_of_lists_is_no_traceback(tmp_path: Path, key: str) -> None:
+    folder = linked(tmp_path)
+    said = {**SAID["unet/config.json"], key: [[None]]}
+    replaced(folder, "unet/config.json", json.dumps(said).encode())
+    with pytest.raises(ModelError, match="of another type"):
+        check_kind(folder)
+
+
 @pytest.mark.parametrize("name", ["../unet", "/etc", "", "a\0b"])
 def test_no_component_is_outside_its_folder(tmp_path: Path, name: str) -> None:
     folder = linked(tmp_path)
