@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
-.PHONY: setup dev help run test test-fast check bench lint type docs clean
+.PHONY: setup dev help run test test-fast fuzz check bench lint type docs clean
 
 setup: ## .venv, with what running needs
 	@infra/setup.sh
@@ -21,6 +21,10 @@ test: ## all tests except the benchmarks'
 test-fast: ## the quick tests of time_ops, manifests and jobs
 	@infra/setup.sh test
 	.venv/bin/python -m pytest -m "not slow" tests/time_ops tests/manifests tests/jobs
+
+fuzz: ## hostile input, some ten thousand inputs; prints what became of them
+	@infra/setup.sh test
+	EVENHAND_FUZZ=long .venv/bin/python -m pytest --timeout=3600 tests/fuzz
 
 check: lint type test-fast ## before every commit: lint, type and test-fast
 

@@ -153,14 +153,18 @@ def export(
     run: Annotated[str, typer.Argument(help="URL or path of a finished run's folder, <output>/runs/NAME.")],
     form: Annotated[
         list[str] | None,
-        typer.Option(help="diffusers (default), single-file, lora, operator or tensors; may be repeated."),
+        typer.Option(
+            help="diffusers, single-file, lora, operator or tensors; may be repeated. Default: as the base model is, a "
+            "folder or a single file."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base model, where the run's was a folder that is elsewhere now.")
     ] = None,
     classifier: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     base_file: Annotated[
-        str | None, typer.Option(help="For a single file: the base model's own, a path or s3://bucket/key.")
+        str | None,
+        typer.Option(help="For a single file: the base model's own, a path or s3://bucket/key; default: the model."),
     ] = None,
     only_unet: Annotated[bool, typer.Option("--only-unet", help="Of a diffusers folder: unet/ alone.")] = False,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a LoRA; default: as --error asks.")] = None,
@@ -178,12 +182,13 @@ def export(
     What passes lies under exports/<form>/ of the run, with SHA256SUMS; what does not stays exports/<form>-candidate/.
     """
     from infra.storage import StorageSettings
-    from jobs.exporting import Wanted, export_config, known_forms
+    from jobs.exporting import Wanted, base_file_for, default_forms, export_config, known_forms
     from jobs.exporting import export as export_job
 
     flags = {"model": model, "classifier": classifier}
     settings, earlier = export_config(run, StorageSettings.from_environment(), flags, assignments or ())
-    wanted = Wanted(known_forms(form or ["diffusers"]), base_file, only_unet, rank, error, dtype, force)
+    forms = known_forms(form) if form else default_forms(settings)
+    wanted = Wanted(forms, base_file_for(settings, base_file), only_unet, rank, error, dtype, force)
     _connect()
     found, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
     if as_json:
@@ -333,9 +338,12 @@ def doctor(
 
 @app.command(epilog="Example: evenhand stage CompVis/stable-diffusion-v1-4 s3://bucket/models/sd14")
 def stage(
-    model: Annotated[str, typer.Argument(help="Hub id (name or name@revision), local folder or s3:// prefix.")],
+    model: Annotated[str, typer.Argument(help="Hub id (name or name@revision), folder, s3:// prefix or single file.")],
     target: Annotated[str, typer.Argument(help="s3://bucket/prefix or a folder; whatever else is in it is deleted.")],
     classifier: Annotated[bool, typer.Option("--classifier", help="A CLIP model, not a pipeline.")] = False,
+    layout: Annotated[
+        str | None, typer.Option(help="Of a single file: a diffusers model of the same kind, as model_layout.")
+    ] = None,
 ) -> None:
     """Keep a model under a prefix of the object store, whole, with checksums, for clusters without internet.
 
@@ -343,7 +351,7 @@ def stage(
     """
     from jobs.staging import stage_to
 
-    done = stage_to(model, target, pipeline=not classifier)
+    done = stage_to(model, target, pipeline=not classifier, layout=layout)
     Console().print(
         f"{done.url}: {done.files} files, {done.size / 1e9:.2f} GB, content {done.digest}",
         highlight=False,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -22,6 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from jobs.config_text import MOST_CHARACTERS, read_yaml, shown, unwritable
 from jobs.errors import ConfigError
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS
 from time_ops.route import UNEDITED
@@ -438,9 +438,18 @@ class RunConfig(BaseSettings):
     )
 
     manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key; for `evaluate` an edit set")
-    model: str = Field(description="diffusers text-to-image model: hub id, local folder or s3:// prefix")
+    model: str = Field(
+        description="diffusers text-to-image model: hub id, local folder or s3:// prefix; or one .safetensors file of "
+        "SD 1.x or 2.x, a path or s3://bucket/key, with `model_layout`"
+    )
     classifier: str = Field(description="CLIP model for zero-shot labels: likewise")
     output: str = Field(description="s3://bucket/prefix or a local folder")
+    model_layout: str | None = Field(
+        None,
+        min_length=1,
+        description="of a model that is a single file: hub id, local folder or s3:// prefix of a diffusers model of "
+        "the same kind, whose configuration and tokenizer are the file's; its weights are not read",
+    )
     run: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
@@ -559,6 +568,10 @@ class RunConfig(BaseSettings):
         return (init_settings,)
 
 
+_UNKNOWN = "is not a key of this configuration"
+_SHOWN = 200
+_MOST_LINES = 100
+_MOST_OF_LINE = 1_000
 _BY_LABEL = ("attribute", "confusion")
 
 
@@ -580,11 +593,8 @@ def _assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for text in assignments:
         path, sign, value = text.partition("=")
         if not sign or not path.strip():
-            raise ConfigError(f"--set {text!r}: write key=value, for instance --set sampler.steps=20")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+            raise ConfigError(f"--set {text[:_SHOWN]!r}: write key=value, for instance --set sampler.steps=20")
+        nested: Any = read_yaml(value, f"--set {text[:_SHOWN]!r}")
         for key in reversed(path.strip().split(".")):
             nested = {key: nested}
         result = _deep_merge(result, nested)
@@ -611,29 +621,44 @@ def load_config(
     """
     values: dict[str, Any] = {}
     if text is not None:
-        try:
-            loaded = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}: not YAML: {error}") from error
+        loaded = read_yaml(text, name)
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{name}: must be a mapping of keys to values, not a {type(loaded).__name__}")
         values = loaded or {}
     try:
         values = _deep_merge({str(key): value for key, value in values.items()}, EnvSettingsSource(RunConfig)())
-    except SettingsError as error:
+    except (SettingsError, RecursionError) as error:
         raise ConfigError(f"environment: {error}; lists and mappings are written as JSON there") from error
     values = _deep_merge(values, {key: value for key, value in (flags or {}).items() if value is not None})
     values = _deep_merge(values, _assignments(assignments))
+    # By name, as pydantic takes keys with an underscore for its own options: files to read, arguments to parse.
+    known = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+    lines = [f"  {key}: {_UNKNOWN}" for key in values if key not in known]
+    lines += [f"  {place}: {what}" for place, what in unwritable(known)]
     try:
-        return RunConfig(**values)
+        config = RunConfig(**known)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {_say(e)}" for e in error.errors()]
-        known = ", ".join(RunConfig.model_fields)
-        raise ConfigError(
-            f"{name}: {len(lines)} fault{'s' if len(lines) != 1 else ''}\n"
-            + "\n".join(lines)
-            + f"\nKnown keys: {known}"
-        ) from error
+        faults = [*error.errors()]
+        lines += [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {_say(e)}" for e in faults]
+        raise _faulty(name, lines) from error
+    if lines:
+        raise _faulty(name, lines)
+    return config
+
+
+def _faulty(name: str, lines: Sequence[str]) -> ConfigError:
+    said = [line[:_MOST_OF_LINE].encode("utf-8", "backslashreplace").decode() for line in lines[:_MOST_LINES]]
+    more = [f"  and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+    return ConfigError(
+        "\n".join(
+            [
+                f"{name}: {len(lines)} fault{'s' if len(lines) != 1 else ''}",
+                *said,
+                *more,
+                f"Known keys: {', '.join(RunConfig.model_fields)}",
+            ]
+        )
+    )
 
 
 def _say(fault: Mapping[str, Any]) -> str:
@@ -641,13 +666,15 @@ def _say(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return "is needed: give it in the file, by flag or in the environment"
     if fault["type"] == "extra_forbidden":
-        return "is not a key of this configuration"
-    return str(fault["msg"]).removeprefix("Value error, ") + f" (got {fault['input']!r:.80})"
+        return _UNKNOWN
+    return str(fault["msg"]).removeprefix("Value error, ") + f" (got {shown(fault['input'])})"
 
 
 def read_text(path: Path) -> str:
     """A configuration file's text, or a ConfigError that says what to do."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # One more than is taken, so that a larger one is refused for its size.
+            return file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't read the configuration {path}: {error}; give the path of a YAML file") from error

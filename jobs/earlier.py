@@ -17,6 +17,7 @@ from jobs.errors import ConfigError
 from jobs.redraw import read_report
 from jobs.report.schema import Reference, Report, VariantSummary
 from manifests import Manifest, read_manifest
+from time_ops.files import json_of
 
 __all__ = ["Earlier", "EarlierRunError", "read_earlier"]
 
@@ -148,14 +149,19 @@ def read_earlier(url: str, settings: StorageSettings) -> Earlier:
 
 def _json(store: ObjectStore, name: str) -> dict[str, Any] | None:
     try:
-        content = json.loads(store.get(name))
+        content = json_of(store.get(name))
     except ObjectMissing:
         return None
     except ValueError as error:
         raise ConfigError(f"{store.url(name)} is not JSON: {error}; start that run's command again") from error
-    if not isinstance(content, dict) or (name == "COMPLETE" and not isinstance(content.get("files"), dict)):
+    if not isinstance(content, dict) or (name == "COMPLETE" and not _names_files(content)):
         raise ConfigError(f"{store.url(name)} is not what a run writes; give the folder of a finished run")
     return content
+
+
+def _names_files(complete: Mapping[str, Any]) -> bool:
+    files = complete.get("files")
+    return isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
 
 
 def _verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:

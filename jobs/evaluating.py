@@ -17,7 +17,7 @@ from jobs.evaluating_tally import DESTINATION, NONE, SOURCE, Measures, MeasureTa
 from jobs.identity import evaluation_identity, last_name
 from jobs.inputs import prompt_checker, read_bytes
 from jobs.kinds import check_kind
-from jobs.models import cache_folder, load_tokenizers, stage
+from jobs.models import cache_folder, load_tokenizers, stage_model
 from jobs.report.evaluation import best_of
 from jobs.report.evaluation_schema import (
     ControlDrift,
@@ -88,7 +88,7 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
         ModelError: the model is missing, or no Stable Diffusion pipeline.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
+    folder = stage_model(config, settings, cache_folder() / token)
     check_kind(folder, safety_checker=config.sampler.safety_checker)
     tokenizers = load_tokenizers(folder)
     aligned = prompt_checker(tokenizers, config.evaluate.wordings)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from jobs.cells import calibration_cells
 from jobs.config import CalibrationConfig, RunConfig
 from jobs.report.schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
+from jobs.tables import bounded_rows
 from manifests import Manifest
 from time_ops import calibration, ratios
 from time_ops.calibration import Candidate, Measured
@@ -21,6 +22,7 @@ from time_ops.calibration import Candidate, Measured
 __all__ = ["EVIDENCE", "Trial", "evidence_bytes", "section_of", "trials_of"]
 
 EVIDENCE = "calibration.parquet"
+_MOST_ROUNDS = 200
 
 _PAIR = pa.list_(pa.int64(), 2)
 _SCHEMA = pa.schema(
@@ -96,18 +98,19 @@ def trials_of(data: bytes, manifest: Manifest) -> list[Trial]:
     Raises:
         ValueError: it is no such file, or of other professions.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        rows = table.select(_SCHEMA.names).to_pylist()
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"no calibration evidence: {error}") from error
-    rounds: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        rounds.setdefault(row["round"], []).append(row)
     names = [p.name for p in manifest.professions]
+    rounds: dict[int, list[dict[str, Any]]] = {}
+    try:
+        for row in bounded_rows(data, _SCHEMA.names, _MOST_ROUNDS * len(names)):
+            rounds.setdefault(int(row["round"]), []).append(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"no calibration evidence: {error}") from error
     if any([row["profession"] for row in of_round] != names for of_round in rounds.values()):
         raise ValueError("calibration evidence of other professions, or not all of them")
-    return [_trial(rounds[number]) for number in sorted(rounds)]
+    try:
+        return [_trial(rounds[number]) for number in sorted(rounds)]
+    except (TypeError, IndexError, OverflowError, AttributeError) as error:
+        raise ValueError(f"no calibration evidence: {error}") from error
 
 
 def _trial(rows: Sequence[dict[str, Any]]) -> Trial:

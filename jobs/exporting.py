@@ -38,16 +38,17 @@ from jobs.exports.publishing import promote
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.exports.sources import refuse_pickled
 from jobs.lease import Lease
-from jobs.models import Origin, cache_folder
+from jobs.models import Origin, cache_folder, is_single_file
 from jobs.pool import Pool
 from jobs.report.schema import Shipped
 from jobs.session import tally_tasks, text_embeddings
 from jobs.tally import TallyTask
 from time_ops import EditError, EditOperator, Mixture, ModelError
 
-__all__ = ["Wanted", "export", "export_config", "known_forms", "main"]
+__all__ = ["Wanted", "base_file_for", "default_forms", "export", "export_config", "known_forms", "main"]
 
 _FORCE = "--force exports it all the same, and says so in its metadata and card"
+_FLAGS = {"model_layout": "--set model_layout="}
 _CLOSE = 1e-3
 """What a LoRA may leave out of the edit and still be asked to draw the very same images."""
 
@@ -87,6 +88,16 @@ def known_forms(names: Sequence[str]) -> tuple[Form, ...]:
     return tuple(form for form in FORMS if form in names)
 
 
+def default_forms(config: RunConfig) -> tuple[Form, ...]:
+    """What is exported where nothing is asked for: the base model's own form."""
+    return ("single-file",) if is_single_file(config.model) else ("diffusers",)
+
+
+def base_file_for(config: RunConfig, given: str | None) -> str | None:
+    """The base model's single file: the one that is given, else the model where that is one."""
+    return config.model if given is None and is_single_file(config.model) else given
+
+
 def export_config(
     url: str, settings: StorageSettings, flags: Mapping[str, str | None], assignments: Sequence[str] = ()
 ) -> tuple[RunConfig, Earlier]:
@@ -118,10 +129,14 @@ def export_config(
     config = load_config(stored, name=f"{url}/run.json", flags={**lying, **given}, assignments=assignments)
     # Of a folder the run's configuration keeps the last name only; a hub's id has an owner.
     places = {key: getattr(config, key) for key in ("model", "classifier") if key not in given}
-    lost = {key: value for key, value in places.items() if "/" not in value and not Path(value).is_dir()}
+    if is_single_file(config.model) and config.model_layout is not None:
+        places["model_layout"] = config.model_layout
+    lost = {key: value for key, value in places.items() if "/" not in value and not Path(value).exists()}
     if lost:
-        had = " and ".join(f"a folder {value!r} as its {key}" for key, value in lost.items())
-        raise ConfigError(f"the run had {had}; say where it is now: {' '.join(f'--{key} FOLDER' for key in lost)}")
+        kinds = {key: "file" if is_single_file(value) else "folder" for key, value in lost.items()}
+        had = " and ".join(f"a {kinds[key]} {value!r} as its {key}" for key, value in lost.items())
+        asked = " ".join(f"{_FLAGS.get(key, f'--{key} ')}{kinds[key].upper()}" for key in lost)
+        raise ConfigError(f"the run had {had}; say where it is now: {asked}")
     return config, earlier
 
 

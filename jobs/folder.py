@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from infra.storage import ObjectMissing, ObjectStore, StorageError
 from jobs.errors import ConfigError
 from jobs.progress import Counts, Stage
 from jobs.redact import redact
+from time_ops.files import json_of
 
 __all__ = ["BEAT_S", "RunFolder"]
 
@@ -102,7 +104,7 @@ class RunFolder:
             self._counts = Counts()
             begun = {
                 "identity": identity,
-                "started": before["started"] if known else _now(),
+                "started": before.get("started", _now()) if known else _now(),
                 "attempt": before.get("attempt", 1) + 1 if known else 1,
                 "stage": None,
                 "counts": asdict(self._counts),
@@ -179,10 +181,17 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads(self.get("run.json"))
+            content = json_of(self.get("run.json"))
         except ObjectMissing:
             return {}
-        return content
+        except ValueError as error:
+            raise StorageError(f"{self.url('run.json')}: {error}; {_DELETE_IT}", self.url("run.json")) from error
+        wrong = [key for key, kind in _KINDS.items() if not isinstance(content, dict) or not _is(content, key, kind)]
+        if wrong:
+            said = f"is no state of a run ({', '.join(wrong)})"
+            raise StorageError(f"{self.url('run.json')} {said}; {_DELETE_IT}", self.url("run.json"))
+        found: dict[str, Any] = content
+        return found
 
     def _is_ours(self) -> bool:
         return self._read().get("driver") == self._driver
@@ -215,12 +224,33 @@ class RunFolder:
             self._writing.release()
 
 
+_DELETE_IT = "start the run under another name, or delete that object"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "identity": (str,),
+    "driver": (str,),
+    "started": (str,),
+    "updated": (str,),
+    "status": (str,),
+    "beat_s": (int, float),
+    "attempt": (int,),
+}
+"""What is read of another driver's run.json; any of it may be absent."""
+
+
+def _is(content: Mapping[str, Any], key: str, kind: tuple[type, ...]) -> bool:
+    return key not in content or (isinstance(content[key], kind) and not isinstance(content[key], bool))
+
+
 def _abandoned(before: dict[str, Any]) -> bool:
     """Whether a run never got beyond the queue and its driver has ended or is gone."""
     if "identity" in before:
         return False
-    age_s = (datetime.now(UTC) - datetime.fromisoformat(before["updated"])).total_seconds()
-    return before["status"] != "queued" or age_s > _GONE_BEATS * float(before["beat_s"])
+    try:
+        age_s = (datetime.now(UTC) - datetime.fromisoformat(before["updated"])).total_seconds()
+        return bool(before["status"] != "queued" or age_s > _GONE_BEATS * before["beat_s"])
+    except (KeyError, ValueError, TypeError, OverflowError):
+        # Nobody's, as no driver writes such a thing.
+        return True
 
 
 def _json(content: Any) -> bytes:

@@ -123,7 +123,10 @@ class Entry(_Record):
     @field_validator("tick")
     @classmethod
     def _utc(cls, value: datetime) -> datetime:
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("is beyond the calendar") from error
 
     @field_serializer("tick")
     def _iso(self, value: datetime) -> str:
@@ -306,7 +309,7 @@ def _parsed(kind: type[T], data: bytes, name: str) -> T:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        version = re.search(rb'"schema_version":\s*(\d+)', data)
+        version = re.search(rb'"schema_version":\s*(\d{1,9})\b', data)
         if version and int(version[1]) > HISTORY_VERSION:
             raise ConfigError(
                 f"{name} is of schema {int(version[1])}, this Evenhand reads {HISTORY_VERSION}; update it"

@@ -33,7 +33,7 @@ KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
 
 # Where things lie, who works and who is told; what these lead to is in the contents.
 _UNDECIDING = {
-    *("manifest", "model", "classifier", "output", "run"),
+    *("manifest", "model", "model_layout", "classifier", "output", "run"),
     *("workers", "storage", "audit", "evaluate", "export", "schedule", "mlflow"),
 }
 
@@ -125,7 +125,7 @@ def without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
         return last_name(value) if value is not None and value.startswith(("/", "~")) else value
 
     compared = {key: shown(value) for key, value in configuration["audit"].items()}
-    paths = {key: shown(configuration[key]) for key in ("manifest", "model", "classifier", "output")}
+    paths = {key: shown(configuration[key]) for key in ("manifest", "model", "model_layout", "classifier", "output")}
     return configuration | paths | {"audit": compared}
 
 

@@ -11,13 +11,15 @@ from infra.storage import ObjectMissing, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.kinds import check_kind
-from jobs.models import cache_folder, load_tokenizers, stage
+from jobs.models import cache_folder, load_tokenizers, stage_model
 from manifests import Fault, Manifest, read_manifest
 from time_ops.prompts import PromptEdit, augment, check_prompts
 
 __all__ = ["prompt_checker", "read_bytes", "read_inputs"]
 
 _ROWS_AT_ONCE = 256
+_MOST_BYTES = 1 << 30
+"""A mixture of eight components of SDXL's width has 270 MB."""
 
 
 def read_bytes(url: str, settings: StorageSettings) -> bytes:
@@ -28,9 +30,14 @@ def read_bytes(url: str, settings: StorageSettings) -> bytes:
     """
     if "://" not in url:
         try:
-            return Path(url).expanduser().read_bytes()
-        except OSError as error:
-            raise ConfigError(f"can't read {url}: {error.strerror}; give a file's path, or s3://bucket/key") from error
+            with Path(url).expanduser().open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+        except (OSError, RuntimeError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"can't read {url}: {why}; give a file's path, or s3://bucket/key") from error
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{url} has more than the {_MOST_BYTES:,} bytes that are read at most")
+        return data
     prefix, _, key = url.rpartition("/")
     try:
         return open_store(prefix, settings).get(key)
@@ -95,7 +102,7 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
         ModelError: the model is missing, or no Stable Diffusion pipeline.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage(config.model, settings, cache_folder() / token, pipeline=True)
+    folder = stage_model(config, settings, cache_folder() / token)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
     check_kind(folder, safety_checker=config.sampler.safety_checker)

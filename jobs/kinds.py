@@ -5,13 +5,13 @@ As `jobs.models`, without torch and diffusers. What its weights hold is looked a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.models import components_of, is_pickled, pickled_advice, weight_variant
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = ["check_kind"]
 
@@ -94,7 +94,10 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
         )
     if {"unet", "vae", "text_encoder"} <= configs.keys():
         encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
-        faults += _unet_faults(configs["unet"], configs["vae"], encoders, components["unet"][1], xl=kind == _XL)
+        try:
+            faults += _unet_faults(configs["unet"], configs["vae"], encoders, components["unet"][1], xl=kind == _XL)
+        except (TypeError, AttributeError) as error:
+            faults.append(f"a value in config.json of its unet, vae or text encoder is of another type ({error})")
     if len(faults) == 1:
         raise ModelError(f"the model can't be audited: {faults[0]}")
     if faults:
@@ -103,7 +106,7 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{_short(file)} can't be read: {error}") from error
     if not isinstance(content, dict):

@@ -39,7 +39,8 @@ class _Record(BaseModel):
     host: str
     acquired: AwareDatetime
     expires: AwareDatetime
-    ttl_s: float = Field(gt=0, allow_inf_nan=False)
+    # Whoever wrote it says how long others wait: no driver asks for more than a minute.
+    ttl_s: float = Field(gt=0, le=3600, allow_inf_nan=False)
     beat: int
     """Renewals so far: no two have the same bytes, and so the same entity tag."""
 
@@ -266,4 +267,7 @@ class Lease:
 
 
 def _utc(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except OverflowError:
+        return f"{moment:%Y-%m-%d %H:%M:%S}"  # at an end of the calendar

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,49 +20,71 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
 from jobs.exports.checksums import verify_folder
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 if TYPE_CHECKING:
     import torch
 
+    from jobs.config import RunConfig
+
 __all__ = [
+    "UNMADE",
     "Origin",
     "Staged",
     "age_out",
     "cache_folder",
     "components_of",
     "content_digest",
+    "from_hub",
     "is_pickled",
+    "is_single_file",
     "load_tokenizers",
     "origin_of",
     "pickled_advice",
     "resolve_dtype",
     "safetensors_header",
     "stage",
+    "stage_model",
     "staged_from",
     "variant_of",
     "weight_files",
     "weight_variant",
 ]
 
+UNMADE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What the libraries raise of a configuration that makes no model: a list too short, a width of zero, a null."""
 _READ_BYTES = 1 << 20
+_MOST_HEADER_BYTES = 100_000_000
+"""As the format's own library has it."""
 _TEXT_SUFFIXES = (".json", ".txt", ".model")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
 # versions wrote the variant behind the shard's number.
 _WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?(?:\.(\w+))?\.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
 _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 _CARD = "README.md"
+# Of components, which are folders of the model, and of the libraries and classes that read them.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -115,19 +137,37 @@ def _note_of(folder: Path) -> Path:
     return folder.with_suffix(".source.json")
 
 
-def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool) -> Path:
+def is_single_file(reference: str) -> bool:
+    """Whether a model is named as one .safetensors file, here or in a store, and no folder."""
+    return reference.lower().endswith(".safetensors") and not Path(reference).is_dir()
+
+
+def stage_model(config: RunConfig, settings: StorageSettings, cache: Path) -> Path:
+    """The folder of a run's model on this node; see `stage`."""
+    return stage(config.model, settings, cache, pipeline=True, layout=config.model_layout)
+
+
+def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool, layout: str | None = None) -> Path:
     """The model's folder on this node.
 
     Args:
-        reference: hub id (`name/model` or `name/model@revision`), local folder, or `s3://bucket/prefix`.
+        reference: hub id (`name/model` or `name/model@revision`), local folder, or `s3://bucket/prefix`; a pipeline
+            also as one .safetensors file, a path or `s3://bucket/key`.
         settings: how to reach the object store.
         cache: where downloads from an object store go; one folder per run, so that a changed prefix is seen.
         pipeline: a diffusers pipeline (only the files it loads are fetched) or a single transformers model.
+        layout: of a single file, see `jobs.staged_file`; of a folder it has no effect.
 
     Raises:
-        ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS.
+        ConfigError: a single file without a layout.
+        ModelError: no such model, one without safetensors, or one that differs from its SHA256SUMS; a single file that
+            is not a model of its layout.
         StorageError: the object store can't be read.
     """
+    if pipeline and is_single_file(reference):
+        from jobs.staged_file import folder_from_file  # which needs this module
+
+        return folder_from_file(reference, layout, settings, cache)
     _refuse_single_file(reference)
     if reference.startswith("s3://"):
         folder = _download(reference, settings, cache)
@@ -135,7 +175,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         folder = Path(reference).resolve()
         verify_folder(folder, reference)
     else:
-        folder = _from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
+        folder = from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
     marker = "model_index.json" if pipeline else "config.json"
     if not (folder / marker).is_file():
         raise ModelError(
@@ -186,7 +226,19 @@ def _tags(store: ObjectStore) -> dict[str, str]:
     return {name: store.stat(name).tag for name in store.list()}
 
 
-def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
+def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Sequence[str] = _HUB_FILES) -> Path:
+    """A hub's model in its cache on this node.
+
+    Args:
+        reference: `name/model` or `name/model@revision`.
+        pipeline: see `stage`.
+        patience_s: how long to try again while the hub is away.
+        patterns: what to fetch of what is no pipeline.
+
+    Raises:
+        ModelError: no such model, or it can't be reached.
+        StorageError: the hub is away.
+    """
     name, _, revision = reference.partition("@")
 
     def fetch() -> Any:
@@ -200,8 +252,7 @@ def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
                 with suppress(HfHubHTTPError, OSError, ValueError):
                     hf_hub_download(name, _CARD, revision=Path(folder).name)
                 return folder
-            patterns = ["*.json", "*.txt", "*.safetensors"]
-            return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
+            return snapshot_download(name, revision=revision or None, allow_patterns=[*patterns])
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if not is_offline_mode() and (status is None or status == 429 or status >= 500):
@@ -255,7 +306,7 @@ def _text_content(file: Path) -> bytes:
     data = file.read_bytes()
     if file.suffix == ".json":
         try:
-            content = json.loads(data)
+            content = json_of(data)
         except ValueError as error:
             raise ModelError(f"{file.name} is not JSON: {error}") from error
         if isinstance(content, dict):
@@ -272,7 +323,7 @@ def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
             # Opened by the library first: it refuses headers that lie about the file.
             with safe_open(file, "np"), file.open("rb") as stream:
                 header, data_at = safetensors_header(stream)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{component}/{file.name} can't be read: {error}; fetch the model again") from error
         where |= {name: (file, entry, data_at) for name, entry in header.items() if name != "__metadata__"}
     for name in sorted(where):
@@ -291,9 +342,18 @@ def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
 
 
 def safetensors_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin."""
+    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin.
+
+    Raises:
+        ValueError: there is none.
+    """
     size = int.from_bytes(stream.read(8), "little")
-    return json.loads(stream.read(size)), 8 + size
+    if size > _MOST_HEADER_BYTES:
+        raise ValueError(f"a header of {size:,} bytes, {_MOST_HEADER_BYTES:,} are read at most")
+    header = json_of(stream.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no mapping")
+    return header, 8 + size
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -386,15 +446,20 @@ def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tup
         ModelError: the file can't be read.
     """
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items()
+        index = json_of((folder / "model_index.json").read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"model_index.json can't be read: {error}") from error
-    return {
+    found = {
         name: (str(value[0]), str(value[1]))
         for name, value in index
         if isinstance(value, list) and len(value) == 2 and None not in value
         if safety_checker or name != "safety_checker"
     }
+    odd = [text for name, both in found.items() for text in (name, *both) if not _NAME.fullmatch(text)]
+    if odd:
+        said = ", ".join(repr(text)[:80] for text in odd[:4])
+        raise ModelError(f"model_index.json can't be read: no component, library or class is called {said}")
+    return found
 
 
 def load_tokenizers(folder: Path) -> list[Any]:
@@ -410,10 +475,11 @@ def load_tokenizers(folder: Path) -> list[Any]:
         if (folder / name).is_dir():
             kind = _component_class(folder, name)
             # AutoTokenizer imports torch; the named class, which the pipeline itself would load, does not.
-            loader = getattr(transformers, kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer")
+            named = kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer"
             try:
+                loader = getattr(transformers, named)
                 found.append(loader.from_pretrained(folder / name, local_files_only=True))
-            except (OSError, ValueError) as error:
+            except UNMADE as error:
                 raise ModelError(f"the model's {name} can't be loaded: {error}") from error
     if not found:
         raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")

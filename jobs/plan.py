@@ -8,7 +8,6 @@ Nothing is written, no weights are loaded, and neither Ray nor torch is needed: 
 from __future__ import annotations
 
 import io
-import json
 import math
 import platform
 import shutil
@@ -34,15 +33,18 @@ from jobs.components import check_mixture, components_of, tried_wordings
 from jobs.config import RunConfig
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
-from jobs.models import cache_folder, content_digest, safetensors_header, stage
+from jobs.models import cache_folder, content_digest, safetensors_header, stage, stage_model
 from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
+from jobs.tables import bounded_rows
 from jobs.variants import Part, Variant
 from manifests import Manifest
+from time_ops.files import json_of
 from time_ops.route import UNEDITED, WeightTable
 
 __all__ = ["make_plan"]
 
+_MOST_EVIDENCE = 1_000_000
 _SAMPLED_SHARDS = 8
 _READ_THREADS = 8
 _SHORT_SHARD_S, _LONG_SHARD_S = 2.0, 600.0
@@ -133,7 +135,7 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
         check_held_out(manifest, config)
         check_mixture(manifest, config)
         cache = cache_folder() / token
-        model = stage(config.model, settings, cache, pipeline=True)
+        model = stage_model(config, settings, cache)
         classifier = stage(config.classifier, settings, cache, pipeline=False)
         recipe = recipe_of(config, _probe(config, model, classifier))
         width, checkpoint_bytes = _embedding_width(classifier), _size(model)
@@ -289,9 +291,13 @@ class _Planner:
 
     def _earlier(self) -> _Earlier:
         try:
-            before = json.loads(self.store.get(f"runs/{self.run}/run.json"))
+            before = json_of(self.store.get(f"runs/{self.run}/run.json"))
         except ObjectMissing:
             return _Earlier()
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            return _Earlier(note=f"runs/{self.run}/run.json can't be read; debias will refuse this name")
         # A run that never got beyond the queue has no identity, and stands in nobody's way.
         if before.get("identity", self.identity) != self.identity:
             return _Earlier(
@@ -304,12 +310,12 @@ class _Planner:
         kind = "phase" if self.config.form == "single" else "component"
         try:
             data = self.store.get(f"runs/{self.run}/calibration.parquet")
-            rows = pq.read_table(pa.BufferReader(data), columns=["round", kind, "operator", "active"]).to_pylist()
-        except (ObjectMissing, pa.ArrowException, KeyError):
+            rows = [*bounded_rows(data, ["round", kind, "operator", "active"], _MOST_EVIDENCE)]
+            rounds: dict[int, list[dict[str, Any]]] = {}
+            for row in rows:
+                rounds.setdefault(int(row["round"]), []).append(row)
+        except (ObjectMissing, ValueError, TypeError):
             return ()
-        rounds: dict[int, list[dict[str, Any]]] = {}
-        for row in rows:
-            rounds.setdefault(int(row["round"]), []).append(row)
         return tuple(self._round(number, of_round) for number, of_round in sorted(rounds.items()))
 
     def _round(self, number: int, rows: Sequence[Mapping[str, Any]]) -> _Round:
@@ -328,12 +334,12 @@ class _Planner:
         try:
             data = self.store.get(f"runs/{self.run}/{name}.safetensors")
             header, _ = safetensors_header(io.BytesIO(data))
-            (found,) = (json.loads(value) for value in header["__metadata__"].values())
+            (found,) = (json_of(value) for value in header["__metadata__"].values())
             if name == "operator":
                 return Variant.plain(str(found["digest"]))
             parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in found["components"])
             return Variant(str(found["digest"]), parts, WeightTable(found["weights"], dict(found["professions"])))
-        except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError):
+        except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError, OverflowError):
             return None
 
     # Estimates
@@ -389,9 +395,12 @@ class _Planner:
         """Images/s and device of one stored shard, from its footer."""
         try:
             footer = pq.read_metadata(pa.BufferReader(self.store.get(key)))
-            provenance = json.loads((footer.metadata or {})[b"evenhand.provenance"])
-            return footer.num_rows / float(provenance["seconds"]), str(provenance.get("device", ""))
-        except (ObjectMissing, pa.ArrowException, KeyError, ValueError, TypeError, ZeroDivisionError):
+            provenance = json_of((footer.metadata or {})[b"evenhand.provenance"])
+            rate = footer.num_rows / float(provenance["seconds"])
+            return (rate, str(provenance.get("device", ""))) if 0 < rate < math.inf else None
+        except (ObjectMissing, pa.ArrowException, OSError, LookupError, AttributeError, ValueError, TypeError):
+            return None
+        except ArithmeticError:
             return None
 
     def _gpu_hours(self, worker_hours: float, device: str | None) -> float | None:
@@ -424,7 +433,7 @@ def _automatic_dtype() -> str:
 def _embedding_width(classifier: Path) -> int | None:
     """The width of a CLIP model's embeddings, from its configuration."""
     try:
-        settings: dict[str, Any] = json.loads((classifier / "config.json").read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json_of((classifier / "config.json").read_text(encoding="utf-8"))
         return int(settings["projection_dim"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

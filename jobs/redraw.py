@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from rich.console import Console, RenderableType
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, exit_code_of
 from jobs.report import evaluation_schema
 from jobs.report.evaluation import render_evaluation
 from jobs.report.evaluation_schema import EvaluationReport
@@ -21,8 +21,12 @@ from jobs.report.evaluation_text import evaluation_table
 from jobs.report.page import render
 from jobs.report.schema import SCHEMA_VERSION, Report
 from jobs.report.terminal import summary_table
+from time_ops.files import json_of
 
 __all__ = ["is_evaluation", "read_evaluation", "read_report", "redraw"]
+
+# What drawing raises where fields fit the schema and not each other, as a share of a label that there is none of.
+_CONTRADICTED = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, TemplateError)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -44,14 +48,14 @@ def read_evaluation(data: bytes, name: str) -> EvaluationReport:
 def is_evaluation(data: bytes) -> bool:
     """Whether a `report.json` is of `evenhand evaluate`, as far as it can be read at all."""
     with contextlib.suppress(ValueError):
-        found = json.loads(data)
+        found = json_of(data)
         return isinstance(found, dict) and found.get("kind") == "evaluation"
     return False
 
 
 def _read(data: bytes, name: str, model: type[M], newest: int) -> M:
     try:
-        found = json.loads(data)
+        found = json_of(data)
     except ValueError as error:
         raise ConfigError(
             f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
@@ -81,14 +85,25 @@ def redraw(run: str, out: Path, console: Console) -> None:
     """
     store = open_store(run, StorageSettings.from_environment())
     try:
-        data, complete = store.get("report.json"), json.loads(store.get("COMPLETE"))
+        data, complete = store.get("report.json"), store.get("COMPLETE")
     except ObjectMissing as error:
         raise ConfigError(f"{run} holds no finished run ({error}); give the folder of one") from error
-    if hashlib.sha256(data).hexdigest() != complete["files"].get("report.json"):
+    try:
+        known = json_of(complete)["files"]["report.json"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{run}: COMPLETE names no report.json; run the same command again") from error
+    if hashlib.sha256(data).hexdigest() != known:
         raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
-    page, summary = _drawn(data, store)
+    try:
+        page, summary = _drawn(data, store)
+        drawn = page.encode()
+    except _CONTRADICTED as error:
+        if exit_code_of(error) is not None:
+            raise
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ConfigError(f"{store.url('report.json')} contradicts itself and can't be drawn ({why})") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page.encode())
+    out.write_bytes(drawn)
     console.print(summary)
     console.print(f"drawn: {out}", markup=False, soft_wrap=True)
 

@@ -17,6 +17,7 @@ from jobs.evidence import EVIDENCE
 from jobs.gates import finite
 from jobs.report.schema import RateFigure, SaturatedProfession, SaturationRound
 from jobs.report.schema import Saturation as Section
+from jobs.tables import bounded_rows
 from manifests import Manifest
 from time_ops import ratios
 from time_ops.mixture import UNEDITED
@@ -26,6 +27,7 @@ State = Literal["fixed", "left alone", "saturated", "short"]
 
 __all__ = ["EVIDENCE", "Tried", "evidence_bytes", "section_of", "tried_of"]
 
+_MOST_ROUNDS = 200
 _PAIR = pa.list_(pa.int64(), 2)
 _SCHEMA = pa.schema(
     [
@@ -91,17 +93,19 @@ def tried_of(data: bytes, manifest: Manifest, components: Sequence[str]) -> list
     Raises:
         ValueError: it is no such file, or of other professions or components.
     """
-    try:
-        rows = pq.read_table(pa.BufferReader(data)).select(_SCHEMA.names).to_pylist()
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"no evidence of a mixture's strengths: {error}") from error
-    rounds: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        rounds.setdefault(row["round"], []).append(row)
     expected = [(component, p.name) for component in components for p in manifest.professions]
+    rounds: dict[int, list[dict[str, Any]]] = {}
+    try:
+        for row in bounded_rows(data, _SCHEMA.names, _MOST_ROUNDS * len(expected)):
+            rounds.setdefault(int(row["round"]), []).append(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"no evidence of a mixture's strengths: {error}") from error
     if any([(row["component"], row["profession"]) for row in of_round] != expected for of_round in rounds.values()):
         raise ValueError("evidence of other professions or components, or not all of them")
-    return [_tried(rounds[number], len(components)) for number in sorted(rounds)]
+    try:
+        return [_tried(rounds[number], len(components)) for number in sorted(rounds)]
+    except (TypeError, IndexError, OverflowError, AttributeError) as error:
+        raise ValueError(f"no evidence of a mixture's strengths: {error}") from error
 
 
 def _tried(rows: Sequence[dict[str, Any]], components: int) -> Tried:

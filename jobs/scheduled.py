@@ -192,7 +192,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     cache = cache_folder() / uuid.uuid4().hex[:12]
 
     def model_digest(reference: str, *, pipeline: bool = True) -> str:
-        return content_digest(stage(reference, settings, cache, pipeline=pipeline))
+        return content_digest(stage(reference, settings, cache, pipeline=pipeline, layout=config.model_layout))
 
     try:
         name = last_name(config.manifest)

@@ -5,7 +5,6 @@ A job's own steps then are few: generate, tally, whatever it exists for, publish
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import time
@@ -39,6 +38,7 @@ from jobs.solving import Solver, run_manifest_bytes
 from jobs.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
 from jobs.variants import Variant
 from manifests import Manifest
+from time_ops.files import json_of
 
 __all__ = [
     "DEBIAS",
@@ -370,11 +370,12 @@ def open_run(
 
 def _is_finished(folder: RunFolder, identity: str) -> bool:
     try:
-        state: dict[str, Any] = json.loads(folder.get("run.json"))
+        state = json_of(folder.get("run.json"))
         folder.get("COMPLETE")
-    except ObjectMissing:
+    except (ObjectMissing, ValueError):
+        # What is no JSON is told by `RunFolder.open`.
         return False
-    return state.get("identity") == identity
+    return bool(isinstance(state, dict) and state.get("identity") == identity)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
+from jobs.tables import bounded_table
+from time_ops.files import json_of
 from time_ops.route import ROUTE_VERSION, routed
 
 __all__ = [
@@ -42,6 +44,7 @@ BASE = "base"
 """The operator's name where there is none."""
 STATUSES = ("ok", "black", "nan", "undecodable")
 """ok; blacked out by the safety checker; not finite; the VAE raised. Only `ok` images are ever labelled."""
+_COLUMNS = ("embedding", "status", "picture")
 _LOOK_UPS = 1000
 """Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
 _LOOK_UP_THREADS = 16
@@ -223,21 +226,22 @@ class Shard:
             ShardError: the object is truncated or altered, was made under another key, or keeps too few pictures.
         """
         try:
-            table = pq.read_table(pa.BufferReader(data))
-            footer = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            schema = pq.read_schema(pa.BufferReader(data))
+            footer = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k.startswith(b"evenhand.")}
             if footer.get("evenhand.key") != spec.key:
                 raise ShardError(f"shard {spec.digest} was made under another key")
             kept, _, kind = footer.get("evenhand.pictures", "0").partition(" ")
             if spec.pictures and (int(kept) < min(spec.pictures, spec.count) or kind != spec.picture_format):
                 raise ShardError(f"shard {spec.digest} keeps {kept} pictures ({kind}), {spec.pictures} are asked for")
-            if table.num_rows != spec.count:
-                raise ShardError(f"shard {spec.digest} holds {table.num_rows} images, not {spec.count}")
+            table = bounded_table(data, _COLUMNS, spec.count)
             column = table.column("embedding").combine_chunks()
             embeddings = np.asarray(column.flatten(), dtype=np.float32).reshape(spec.count, -1)
             statuses = np.array([STATUSES.index(s) for s in table.column("status").to_pylist()], dtype=np.uint8)
             pictures = table.column("picture").to_pylist()
-            provenance = json.loads(footer.get("evenhand.provenance", "{}"))
-        except (pa.ArrowException, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+            provenance = json_of(footer.get("evenhand.provenance", "{}"))
+            if not isinstance(provenance, dict) or not all(isinstance(p, bytes | None) for p in pictures):
+                raise ShardError(f"shard {spec.digest} holds pictures or a provenance of another type")
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, ShardError):
                 raise
             raise ShardError(f"shard {spec.digest} can't be read: {error}") from error

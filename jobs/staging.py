@@ -37,13 +37,14 @@ class Kept:
     digest: str
 
 
-def stage_to(reference: str, target: str, *, pipeline: bool) -> Kept:
+def stage_to(reference: str, target: str, *, pipeline: bool, layout: str | None = None) -> Kept:
     """Publish a model under a prefix. Pickled weights and other files that are never opened stay behind.
 
     Args:
         reference: hub id, local folder or s3:// prefix.
         target: s3:// prefix or folder, of this model alone: what else is in it is deleted.
         pipeline: a diffusers pipeline, not a CLIP model.
+        layout: of a single file, see `jobs.models.stage`.
 
     Raises:
         ConfigError: the target is a bucket without a prefix, or holds something that is no model.
@@ -60,7 +61,7 @@ def stage_to(reference: str, target: str, *, pipeline: bool) -> Kept:
     if there and f"{name}/{main}" not in there and f"{name}/SHA256SUMS" not in there:
         raise ConfigError(f"{target} holds {len(there)} objects and is no model; give a prefix that is empty")
     with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
-        folder = stage(reference, settings, Path(cache), pipeline=pipeline)
+        folder = stage(reference, settings, Path(cache), pipeline=pipeline, layout=layout)
         # It brings torch and diffusers, which importing this module need not.
         from jobs.weights import check_classifier, check_pipeline
 

@@ -126,7 +126,9 @@ def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:
     if "://" not in config.manifest and manifest.is_file():
         (folder / manifest.name).write_bytes(manifest.read_bytes())
         values["manifest"] = manifest.name
-    for key in ("model", "classifier", "output"):
+    for key in ("model", "model_layout", "classifier", "output"):
+        if key not in values:
+            continue
         path = Path(values[key]).expanduser()
         if "://" not in values[key] and (path.exists() or key == "output"):
             values[key] = str(path.resolve())

@@ -8,7 +8,6 @@ their configuration on the meta device, which takes no memory for weights, and c
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.kinds import check_kind
 from jobs.models import (
+    UNMADE,
     components_of,
     is_pickled,
     load_tokenizers,
@@ -33,6 +33,7 @@ from jobs.models import (
     weight_variant,
 )
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = ["check_classifier", "check_loaded", "check_pipeline", "component_class"]
 
@@ -107,7 +108,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
             f"the classifier holds pickled weights alone, which are never opened. {pickled_advice(pipeline=False)}"
         )
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "clip")
+        said = json_of((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "clip")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the classifier's config.json can't be read: {error}") from error
     if said != "clip":
@@ -120,7 +121,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
     if model is not None:
         try:
             processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
+        except UNMADE as error:
             faults.append(f"its processor can't be loaded: {error}")
         else:
             faults += _vocabulary_faults(processor.tokenizer, model.text_model, "the text model", "its tokenizer")
@@ -184,7 +185,7 @@ def _examined(
         made, missing, wrong, more = (_from_transformers if issubclass(kind, PreTrainedModel) else _from_diffusers)(
             part, kind, files
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except UNMADE as error:
         faults.append(f"{where}config.json makes no {kind.__name__} of {where}{files[0].name}: {_first_line(error)}")
         return None
     known = re.compile("|".join((*_HARMLESS, *harmless)))
@@ -206,7 +207,7 @@ _Compared = tuple[Any, list[str], list[str], list[str]]
 def _from_transformers(part: Path, kind: Any, files: list[Path]) -> _Compared:
     """By the library's own report, which knows what tensors were called in earlier versions."""
     del files
-    said = json.loads((part / "config.json").read_text(encoding="utf-8")).get("model_type")
+    said = json_of((part / "config.json").read_text(encoding="utf-8")).get("model_type")
     wanted = str(kind.config_class.model_type)
     # "clip" is said by all parts of CLIP, clip_text_model among them.
     if said is not None and not wanted.startswith(said):

@@ -36,7 +36,7 @@ from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
 from jobs.labels import TextEmbeddings
 from jobs.maker import ShardMaker
-from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage
+from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage, stage_model
 from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
@@ -87,7 +87,7 @@ class AuditWorker:
 
     @cached_property
     def _model_folder(self) -> Path:
-        return stage(self._config.model, self._settings, self._cache, pipeline=True)
+        return stage_model(self._config, self._settings, self._cache)
 
     @cached_property
     def _classifier_folder(self) -> Path:

@@ -6,8 +6,10 @@ import math
 import re
 import unicodedata
 
-__all__ = ["lam_cell", "share_cell", "text_cell"]
+__all__ = ["MOST_CHARACTERS", "lam_cell", "share_cell", "text_cell"]
 
+MOST_CHARACTERS = 2_000
+"""Of one cell. A text encoder reads some 300 characters of a prompt."""
 _FORBIDDEN = {
     "Cc": "a control character",
     "Zl": "a line separator",
@@ -30,6 +32,8 @@ def text_cell(text: object) -> str:
         raise ValueError(f"{text!r} is not text; write it as a string")
     if not text:
         raise ValueError("is empty; fill it in")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"has {len(text):,} characters, {MOST_CHARACTERS:,} are read at most; shorten it")
     if text.isspace():
         raise ValueError("holds only white space; fill it in")
     for position, character in enumerate("" if text.isprintable() else text, start=1):
@@ -50,6 +54,8 @@ def _number(value: object) -> float | None:
         text = value.strip()
         if not text:
             return None
+        if len(text) > 400:
+            raise ValueError(f"has {len(text):,} characters; give a number with a decimal point, or leave it empty")
         try:
             return float(text.replace("_", "?"))
         except ValueError:

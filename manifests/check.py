@@ -74,6 +74,11 @@ class RowChecker:
         self._sources: dict[str, tuple[str, int]] = {}
         self._faults: list[Fault] = []
 
+    @property
+    def faults(self) -> int:
+        """How many faults have been found so far."""
+        return len(self._faults)
+
     def add(self, number: int, line: int | None, raw: Mapping[str, object]) -> None:
         """Check one row; `raw` may lack columns, which are then not checked."""
         self.count += 1
@@ -103,7 +108,7 @@ class RowChecker:
         label = cells.get("label")
         if self._labels is None or not isinstance(label, str) or label in self._labels:
             return
-        near = difflib.get_close_matches(label.lower(), self._labels, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(label.lower()[:80], self._labels, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"its labels are {', '.join(self._labels)}"
         self._faults.append(Fault(number, "label", f"{label!r} is no label of the run's attribute; {hint}", line))
 

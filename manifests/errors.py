@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 __all__ = ["Fault", "ManifestError", "in_order"]
 
+_SHOWN = 1_000
+"""Faults that a message lists; `ManifestError.faults` has all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -56,4 +59,7 @@ class ManifestError(ValueError):
     def __str__(self) -> str:
         count = len(self.faults)
         lines = [f"{self.name}: {count} {'fault' if count == 1 else 'faults'} to mend in this manifest"]
-        return "\n  ".join([*lines, *map(str, self.faults)])
+        lines += map(str, self.faults[:_SHOWN])
+        if count > _SHOWN:
+            lines.append(f"and {count - _SHOWN:,} more")
+        return "\n  ".join(lines)

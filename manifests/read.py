@@ -3,6 +3,7 @@
     manifest = read_manifest(Path("professions.parquet"), name="professions.parquet", labels=["female", "male"])
 
 `iter_rows` streams: Parquet by row groups in batches, CSV by lines, so only what the checks between rows need is kept.
+How much of a file is read is bounded, see `manifests.layout` and `manifests.pages`.
 Files are taken as tools write them: with a data frame's index, without columns that may be empty, with commas,
 semicolons or tabs between the cells.
 """
@@ -12,19 +13,17 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
-import re
 import string
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from manifests.check import RowChecker
 from manifests.errors import Fault, ManifestError
+from manifests.layout import MOST_BYTES, MOST_ROWS, Columns, Layout, RawRow, is_enough, is_nameless
+from manifests.parquet import parquet_rows
 from manifests.schema import COLUMNS, TEXT_COLUMNS, Manifest
 
 __all__ = ["Columns", "Layout", "PromptChecker", "RawRow", "check_with", "is_nameless", "iter_rows", "read_manifest"]
@@ -32,12 +31,7 @@ __all__ = ["Columns", "Layout", "PromptChecker", "RawRow", "check_with", "is_nam
 PromptChecker = Callable[[Sequence[tuple[int, str, str]]], Iterable[Fault]]
 """Checks (row, source, destination) of all rows against something that this package does not know, a tokenizer say."""
 
-Columns = Callable[[Sequence[str], list[Fault], int | None], list[str]]
-"""The usable ones of the columns found, given also the header's line; what is wrong with the others is appended."""
-
-_BATCH_ROWS = 8192
 _PARQUET_MAGIC = b"PAR1"
-_INDEX = re.compile(r"__index_level_\d+__")
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _FORMATS = {
     b"PARE": "an encrypted Parquet file",
@@ -47,18 +41,6 @@ _FORMATS = {
     b"\x1f\x8b": "compressed with gzip",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row as the file holds it, unchecked."""
-
-    number: int
-    """From 1, the header not counted."""
-    line: int | None
-    """The file's line on which it starts; None for Parquet."""
-    cells: dict[str, object]
-    """By column; only the columns that can be used."""
 
 
 def read_manifest(
@@ -86,6 +68,8 @@ def read_manifest(
     rows = RowChecker(labels)
     for raw in iter_rows(source, faults=faults):
         rows.add(raw.number, raw.line, raw.cells)
+        if is_enough(raw.number, faults, rows.faults):
+            break
     faults += rows.finish()
     if rows.count == 0 and not faults:
         faults.append(Fault(None, None, "has no rows; give at least one profession with one destination"))
@@ -124,6 +108,8 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout
     layout = layout or MANIFEST
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         head = stream.read(8)
         stream.seek(0)
         found = next((what for magic, what in _FORMATS.items() if head.startswith(magic)), None)
@@ -131,8 +117,10 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout
             faults.append(Fault(None, None, "is empty; give Parquet, or CSV with a header"))
         elif found:
             faults.append(Fault(None, None, f"is {found}; give plain Parquet or CSV"))
+        elif size > MOST_BYTES:
+            faults.append(Fault(None, None, f"has {size:,} bytes, {MOST_BYTES:,} are read at most; split it"))
         elif head.startswith(_PARQUET_MAGIC):
-            yield from _parquet_rows(stream, faults, layout)
+            yield from parquet_rows(stream, faults, layout)
         elif suffix in {".parquet", ".pq"}:
             faults.append(Fault(None, None, f"is called {suffix} but is not Parquet; write it again, or call it .csv"))
         else:
@@ -145,126 +133,19 @@ def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None)
     unknown = [column for column in dict.fromkeys(found) if column not in known and not is_nameless(column)]
     missing = [column for column in COLUMNS if column not in found]
     for column in unknown:
-        near = difflib.get_close_matches(column.strip().lower(), missing or COLUMNS, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(column.strip().lower()[:80], missing or COLUMNS, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"remove it; the columns are {', '.join(COLUMNS)}"
         faults.append(Fault(None, column, f"is not a column of a manifest; {hint}", line))
     faults += [Fault(None, column, "is missing; add it", line) for column in missing if column in TEXT_COLUMNS]
-    for column in dict.fromkeys(found):
-        if found.count(column) > 1 and not is_nameless(column):
-            faults.append(Fault(None, column, f"is there {found.count(column)} times; keep one", line))
-    return [column for column in COLUMNS if found.count(column) == 1]
-
-
-def is_nameless(column: str) -> bool:
-    """Whether a column is a spreadsheet's spacer or a data frame's index: no name, or the one that pandas makes up."""
-    return not column.strip() or column.startswith("Unnamed:")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A kind of file: which columns it has."""
-
-    noun: str
-    columns: Columns
-    numbers: frozenset[str] = frozenset()
-    """Columns of numbers; all others hold text."""
-    sparse: bool = False
-    """Whether a column of text may be empty from end to end."""
-    optional: tuple[str, ...] = ()
-    """Columns that a file may leave out: their cells are then null."""
-
-    def absent(self, found: Collection[str]) -> dict[str, object]:
-        """The cells of every row in columns that the file has left out."""
-        return dict.fromkeys(column for column in self.optional if column not in found)
+    times = Counter(found)
+    for column, count in times.items():
+        if count > 1 and not is_nameless(column):
+            faults.append(Fault(None, column, f"is there {count} times; keep one", line))
+    return [column for column in COLUMNS if times[column] == 1]
 
 
 _NUMBERS = COLUMNS[len(TEXT_COLUMNS) :]
 MANIFEST = Layout("manifest", _columns, frozenset(_NUMBERS), optional=_NUMBERS)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_number(kind.value_type)
-    numbers = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null
-    return any(is_kind(kind) for is_kind in numbers)
-
-
-def _index_columns(schema: pa.Schema) -> set[str]:
-    """Columns that hold a data frame's nameless index, by the metadata that pandas keeps with it."""
-    try:
-        found = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
-    except (KeyError, TypeError, ValueError):
-        return set()
-    # An index without a column is described by an object; one with a name of its own is a column like any other.
-    return {column for column in found if isinstance(column, str) and _INDEX.fullmatch(column)}
-
-
-def _parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
-    try:
-        file = pq.ParquetFile(stream)
-        schema = file.schema_arrow
-        names = [name for name in schema.names if name not in _index_columns(schema)]
-    except UnicodeDecodeError:
-        faults.append(Fault(None, None, "has names of columns that are not UTF-8 text; write it again"))
-        return
-    except (pa.ArrowException, OSError) as error:
-        faults.append(
-            Fault(
-                None,
-                None,
-                f"starts as Parquet but can't be read, it may be cut short ({_brief(error)}); write it again",
-            )
-        )
-        return
-    usable = []
-    absent = layout.absent(names)
-    for column in layout.columns(names, faults, None):
-        kind = schema.field(column).type
-        empty = layout.sparse and pa.types.is_null(kind)
-        if not (empty or (_is_number(kind) if column in layout.numbers else _is_text(kind))):
-            wanted = pa.float64() if column in layout.numbers else pa.string()
-            faults.append(Fault(None, column, f"holds {kind}; write it as {wanted}"))
-        else:
-            usable.append(column)
-    if not usable:
-        return
-    number = 0
-    try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
-            columns = {}
-            for column in usable:
-                columns[column] = _cells(batch.column(column), column, number, faults, layout)
-            for cells in zip(*columns.values(), strict=True):
-                number += 1
-                found = {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN}
-                yield RawRow(number, None, found | absent)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        faults.append(Fault(None, None, f"can't be read past row {number} ({_brief(error)}); write it again"))
-
-
-_BROKEN = object()
-"""Stands for a cell that can't be decoded; its fault is reported where it is found."""
-
-
-def _cells(array: pa.Array, column: str, before: int, faults: list[Fault], layout: Layout) -> list[object]:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if column in layout.numbers:
-        return list(array.cast(pa.float64(), safe=False).to_pylist())
-    values: list[object] = []
-    for number, value in enumerate(array.cast(pa.large_binary()).to_pylist(), start=before + 1):
-        try:
-            values.append(None if value is None else value.decode())
-        except UnicodeDecodeError:
-            faults.append(Fault(number, column, "is not UTF-8 text; write it again"))
-            values.append(_BROKEN)
-    return values
 
 
 def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
@@ -277,13 +158,17 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layou
         for fields in reader:
             started, line = line, reader.line_num + 1
             if not any(fields):
-                continue  # a blank line, or a spreadsheet's row of separators
+                # A blank line, or a spreadsheet's row of separators.
+                if line > 2 * MOST_ROWS:
+                    faults.append(Fault(None, None, f"has more than {2 * MOST_ROWS:,} lines; take the blank ones out"))
+                    return
+                continue
             if usable is None:
                 if not _looks_like_text("".join(fields)):
                     faults.append(Fault(None, None, "is neither Parquet nor CSV; give one of them"))
                     return
                 header = fields
-                usable = layout.columns(header, faults, started)
+                usable = layout.usable(header, faults, started)
                 absent = layout.absent(header)
                 if not usable:
                     faults.append(
@@ -297,6 +182,8 @@ def _csv_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layou
                     return
                 continue
             number += 1
+            if is_enough(number, faults):
+                return
             if len(fields) != len(header):
                 message = (
                     f"has {len(fields)} cells where the header has {len(header)}; quote cells that hold "
@@ -331,7 +218,3 @@ def _head(text: Iterable[str]) -> tuple[list[str], str]:
 
 def _looks_like_text(header: str) -> bool:
     return all(character in string.whitespace or character.isprintable() for character in header)
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(". ")[:160] if str(error) else type(error).__name__

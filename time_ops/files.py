@@ -6,10 +6,24 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["header_of", "write_beside"]
+__all__ = ["header_of", "json_of", "write_beside"]
 
 _PREFIX = 8
+
+
+def json_of(data: bytes | str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is none, or nested so deeply that Python gives up on it.
+
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def header_of(data: bytes) -> Mapping[str, str]:
@@ -22,12 +36,14 @@ def header_of(data: bytes) -> Mapping[str, str]:
     size = int.from_bytes(data[:_PREFIX], "little")
     if len(data) < _PREFIX + size:
         raise ValueError("the header is cut short")
-    content = json.loads(data[_PREFIX : _PREFIX + size])
+    content = json_of(data[_PREFIX : _PREFIX + size])
     if not isinstance(content, dict):
         raise ValueError("the header is no mapping")
     metadata = content.get("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ValueError("the header's metadata is no mapping")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the header's metadata is not all text")
     return metadata
 
 

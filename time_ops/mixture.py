@@ -31,7 +31,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from time_ops.encoders import EncoderDigest
 from time_ops.errors import EditError
-from time_ops.files import header_of, write_beside
+from time_ops.files import header_of, json_of, write_beside
 from time_ops.operator import EditOperator, operator_from_header, operator_header
 from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION, UNEDITED, Weights, WeightTable, route
 
@@ -329,7 +329,7 @@ class Mixture:
             )
         matrices, pooled = tensors[_TENSOR], tensors.get(_TENSOR_POOLED)
         try:
-            header = json.loads(metadata[_HEADER])
+            header = json_of(metadata[_HEADER])
             expected = _FORMAT if pooled is None else _FORMAT_POOLED
             if header["format"] != expected:
                 raise EditError(f"{name} has format {header['format']!r}; with these tensors it would be {expected!r}")
@@ -346,19 +346,21 @@ class Mixture:
             )
             table = WeightTable(header["weights"], dict(header["professions"]))
             found = cls(components, table)
-        except (KeyError, TypeError, AttributeError, ValueError, json.JSONDecodeError) as error:
+            digest, said = found.digest, header["digest"]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, EditError):
-                raise
-            raise EditError(f"{name} has a header that can't be read: {error!r}") from error
-        if header["digest"] != found.digest:
-            raise EditError(f"{name} is damaged: its digest is {found.digest}, the header says {header['digest']}")
+                raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            raise EditError(f"{name} has a header that can't be read: {what}") from error
+        if said != digest:
+            raise EditError(f"{name} is damaged: its digest is {digest}, the header says {str(said)[:80]}")
         return found
 
 
 def is_mixture(data: bytes) -> bool:
     """Whether a file's bytes say that they are a mixture's; what else they may be is told by whoever reads them."""
     try:
-        content = json.loads(header_of(data).get(_HEADER, "{}"))
+        content = json_of(header_of(data).get(_HEADER, "{}"))
     except ValueError:
         return False
     return isinstance(content, dict) and content.get("format") in (_FORMAT, _FORMAT_POOLED)

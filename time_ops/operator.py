@@ -31,7 +31,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
-from time_ops.files import write_beside
+from time_ops.files import json_of, write_beside
 from time_ops.surfaces import Projection, text_entries
 
 __all__ = [
@@ -49,6 +49,8 @@ _FORMAT = "evenhand-operator/1"
 # With a pooled operator beside: a reader that knows only the first would leave that one out.
 _FORMAT_POOLED = "evenhand-operator/2"
 _HEADER = "evenhand"
+_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
+"""What a header raises that says other things than an operator's does."""
 
 
 @dataclass(frozen=True)
@@ -457,14 +459,16 @@ class EditOperator:
         if matrix is None or _HEADER not in metadata:
             raise EditError(f"{name} is not an operator: it has tensors {names} and header keys {sorted(metadata)}")
         try:
-            header = json.loads(metadata[_HEADER])
+            header = json_of(metadata[_HEADER])
             expected = _FORMAT if pooled is None else _FORMAT_POOLED
             if header["format"] != expected:
                 raise EditError(f"{name} has format {header['format']!r}; with these tensors it would be {expected!r}")
             if header["d"] != matrix.shape[-1]:
                 raise EditError(f"{name} is damaged: its matrix is {list(matrix.shape)}, the header says {header['d']}")
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise EditError(f"{name} has a header that can't be read: {error!r}") from error
+        except _UNREADABLE as error:
+            if isinstance(error, EditError):
+                raise
+            raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
         return operator_from_header(matrix, header, str(name), pooled)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -553,8 +557,10 @@ def operator_from_header(
         found = EditOperator(matrix, steps, _from_number(header["condition"]), header["versions"], second)
         checks = {"checksum": found.checksum, "digest": found.digest}
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EditError(f"{name} has a header that can't be read: {error!r}") from error
+    except _UNREADABLE as error:
+        if isinstance(error, EditError):
+            raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
+        raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
     if wrong:
         raise EditError.listing(f"{name} is damaged:", wrong)
     return found
@@ -654,6 +660,10 @@ def _from_number(value: float | str | None) -> float | None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _versions() -> dict[str, str]:

@@ -31,7 +31,7 @@ from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import Encoded, encode_checked
 from time_ops.errors import EditError
-from time_ops.files import header_of
+from time_ops.files import header_of, json_of
 from time_ops.operator import EditRecord
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.solver import Device, Rows, Statistics, Sums, check_lams, pooled_ratio, spectral_norm
@@ -330,7 +330,7 @@ class TokenRows:
         """
         try:
             arrays = load_arrays(data)
-            facts = json.loads(header_of(data)["rows"])
+            facts = json_of(header_of(data)["rows"])
             pooled: TokenRows | None = None
             for prefix in ("pooled.", "") if "pooled.tokens" in arrays else ("",):
                 pooled = cls(
@@ -346,7 +346,7 @@ class TokenRows:
                     pooled=pooled,
                 )
             return cast(TokenRows, pooled)
-        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise EditError(f"these bytes are no token rows: {error!r}") from error
 
     def _blends(self, shares: Sequence[npt.ArrayLike] | None) -> list[Floats]:

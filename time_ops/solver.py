@@ -31,7 +31,7 @@ from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
-from time_ops.files import header_of
+from time_ops.files import header_of, json_of
 from time_ops.operator import EditOperator, EditRecord, Inputs
 
 __all__ = ["Problem", "Statistics", "solve", "solve_statistics"]
@@ -210,7 +210,7 @@ class Statistics:
         """
         try:
             tensors = load_tensors(data)
-            records = json.loads(header_of(data)["statistics"])
+            records = json_of(header_of(data)["statistics"])
             encoder = None if records["encoder"] is None else EncoderDigest(**records["encoder"])
             parts: dict[str, Statistics] = {}
             for prefix in ("pooled.", "") if "pooled.G" in tensors else ("",):
@@ -223,7 +223,7 @@ class Statistics:
                     parts.get("pooled."),
                 )
             return parts[""]
-        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise EditError(f"these bytes are no statistics: {error!r}") from error
 
 

@@ -31,7 +31,10 @@ def open_store(url: str, settings: StorageSettings | None = None) -> ObjectStore
     if not separator:
         if not url:
             raise StorageError("open a store: the URL is empty. Give s3://bucket/prefix or a folder.")
-        return LocalStore(Path(url).expanduser())
+        try:
+            return LocalStore(Path(url).expanduser())
+        except RuntimeError as error:
+            raise StorageError(f"open {url}: {error} Give s3://bucket/prefix or a folder.", url) from error
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
         if "@" in bucket:
@@ -43,7 +46,10 @@ def open_store(url: str, settings: StorageSettings | None = None) -> ObjectStore
             raise StorageError(f"open {url}: {bucket!r} is no bucket name. Give s3://bucket/prefix.", url)
         return S3Store(bucket, prefix.removesuffix("/"), settings)
     if scheme == "file":
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise StorageError(f"open {url}: {error}. Give file:///absolute/path.", url) from error
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise StorageError(f"open {url}: not a folder of this machine. Give file:///absolute/path.", url)
         return LocalStore(Path(unquote(parts.path)))

@@ -15,13 +15,22 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
+from infra.storage import StorageError, StorageSettings, open_store
 from jobs.cells import check_held_out
 from jobs.classifier import Classifier
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
 from jobs.inputs import read_bytes, read_inputs
-from jobs.models import cache_folder, load_tokenizers, safetensors_header, stage, weight_files, weight_variant
+from jobs.models import (
+    cache_folder,
+    is_single_file,
+    load_tokenizers,
+    safetensors_header,
+    stage,
+    stage_model,
+    weight_files,
+    weight_variant,
+)
 from jobs.weights import check_classifier, check_pipeline
 from manifests import read_manifest
 from time_ops import ModelError
@@ -37,8 +46,8 @@ _POOLED = "add_embedding.linear_1.weight"
 
 
 def is_on_hub(reference: str) -> bool:
-    """Whether a model is neither under an s3:// prefix nor in a folder of this machine."""
-    return not reference.startswith("s3://") and not Path(reference).is_dir()
+    """Whether a model is neither in an object store nor on this machine."""
+    return not reference.startswith("s3://") and not Path(reference).is_dir() and not is_single_file(reference)
 
 
 def check_models(config: RunConfig, settings: StorageSettings, token: str) -> Iterator[Finding]:
@@ -49,7 +58,8 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         settings: how to reach the object store.
         token: names the folder below `cache_folder` where they are staged to; the caller removes it.
     """
-    given = [reference for reference in (config.model, config.classifier) if reference != UNGIVEN]
+    layout = config.model_layout if is_single_file(config.model) else None
+    given = [each for each in (config.model, layout, config.classifier) if each is not None and each != UNGIVEN]
     if not given:
         return
     room = tried("storage", "cache folder", lambda: _room(given, settings))
@@ -63,7 +73,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         folders: list[Path] = []
 
         def model() -> str:
-            folder = stage(config.model, settings, cache, pipeline=True)
+            folder = stage_model(config, settings, cache)
             check_pipeline(folder, safety_checker=config.sampler.safety_checker)
             kinds = weights_of(folder, left_out=() if config.sampler.safety_checker else ("safety_checker",))
             folders.append(folder)
@@ -178,14 +188,19 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
 
 
 def _room(references: list[str], settings: StorageSettings) -> Finding:
-    stores = [open_store(reference, settings) for reference in references if reference.startswith("s3://")]
+    stored = [reference for reference in references if reference.startswith("s3://")]
     where = cache_folder()
     there = next(each for each in (where, *where.parents) if each.exists())
-    needed = sum(map(_size, stores)) if stores else None
+    needed = sum(_size(reference, settings) for reference in stored) if stored else None
     return disk(shutil.disk_usage(there).free, needed, where)
 
 
-def _size(store: ObjectStore) -> int:
+def _size(reference: str, settings: StorageSettings) -> int:
+    if is_single_file(reference):
+        # It is there as a file and as the folder that is made of it, for a while.
+        place, _, name = reference.rpartition("/")
+        return 2 * open_store(place, settings).stat(name).size
+    store = open_store(reference, settings)
     names = list(store.list())
     if not names:
         raise StorageError(f"{store.url()}: no object is below it. Correct the URL.", store.url())

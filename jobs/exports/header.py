@@ -17,6 +17,7 @@ from typing import Any, Literal
 from jobs.exports.names import is_xl
 from jobs.report.schema import Verdict
 from time_ops import EditOperator, Mixture, ModelError
+from time_ops.files import json_of
 
 __all__ = [
     "Form",
@@ -200,7 +201,7 @@ def _architecture(unet: Mapping[str, Any], *, predicts_v: bool) -> str:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} can't be read: {error}") from error
     if not isinstance(found, dict):

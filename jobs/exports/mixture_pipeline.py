@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 __all__ = ["MixturePipeline", "Routed", "weights_digest"]
@@ -214,13 +214,24 @@ def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor, tor
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no mixture at {path}: give its folder or its {FILE} as mixture=...")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        names = list(file.keys())
-        operators, pooled = (file.get_tensor(name) if name in names else None for name in ("operators", "pooled"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            operators, pooled = (file.get_tensor(name) if name in names else None for name in ("operators", "pooled"))
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS ({error})") from error
     if operators is None or "evenhand" not in metadata:
         raise ValueError(f"{path.name} is no mixture: one operator, or another file")
-    header = json.loads(metadata["evenhand"])
+    try:
+        _check_header(path, json.loads(metadata["evenhand"]), operators, pooled)
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS") from error
+    return metadata, operators, pooled
+
+
+def _check_header(path: Path, header: Any, operators: torch.Tensor, pooled: torch.Tensor | None) -> None:
+    """Refuse a file whose header does not say that these tensors can be drawn with here."""
     expected = FORMAT if pooled is None else FORMAT_POOLED
     if (header.get("format"), header.get("route")) != (expected, ROUTE_VERSION):
         raise ValueError(
@@ -236,7 +247,6 @@ def _read(mixture: str | Path | None) -> tuple[dict[str, str], torch.Tensor, tor
         raise ValueError(f"{path.name} is damaged: fetch it again, and compare it with SHA256SUMS")
     if any(unit(seed, place) != u for seed, place, u in header["route_vectors"]):
         raise ValueError(f"{path.name} is routed otherwise than this file routes, by its test vectors")
-    return metadata, operators, pooled
 
 
 def _check_model(

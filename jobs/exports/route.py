@@ -65,12 +65,17 @@ def component_of(seed: int, prompt: str = "", place: int = 0, folder: str | Path
         folder: where mixture.json lies.
 
     Raises:
-        ValueError: the mixture is routed by another version.
+        ValueError: the mixture is routed by another version, or the file is none of a mixture.
     """
-    mixture = json.loads((Path(folder) / "mixture.json").read_text(encoding="utf-8"))
-    if mixture["route"]["version"] != ROUTE_VERSION:
-        raise ValueError(f"this mixture is routed by version {mixture['route']['version']}, not {ROUTE_VERSION}")
-    labels = [component["label"] for component in mixture["components"]]
-    default = [mixture["weights"][label] for label in labels]
-    professions = {source: [own[label] for label in labels] for source, own in mixture["professions"].items()}
-    return str(labels[pick(unit(seed, place), weights_of(prompt, default, professions))])
+    file = Path(folder) / "mixture.json"
+    try:
+        mixture = json.loads(file.read_text(encoding="utf-8"))
+        version = mixture["route"]["version"]
+        if version == ROUTE_VERSION:
+            labels = [component["label"] for component in mixture["components"]]
+            default = [mixture["weights"][label] for label in labels]
+            professions = {source: [own[label] for label in labels] for source, own in mixture["professions"].items()}
+            return str(labels[pick(unit(seed, place), weights_of(prompt, default, professions))])
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: fetch it again, and compare it with SHA256SUMS") from error
+    raise ValueError(f"this mixture is routed by version {version}, not {ROUTE_VERSION}")

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jobs.exports.names import is_pooled
-from jobs.models import safetensors_header
+from jobs.models import UNMADE, safetensors_header
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 if TYPE_CHECKING:
     from time_ops import EditOperator
@@ -221,15 +222,20 @@ def open_unet(
     from time_ops.surfaces import text_entries
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder.name}/config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder.name}/config.json can't be read: it holds no JSON object")
     kind = config.get("_class_name", UNet2DConditionModel.__name__)
     if kind != UNet2DConditionModel.__name__:
         raise ModelError(f"{folder.name}/ holds a {kind}, not a {UNet2DConditionModel.__name__}")
     # On the meta device a model has its layers and their shapes, and no weights: SDXL's takes 5 GB.
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+    try:
+        with torch.device("meta"):
+            model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+    except UNMADE as error:
+        raise ModelError(f"{folder.name}/config.json makes no UNet2DConditionModel: {str(error)[:200]}") from error
     entries = text_entries(model, d=d, pooled=pooled, values_only=values_only)
     names = tuple(f"{p.name}.weight" for p in entries if p.kind == "tokens" or pooled is not None)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name in set(names)}
