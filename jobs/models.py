@@ -140,7 +140,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
     if not (folder / marker).is_file():
         raise ModelError(
             f"{reference}: no {marker} there; give the folder, prefix or hub id of a "
-            f"{'diffusers pipeline' if pipeline else 'transformers CLIP model'}"
+            f"{'diffusers pipeline' if pipeline else 'transformers classifier'}"
         )
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
@@ -200,7 +200,7 @@ def _from_hub(reference: str, *, pipeline: bool, patience_s: float) -> Path:
                 with suppress(HfHubHTTPError, OSError, ValueError):
                     hf_hub_download(name, _CARD, revision=Path(folder).name)
                 return folder
-            patterns = ["*.json", "*.txt", "*.safetensors"]
+            patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
             return snapshot_download(name, revision=revision or None, allow_patterns=patterns)
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
