@@ -37,6 +37,7 @@ from jobs.exports.parts import MIXTURE_FILE
 from jobs.exports.publishing import promote
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.exports.sources import refuse_pickled
+from jobs.judging import models_of
 from jobs.lease import Lease
 from jobs.models import Origin, cache_folder
 from jobs.pool import Pool
@@ -117,11 +118,17 @@ def export_config(
     given = {key: value for key, value in flags.items() if value is not None}
     config = load_config(stored, name=f"{url}/run.json", flags={**lying, **given}, assignments=assignments)
     # Of a folder the run's configuration keeps the last name only; a hub's id has an owner.
-    places = {key: getattr(config, key) for key in ("model", "classifier") if key not in given}
-    lost = {key: value for key, value in places.items() if "/" not in value and not Path(value).is_dir()}
+    places = [("model", config.model), *(("classifier", model) for model in models_of(config))]
+    lost = [(k, v) for k, v in places if k not in given and "/" not in v and not Path(v).is_dir()]
     if lost:
-        had = " and ".join(f"a folder {value!r} as its {key}" for key, value in lost.items())
-        raise ConfigError(f"the run had {had}; say where it is now: {' '.join(f'--{key} FOLDER' for key in lost)}")
+        had = " and ".join(f"a folder {value!r} as its {key}" for key, value in lost)
+        # A classifier with settings is given again as a whole: --classifier would put a name in its place.
+        several = not isinstance(config.classifier, str) and any(key == "classifier" for key, _ in lost)
+        advice = [
+            f"--{key} FOLDER" for key in dict.fromkeys(key for key, _ in lost) if not (several and key != "model")
+        ]
+        advice += ["--set 'classifier={model: FOLDER, ...}'"] if several else []
+        raise ConfigError(f"the run had {had}; say where it is now: {' '.join(advice)}")
     return config, earlier
 
 

@@ -106,7 +106,7 @@ class Judged:
         if self.has_rest:
             second = np.maximum(second, 1 - self.scores.sum(axis=1))
         undetermined = (top - second < (self.margin if margin is None else margin)) | (top == 0)
-        return np.where(undetermined, labels, self.scores.argmax(axis=1))
+        return np.asarray(np.where(undetermined, labels, self.scores.argmax(axis=1)))
 
 
 def decided(judged: Sequence[Judged], margin: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from jobs.doctor.models import UNGIVEN
 from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
 from jobs.identity import KEYED_LIBRARIES
+from jobs.judging import models_of
 from jobs.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 
 __all__ = ["Facts", "check_cluster", "facts_here", "gpus", "versions_of"]
@@ -131,10 +132,10 @@ def _room(config: RunConfig) -> str:
 
 def places(config: RunConfig, nodes: int) -> Finding:
     """Whether what the run names can be reached from every node."""
-    named = {"model": config.model, "classifier": config.classifier, "output": config.output}
+    classifiers = [("classifier", model) for model in models_of(config)]
     local = [
         f"{key} {value}"
-        for key, value in named.items()
+        for key, value in (("model", config.model), *classifiers, ("output", config.output))
         if value != UNGIVEN and "://" not in value and (key == "output" or Path(value).expanduser().is_dir())
     ]
     alone = nodes <= 1 or not local
