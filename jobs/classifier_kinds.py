@@ -13,7 +13,16 @@ from typing import Any
 
 from time_ops.errors import ModelError
 
-__all__ = ["ENCODERS", "EncoderKind", "class_of", "embedding_width", "encoder_kind", "image_ending", "labels_of"]
+__all__ = [
+    "ENCODERS",
+    "EncoderKind",
+    "class_named",
+    "class_of",
+    "embedding_width",
+    "encoder_kind",
+    "image_ending",
+    "labels_of",
+]
 
 _EXAMPLE = "openai/clip-vit-base-patch32 or google/siglip2-base-patch16-224"
 
@@ -95,6 +104,15 @@ def image_ending(folder: Path) -> str | None:
     named = _architectures(_config(folder))
     endings = ("ForImageClassification", "ForObjectDetection")
     return next((ending for ending in endings for name in named if name.endswith(ending)), None)
+
+
+def class_named(folder: Path) -> str | None:
+    """The class that a folder's configuration names first, where it can be read, and a name is all that it is."""
+    try:
+        # It is told in commands that people run.
+        return next((name for name in _architectures(_config(folder)) if name.isidentifier()), None)
+    except ModelError:
+        return None
 
 
 def labels_of(folder: Path) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
+from jobs.classifier_kinds import class_named
 from jobs.exports.checksums import verify_folder
 from time_ops.errors import ModelError
 
@@ -145,7 +146,7 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
             f"{reference}: holds no safetensors, and pickled weights (.bin, .ckpt) are never opened. "
-            f"{pickled_advice(pipeline=pipeline)}"
+            f"{pickled_advice(pipeline=pipeline, model=None if pipeline else class_named(folder))}"
         )
     return folder
 
@@ -313,13 +314,22 @@ def is_pickled(part: Path) -> bool:
     return not any(part.glob("*.safetensors")) and any(file.suffix in _PICKLED for file in part.iterdir())
 
 
-def pickled_advice(*, pipeline: bool) -> str:
-    """The way out, for who has pickled weights alone."""
+def pickled_advice(*, pipeline: bool, model: str | None = None) -> str:
+    """The way out, for who has pickled weights alone.
+
+    Args:
+        pipeline: of a pipeline; else of a classifier.
+        model: the classifier's class in transformers; None: a CLIP model.
+    """
     load = "('OLD', use_safetensors=False).save_pretrained('NEW', safe_serialization=True)"
+    kind = model or "CLIPModel"
+    reader = "CLIPProcessor" if kind == "CLIPModel" else "AutoProcessor"
+    if kind.endswith(("ForImageClassification", "ForObjectDetection")):
+        reader = "AutoImageProcessor"
     code = (
         f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained{load}"
         if pipeline
-        else f"from transformers import CLIPModel as M, CLIPProcessor as P; M.from_pretrained{load}; "
+        else f"from transformers import {kind} as M, {reader} as P; M.from_pretrained{load}; "
         "P.from_pretrained('OLD').save_pretrained('NEW')"
     )
     return (

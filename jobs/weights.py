@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from jobs.classifier_kinds import EncoderKind, class_of, encoder_kind, labels_of
+from jobs.classifier_kinds import EncoderKind, class_named, class_of, encoder_kind, labels_of
 from jobs.kinds import check_kind
 from jobs.models import (
     components_of,
@@ -189,7 +189,8 @@ def load_image_processor(folder: Path) -> Any:
 def _refuse_pickled(folder: Path) -> None:
     if is_pickled(folder):
         raise ModelError(
-            f"the classifier holds pickled weights alone, which are never opened. {pickled_advice(pipeline=False)}"
+            "the classifier holds pickled weights alone, which are never opened. "
+            + pickled_advice(pipeline=False, model=class_named(folder))
         )
 
 

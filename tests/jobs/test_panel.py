@@ -122,6 +122,14 @@ def test_a_head_that_is_not_whole_or_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings | {"problem_type": "multi_label_classification"}))
     with pytest.raises(ModelError, match="gives each image one label"):
         Head(tmp_path, CPU)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ModelError, match=r"never opened\..*import ResNetForImageClassification as M, AutoImageProcessor"
+    ):
+        Head(tmp_path, CPU)
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"architectures": ["os; os.system('x') #"]}))
+    with pytest.raises(ModelError, match="import CLIPModel as M"):
+        Head(tmp_path, CPU)
 
 
 @pytest.mark.parametrize(
