@@ -26,11 +26,13 @@ from infra.storage import StorageSettings
 from jobs.cells import audit_cells
 from jobs.comparing import Matched, check_comparable, match, reference_shards
 from jobs.config import AuditConfig, RunConfig
+from jobs.drawn_again import tell_drawn_again
 from jobs.earlier import Earlier, read_earlier
 from jobs.edits import Edit, operators_of, variant_of
 from jobs.errors import ConfigError
 from jobs.identity import last_name
 from jobs.inputs import read_bytes
+from jobs.judging import PanelKind
 from jobs.pictures import Shown
 from jobs.redraw import read_report
 from jobs.report.schema import ComponentEdit, Reference
@@ -168,6 +170,7 @@ class _Audit:
         elif self.edit is not None:
             variants = {"base": Variant.plain(), "edited": self.audited}
             session.generate(self.cells, None, "base audit")
+        tell_drawn_again(session, self.cells, self.audited)
         session.generate(self.cells, self.edit, "audit")
         session.reporter.say("labelling and counting")
         texts = session.texts()
@@ -183,6 +186,7 @@ class _Audit:
             config.gates,
             config.seed,
             confusion=config.confusion,
+            panel=PanelKind.of(config),
             compared=self.reference is not None,
         )
         own = pictured_shards(session, list(variants.values()))

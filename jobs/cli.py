@@ -47,7 +47,7 @@ _ON_RAY = ("debias", "audit", "export", "evaluate", "doctor")
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; keys may also come by flag or environment.")]
 ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="Parquet or CSV: a path, or s3://bucket/key.")]
 ModelFlag = Annotated[str | None, typer.Option("--model", help="Hub id, local folder or s3:// prefix.")]
-ClassifierFlag = Annotated[str | None, typer.Option("--classifier", help="CLIP model, likewise.")]
+ClassifierFlag = Annotated[str | None, typer.Option("--classifier", help="Dual encoder (CLIP, SigLIP, ...), likewise.")]
 OutputFlag = Annotated[str | None, typer.Option("--output", help="s3://bucket/prefix or a folder.")]
 RunFlag = Annotated[str | None, typer.Option("--run", help="The run's name; default: from its contents.")]
 SetFlag = Annotated[list[str] | None, typer.Option("--set", help="Any key: sampler.steps=20. May be repeated.")]
@@ -340,7 +340,7 @@ def doctor(
 def stage(
     model: Annotated[str, typer.Argument(help="Hub id (name or name@revision), folder, s3:// prefix or single file.")],
     target: Annotated[str, typer.Argument(help="s3://bucket/prefix or a folder; whatever else is in it is deleted.")],
-    classifier: Annotated[bool, typer.Option("--classifier", help="A CLIP model, not a pipeline.")] = False,
+    classifier: Annotated[bool, typer.Option("--classifier", help="A classifier, not a pipeline.")] = False,
     layout: Annotated[
         str | None, typer.Option(help="Of a single file: a diffusers model of the same kind, as model_layout.")
     ] = None,

@@ -20,9 +20,11 @@ from jobs.cells import Cell
 from jobs.config import RunConfig
 from jobs.earlier import Earlier, EarlierRunError
 from jobs.identity import keyed_versions, sampler_facts
+from jobs.judged_rows import MARGINS, counted_codes, read_judged
+from jobs.judging import judging_rules
 from jobs.labels import FAILED
 from jobs.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
-from jobs.tally import MARGINS, PartTally, pack, places_of, swept_counts
+from jobs.tally import Judging, PartTally, pack, places_of, swept_counts
 from manifests import Manifest, resolved_targets
 from time_ops.route import WeightTable, apportion, interval
 
@@ -47,7 +49,7 @@ def check_comparable(earlier: Earlier, config: RunConfig, manifest: Manifest, re
     faults = [
         *_manifest_faults(earlier, manifest, list(config.attribute)),
         *_setting_faults(earlier, config),
-        *_sampler_faults(earlier, recipe),
+        *_sampler_faults(earlier, recipe, judging_rules(config)),
     ]
     if faults:
         raise IncomparableError(
@@ -93,13 +95,15 @@ def _setting_faults(earlier: Earlier, config: RunConfig) -> Iterator[str]:
             yield f"{key}: here {here[key]}, there only {most}; set {key}={most}"
 
 
-def _sampler_faults(earlier: Earlier, recipe: Recipe) -> Iterator[str]:
+def _sampler_faults(earlier: Earlier, recipe: Recipe, rules: object) -> Iterator[str]:
     facts = earlier.report.provenance
     if facts.get("classifier_digest") != recipe.classifier:
         yield (
             f"classifier: here {recipe.classifier[:12]}, there {str(facts.get('classifier_digest'))[:12]} "
             f"({facts.get('classifier')}), by their contents"
         )
+    if facts.get("classifier_rules") != rules:
+        yield f"classifier, its labels and margins: here {_shown(rules)}, there {_shown(facts.get('classifier_rules'))}"
     known = facts.get("sampler")
     there: Mapping[str, Any] = known if isinstance(known, dict) else {}
     for key, mine in sampler_facts(recipe).items():
@@ -147,6 +151,7 @@ def match(
     packed = np.full(starts[-1], failed, np.uint8)
     seen = np.zeros(starts[-1], bool)
     swept = np.zeros((len(cells), len(MARGINS), len(labels) + 1), np.int32)
+    judged = np.zeros((len(cells), len(Judging)), np.int32)
     bad: Counter[str] = Counter()
     first: dict[Cell, dict[str, tuple[str, int]]] = {}
     drawn, components = _weights_of(earlier)
@@ -168,7 +173,11 @@ def match(
             seen[at] = True
             used[start : start + len(keep)] = keep
             packed[at] = pack(rows.codes, rows.recognised, rows.ok)[keep]
-            if rows.scores is not None:
+            if rows.judged is not None:
+                codes, counted = rows.judged
+                swept[place] += counted_codes(codes[:, keep & rows.ok], len(labels))
+                judged[place] += counted[keep].sum(axis=0)
+            elif rows.scores is not None:
                 swept[place] += swept_counts(rows.scores[keep & rows.ok])
             bad.update(rows.statuses[keep & ~rows.ok].tolist())
             first.setdefault(cell, {}).update(rows.first_shards(cell, components))
@@ -188,6 +197,7 @@ def match(
         bad,
         Counter(),
         None,
+        judged[:, None],
     )
     return Matched(part, first)
 
@@ -223,6 +233,8 @@ class _Rows:
     """[n, L], or None where the cell has none."""
     components: np.ndarray
     """[n] the mixture's component that drew each; None where there was no mixture."""
+    judged: tuple[np.ndarray, np.ndarray] | None = None
+    """See `read_judged`."""
 
     def places(self, cell: Cell, drawn: WeightTable | None, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Which of them a run of so many images would have drawn, [n] bool, and the place of each of those in the cell.
@@ -287,6 +299,7 @@ def _by_cell(table: pa.Table, labels: Sequence[str]) -> Iterator[tuple[int, _Row
                 shards[part],
                 values.reshape(-1, len(labels)) if len(values) == (end - start) * len(labels) else None,
                 components[part],
+                read_judged(table.slice(start, end - start), len(labels)),
             ),
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,8 +21,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from jobs.classifier_config import TAGS, ClassifierSetting, classifier_faults, members_of
 from jobs.config_text import MOST_CHARACTERS, read_yaml, shown, unwritable
 from jobs.errors import ConfigError
+from jobs.sections import Section
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS
 from time_ops.route import UNEDITED
 
@@ -46,12 +48,6 @@ __all__ = [
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Template = Annotated[str, Field(pattern=r"\{source\}")]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 DEFAULT_EDIT_WORDINGS = VARIED_AUGMENTATIONS[:15]
@@ -442,7 +438,10 @@ class RunConfig(BaseSettings):
         description="diffusers text-to-image model: hub id, local folder or s3:// prefix; or one .safetensors file of "
         "SD 1.x or 2.x, a path or s3://bucket/key, with `model_layout`"
     )
-    classifier: str = Field(description="CLIP model for zero-shot labels: likewise")
+    classifier: ClassifierSetting = Field(
+        description="dual encoder for zero-shot labels (CLIP, SigLIP, ...): likewise; or a mapping as "
+        "`jobs.classifier_config` has it, or a list of both, which have to agree"
+    )
     output: str = Field(description="s3://bucket/prefix or a local folder")
     model_layout: str | None = Field(
         None,
@@ -494,7 +493,7 @@ class RunConfig(BaseSettings):
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="decides every image, together with prompt and index")
 
-    @field_validator("manifest", "model", "classifier", "output")
+    @field_validator("manifest", "model", "output")
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value.strip():
@@ -537,6 +536,12 @@ class RunConfig(BaseSettings):
         return {**values, "wordings": {**usual, **given}}
 
     @model_validator(mode="after")
+    def _classifiers_fit(self) -> RunConfig:
+        if faults := [*classifier_faults(members_of(self.classifier), list(self.attribute))]:
+            raise ValueError(f"classifier: {'; '.join(faults)}")
+        return self
+
+    @model_validator(mode="after")
     def _checked_by_hand(self) -> RunConfig:
         if self.confusion is None:
             return self
@@ -572,7 +577,7 @@ _UNKNOWN = "is not a key of this configuration"
 _SHOWN = 200
 _MOST_LINES = 100
 _MOST_OF_LINE = 1_000
-_BY_LABEL = ("attribute", "confusion")
+_BY_LABEL = ("attribute", "confusion", "labels")
 
 
 def _deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -638,8 +643,7 @@ def load_config(
     try:
         config = RunConfig(**known)
     except ValidationError as error:
-        faults = [*error.errors()]
-        lines += [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {_say(e)}" for e in faults]
+        lines += [f"  {_place(e['loc'])}: {_say(e)}" for e in error.errors()]
         raise _faulty(name, lines) from error
     if lines:
         raise _faulty(name, lines)
@@ -659,6 +663,11 @@ def _faulty(name: str, lines: Sequence[str]) -> ConfigError:
             ]
         )
     )
+
+
+def _place(location: Sequence[int | str]) -> str:
+    told = [str(each) for each in location if location[0] != "classifier" or each not in TAGS]
+    return ".".join(told) or "(whole)"
 
 
 def _say(fault: Mapping[str, Any]) -> str:

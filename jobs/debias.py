@@ -18,12 +18,14 @@ from jobs.calibrating import calibrate
 from jobs.card import edited_title, model_card
 from jobs.cells import audit_cells
 from jobs.config import RunConfig
+from jobs.drawn_again import tell_drawn_again
 from jobs.edits import Edit, variant_of
 from jobs.exports.card import NOT_CHECKED
 from jobs.exports.checking import check_export, check_mixture
 from jobs.exports.checksums import CHECKSUMS
 from jobs.exports.header import Provenance, lams_digest
 from jobs.exports.publishing import promote, remove
+from jobs.judging import PanelKind
 from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
 from jobs.reporting import Outcome, conclude, pictured_shards, report_of, write_pictures
 from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
@@ -80,6 +82,7 @@ class _Job:
     def run(self) -> Outcome:
         """All steps."""
         config, session = self.config, self.session
+        tell_drawn_again(session, self.cells, Variant.plain())
         session.generate(self.cells, None, "base audit")
         solved = self._find()
         self.folder.put(f"{solved.name}.safetensors", solved.edit.to_bytes())
@@ -95,6 +98,7 @@ class _Job:
             config.gates,
             config.seed,
             confusion=config.confusion,
+            panel=PanelKind.of(config),
         )
         shipped = self._write_candidate(solved.edit, result)
         result = with_gate(result, shipped.gate)

@@ -191,7 +191,8 @@ def _images(
 ) -> _Images:
     specs = cut_cell(cell_of(prompt, task.images), frame.recipe, operator, config, pictures=False)
     blocks = [Block.read(store, spec, frame.missing, texts.embeddings.shape[1]) for spec in specs]
-    embeddings = np.concatenate([block.embeddings for block in blocks])
+    # Behind the embedding that recognises there may be what other classifiers label by.
+    embeddings = np.concatenate([block.embeddings[:, : texts.embeddings.shape[1]] for block in blocks])
     return _Images(blocks, embeddings, np.concatenate([block.ok for block in blocks]))
 
 

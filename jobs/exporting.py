@@ -37,6 +37,7 @@ from jobs.exports.parts import MIXTURE_FILE
 from jobs.exports.publishing import promote
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.exports.sources import refuse_pickled
+from jobs.judging import models_of
 from jobs.lease import Lease
 from jobs.models import Origin, cache_folder, is_single_file
 from jobs.pool import Pool
@@ -128,16 +129,23 @@ def export_config(
     given = {key: value for key, value in flags.items() if value is not None}
     config = load_config(stored, name=f"{url}/run.json", flags={**lying, **given}, assignments=assignments)
     # Of a folder the run's configuration keeps the last name only; a hub's id has an owner.
-    places = {key: getattr(config, key) for key in ("model", "classifier") if key not in given}
+    places = [("model", config.model), *(("classifier", model) for model in models_of(config))]
     if is_single_file(config.model) and config.model_layout is not None:
-        places["model_layout"] = config.model_layout
-    lost = {key: value for key, value in places.items() if "/" not in value and not Path(value).exists()}
+        places.append(("model_layout", config.model_layout))
+    lost = [(k, v) for k, v in places if k not in given and "/" not in v and not Path(v).exists()]
     if lost:
-        kinds = {key: "file" if is_single_file(value) else "folder" for key, value in lost.items()}
-        had = " and ".join(f"a {kinds[key]} {value!r} as its {key}" for key, value in lost.items())
-        asked = " ".join(f"{_FLAGS.get(key, f'--{key} ')}{kinds[key].upper()}" for key in lost)
-        raise ConfigError(f"the run had {had}; say where it is now: {asked}")
+        had = " and ".join(f"a {_kind(value)} {value!r} as its {key}" for key, value in lost)
+        # A classifier with settings is given again as a whole: --classifier would put a name in its place.
+        whole = not isinstance(config.classifier, str)
+        advice = {key: f"{_FLAGS.get(key, f'--{key} ')}{_kind(value).upper()}" for key, value in lost}
+        if whole and "classifier" in advice:
+            advice["classifier"] = "--set 'classifier={model: FOLDER, ...}'"
+        raise ConfigError(f"the run had {had}; say where it is now: {' '.join(advice.values())}")
     return config, earlier
+
+
+def _kind(place: str) -> str:
+    return "file" if is_single_file(place) else "folder"
 
 
 def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> tuple[list[Exported], ExitCode]:

@@ -354,6 +354,7 @@ def basis_of(provenance: Mapping[str, Any], labels: Iterable[str]) -> Basis:
         "audit": provenance["wordings"]["audit"],
         "labels": list(labels),
         "margin": provenance["undetermined_margin"],
+        **({"rules": provenance["classifier_rules"]} if "classifier_rules" in provenance else {}),
     }
     return Basis(
         manifest=provenance["manifest"],

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.config import RunConfig
+from jobs.judging import classifier_name, judging_rules, with_models
 from jobs.shards import Recipe
 from manifests import Manifest
 
@@ -40,7 +41,11 @@ _UNDECIDING = {
 
 @dataclass(frozen=True)
 class Probe:
-    """What a worker is: what the shards' key needs, and where it runs."""
+    """What a worker is: what the shards' key needs, and where it runs.
+
+    Attributes:
+        classifiers: each model of the classifiers and its digest, where they are several.
+    """
 
     model: str
     classifier: str
@@ -49,6 +54,7 @@ class Probe:
     threads: int
     host: str
     versions: dict[str, str]
+    classifiers: tuple[tuple[str, str], ...] = ()
 
 
 def keyed_versions(versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -102,6 +108,8 @@ def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: 
     }
     if content is not None:
         facts["job"] = dict(content)
+    if (rules := judging_rules(config)) is not None:
+        facts["classifiers"] = rules
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,8 +133,9 @@ def without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
         return last_name(value) if value is not None and value.startswith(("/", "~")) else value
 
     compared = {key: shown(value) for key, value in configuration["audit"].items()}
-    paths = {key: shown(configuration[key]) for key in ("manifest", "model", "model_layout", "classifier", "output")}
-    return configuration | paths | {"audit": compared}
+    paths = {key: shown(configuration[key]) for key in ("manifest", "model", "model_layout", "output")}
+    classifier = with_models(configuration["classifier"], lambda model: str(shown(model)))
+    return configuration | paths | {"classifier": classifier, "audit": compared}
 
 
 def last_name(path: str) -> str:
@@ -144,8 +153,9 @@ def provenance_of(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, 
     return {
         "model": last_name(config.model),
         "model_digest": probe.model,
-        "classifier": last_name(config.classifier),
+        "classifier": classifier_name(config.classifier),
         "classifier_digest": probe.classifier,
+        **({} if (rules := judging_rules(config)) is None else {"classifier_rules": rules}),
         "device": probe.device,
         "threads": probe.threads,
         "versions": {**probe.versions, "python": platform.python_version(), "evenhand": version("evenhand")},

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from infra.storage import ObjectStore
-from jobs.classifier import Classifier
 from jobs.generator import Generator, ImageRequest, Images, encode_picture
+from jobs.panel import Panel
 from jobs.shards import STATUSES, Shard, ShardOutcome, ShardSpec
 
 __all__ = ["ShardMaker"]
@@ -42,7 +42,7 @@ class ShardMaker:
 
     Args:
         generator: draws images.
-        classifier: embeds them.
+        classifier: says what is stored of them.
         store: where shards go.
         models: held while the pipeline is in use.
         batch_size: images drawn at a time; short batches are padded, so that an image's bits never depend on which
@@ -54,7 +54,7 @@ class ShardMaker:
     def __init__(
         self,
         generator: Generator,
-        classifier: Classifier,
+        classifier: Panel,
         store: ObjectStore,
         models: AbstractContextManager[Any],
         batch_size: int,

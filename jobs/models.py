@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
+from jobs.classifier_kinds import class_named
 from jobs.exports.checksums import verify_folder
 from time_ops.errors import ModelError
 from time_ops.files import json_of
@@ -76,7 +77,7 @@ _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
 # versions wrote the variant behind the shard's number.
 _WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?(?:\.(\w+))?\.safetensors")
-_HUB_FILES = ("*.json", "*.txt", "*.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
 # Written by the library that saved the folder; they say nothing of the model.
 _PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -180,12 +181,12 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
     if not (folder / marker).is_file():
         raise ModelError(
             f"{reference}: no {marker} there; give the folder, prefix or hub id of a "
-            f"{'diffusers pipeline' if pipeline else 'transformers CLIP model'}"
+            f"{'diffusers pipeline' if pipeline else 'transformers classifier'}"
         )
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
             f"{reference}: holds no safetensors, and pickled weights (.bin, .ckpt) are never opened. "
-            f"{pickled_advice(pipeline=pipeline)}"
+            f"{pickled_advice(pipeline=pipeline, model=None if pipeline else class_named(folder))}"
         )
     return folder
 
@@ -373,13 +374,22 @@ def is_pickled(part: Path) -> bool:
     return not any(part.glob("*.safetensors")) and any(file.suffix in _PICKLED for file in part.iterdir())
 
 
-def pickled_advice(*, pipeline: bool) -> str:
-    """The way out, for who has pickled weights alone."""
+def pickled_advice(*, pipeline: bool, model: str | None = None) -> str:
+    """The way out, for who has pickled weights alone.
+
+    Args:
+        pipeline: of a pipeline; else of a classifier.
+        model: the classifier's class in transformers; None: a CLIP model.
+    """
     load = "('OLD', use_safetensors=False).save_pretrained('NEW', safe_serialization=True)"
+    kind = model or "CLIPModel"
+    reader = "CLIPProcessor" if kind == "CLIPModel" else "AutoProcessor"
+    if kind.endswith(("ForImageClassification", "ForObjectDetection")):
+        reader = "AutoImageProcessor"
     code = (
         f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained{load}"
         if pipeline
-        else f"from transformers import CLIPModel as M, CLIPProcessor as P; M.from_pretrained{load}; "
+        else f"from transformers import {kind} as M, {reader} as P; M.from_pretrained{load}; "
         "P.from_pretrained('OLD').save_pretrained('NEW')"
     )
     return (

@@ -31,9 +31,11 @@ from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_stor
 from jobs.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, saturation_cells, shards_of
 from jobs.components import check_mixture, components_of, tried_wordings
 from jobs.config import RunConfig
+from jobs.drawn_again import drawn_again
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
 from jobs.inputs import read_inputs
-from jobs.models import cache_folder, content_digest, safetensors_header, stage, stage_model
+from jobs.judging import check_labels, digest_of_classifiers, digests_of, stage_classifiers, stored_width
+from jobs.models import cache_folder, content_digest, safetensors_header, stage_model
 from jobs.plan_schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
 from jobs.tables import bounded_rows
@@ -136,19 +138,28 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
         check_mixture(manifest, config)
         cache = cache_folder() / token
         model = stage_model(config, settings, cache)
-        classifier = stage(config.classifier, settings, cache, pipeline=False)
-        recipe = recipe_of(config, _probe(config, model, classifier))
-        width, checkpoint_bytes = _embedding_width(classifier), _size(model)
+        classifiers = stage_classifiers(config, settings, cache)
+        check_labels(config, classifiers)
+        probe = _probe(config, model, classifiers)
+        recipe = recipe_of(config, probe)
+        width, checkpoint_bytes = stored_width(config, classifiers), _size(model)
     finally:
         shutil.rmtree(cache_folder() / token, ignore_errors=True)
-    planner = _Planner(config, manifest, store, recipe, width)
+    planner = _Planner(config, manifest, store, recipe, width, dict(probe.classifiers))
     return planner.plan(rate, workers or config.workers.count, checkpoint_bytes * _folders(config, manifest))
 
 
 class _Planner:
     def __init__(
-        self, config: RunConfig, manifest: Manifest, store: ObjectStore, recipe: Recipe, width: int | None
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        store: ObjectStore,
+        recipe: Recipe,
+        width: int | None,
+        classifiers: Mapping[str, str],
     ) -> None:
+        self.classifiers = classifiers
         self.config, self.manifest, self.store, self.recipe = config, manifest, store, recipe
         self.identity = identity_of(config, manifest, recipe)
         self.run = config.run or f"run-{self.identity[:16]}"
@@ -186,8 +197,12 @@ class _Planner:
             versions=dict(self.recipe.versions),
             host=platform.node(),
             advice=_advice(self.config, found_rate.images_per_s),
-            notes=[earlier.note] if earlier.note else [],
+            notes=[note for note in (earlier.note, self._drawn_again()) if note],
         )
+
+    def _drawn_again(self) -> str | None:
+        specs = self._specs(_Stage("base audit", Variant.plain()))
+        return drawn_again(self.config, self.store, self.recipe, self.classifiers, specs)
 
     # Cells and shards
 
@@ -372,9 +387,10 @@ class _Planner:
             shards_bytes=total,
             shards_bytes_to_write=round(total * to_make / images),
             checkpoint_bytes=checkpoint_bytes,
-            basis=f"embeddings of {self.width} x 4 bytes and a row for each image, as shards of this shape written in "
-            f"memory take; {pictures:,} pictures at about {per_picture:,} bytes; a checkpoint as large as the model's "
-            "folder, of a mixture once for each component; the run's own tables and report are not counted",
+            basis=f"embeddings or probabilities of {self.width} x 4 bytes and a row for each image, as shards of this "
+            f"shape written in memory take; {pictures:,} pictures at about {per_picture:,} bytes; a checkpoint as "
+            "large as the model's folder, of a mixture once for each component; the run's own tables and report are "
+            "not counted",
         )
 
     def _measured_rate(self) -> RateEstimate:
@@ -413,11 +429,14 @@ class _Planner:
         return worker_hours * each
 
 
-def _probe(config: RunConfig, model: Path, classifier: Path) -> Probe:
+def _probe(config: RunConfig, model: Path, classifiers: Mapping[str, Path]) -> Probe:
     """What a worker on this machine would say of itself, as far as shards' keys need it."""
     versions = {name: version(name) for name in KEYED_LIBRARIES}
     dtype = config.sampler.dtype if config.sampler.dtype != "auto" else _automatic_dtype()
-    return Probe(content_digest(model), content_digest(classifier), dtype, "", 0, platform.node(), versions)
+    digests = digests_of(classifiers)
+    classifier = digest_of_classifiers(config, digests)
+    several = tuple(digests.items())
+    return Probe(content_digest(model), classifier, dtype, "", 0, platform.node(), versions, several)
 
 
 def _automatic_dtype() -> str:
@@ -428,15 +447,6 @@ def _automatic_dtype() -> str:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return done.stdout.split()[-1].removeprefix("torch.")
-
-
-def _embedding_width(classifier: Path) -> int | None:
-    """The width of a CLIP model's embeddings, from its configuration."""
-    try:
-        settings: dict[str, Any] = json_of((classifier / "config.json").read_text(encoding="utf-8"))
-        return int(settings["projection_dim"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _folders(config: RunConfig, manifest: Manifest) -> int:

@@ -22,6 +22,7 @@ from jobs.gates import (
     regression_gates,
     shows_its_label,
 )
+from jobs.judging import ONE_CLASSIFIER, PanelKind
 from jobs.labels import FAILED
 from jobs.report.schema import (
     ComponentEdit,
@@ -38,7 +39,7 @@ from jobs.report.schema import (
     VariantSummary,
     WordingReport,
 )
-from jobs.tally import MARGINS, Tallies
+from jobs.tally import MARGINS, Judging, Tallies
 from time_ops import ratios
 from time_ops.inference import Interval, corrected_shares, moved, off_target, resampled_interval
 from time_ops.parity import ParityFigure, demographic_parity
@@ -93,6 +94,7 @@ def evaluate(
     *,
     confusion: Mapping[str, Mapping[str, int]] | None = None,
     compared: bool = False,
+    panel: PanelKind = ONE_CLASSIFIER,
 ) -> AuditResult:
     """Figures, gates and verdict of a base audit and, where there is a second variant, of the edit.
 
@@ -108,6 +110,7 @@ def evaluate(
         seed: of the bootstrap.
         confusion: true label -> given label -> images checked by hand; None: no share is corrected.
         compared: whether the first variant is the reference of a comparison.
+        panel: of the classifiers that labelled.
 
     Raises:
         ValueError: one variant is compared with nothing.
@@ -137,7 +140,7 @@ def evaluate(
         counted = [counts]
     summaries = [
         _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v])).model_copy(
-            update={"off_target": _off_target(cells, v, targets)}
+            update={"off_target": _off_target(cells, v, targets), **_panel_rates(found, v, panel)}
         )
         for v in range(variants)
     ]
@@ -255,6 +258,24 @@ def _summary(
         images=sum(f.task.cell.images for f in found),
         seconds=round(seconds, 2),
     )
+
+
+def _panel_rates(found: Sequence[Found], v: int, panel: PanelKind) -> dict[str, RateFigure]:
+    """How often classifiers disagree, and how often one finds no face; over the audit's images."""
+    wanted = {"disagreement": (panel.several, Judging.DIFFER, Judging.COMPARED)}
+    wanted["no_face"] = panel.on_faces, Judging.BLIND, Judging.LABELLED
+    rates = {}
+    for name, (asked, hit, of) in wanted.items():
+        if not asked:
+            continue
+        sums: dict[str, np.ndarray] = {}
+        for f in found:
+            if f.task.cell.kind == "audit":
+                sums[f.task.cell.subject] = sums.get(f.task.cell.subject, 0) + f.tally.judged[v, [hit, of]]
+        shares = {subject: k / n for subject, (k, n) in sums.items() if n}
+        k, n = np.sum(list(sums.values()), axis=0).tolist() if sums else (0, 0)
+        rates[name] = _rate(ratios.rate(k, n), max(shares, key=lambda each: shares[each]) if k else None)
+    return rates
 
 
 def _off_target(cells: Sequence[Sequence[np.ndarray]], v: int, targets: np.ndarray) -> int | None:

@@ -38,6 +38,7 @@ from jobs.history import (
 )
 from jobs.identity import KEYED_LIBRARIES, Probe, identity_of, last_name, recipe_of
 from jobs.inputs import read_bytes
+from jobs.judging import check_labels, classifier_digest, stage_classifiers
 from jobs.models import cache_folder, content_digest, stage
 from jobs.redact import redact
 from jobs.report.figures import percent, plain_text
@@ -191,8 +192,8 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     """
     cache = cache_folder() / uuid.uuid4().hex[:12]
 
-    def model_digest(reference: str, *, pipeline: bool = True) -> str:
-        return content_digest(stage(reference, settings, cache, pipeline=pipeline, layout=config.model_layout))
+    def model_digest(reference: str) -> str:
+        return content_digest(stage(reference, settings, cache, pipeline=True, layout=config.model_layout))
 
     try:
         name = last_name(config.manifest)
@@ -203,7 +204,9 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
             "base": None if wanted.base is None else model_digest(wanted.base),
             "against": None if wanted.against is None else last_name(wanted.against),
         }
-        model, classifier = model_digest(config.model), model_digest(config.classifier, pipeline=False)
+        model, classifiers = model_digest(config.model), stage_classifiers(config, settings, cache)
+        check_labels(config, classifiers)
+        classifier = classifier_digest(config, classifiers)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     versions = {library: version(library) for library in KEYED_LIBRARIES}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.storage import StorageSettings, open_store
+from jobs.classifier_kinds import image_ending
 from jobs.errors import ConfigError
 from jobs.exports.publishing import publish
 from jobs.models import content_digest, stage
@@ -43,7 +44,7 @@ def stage_to(reference: str, target: str, *, pipeline: bool, layout: str | None 
     Args:
         reference: hub id, local folder or s3:// prefix.
         target: s3:// prefix or folder, of this model alone: what else is in it is deleted.
-        pipeline: a diffusers pipeline, not a CLIP model.
+        pipeline: a diffusers pipeline, not a classifier.
         layout: of a single file, see `jobs.models.stage`.
 
     Raises:
@@ -63,9 +64,12 @@ def stage_to(reference: str, target: str, *, pipeline: bool, layout: str | None 
     with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
         folder = stage(reference, settings, Path(cache), pipeline=pipeline, layout=layout)
         # It brings torch and diffusers, which importing this module need not.
-        from jobs.weights import check_classifier, check_pipeline
+        from jobs.weights import check_classifier, check_image_model, check_pipeline
 
-        (check_pipeline if pipeline else check_classifier)(folder)
+        if not pipeline and (ending := image_ending(folder)) is not None:
+            check_image_model(folder, ending)
+        else:
+            (check_pipeline if pipeline else check_classifier)(folder)
         files = {
             file.relative_to(folder).as_posix(): file
             for file in sorted(folder.rglob("*"))

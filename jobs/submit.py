@@ -25,6 +25,7 @@ from rich.progress import Progress, TaskID
 
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ClusterError, ExitCode
+from jobs.judging import with_models
 from jobs.progress import MARK, bars, update_bar
 
 __all__ = ["submit"]
@@ -126,12 +127,16 @@ def _ship(config: RunConfig, folder: Path) -> dict[str, Any]:
     if "://" not in config.manifest and manifest.is_file():
         (folder / manifest.name).write_bytes(manifest.read_bytes())
         values["manifest"] = manifest.name
-    for key in ("model", "model_layout", "classifier", "output"):
-        if key not in values:
-            continue
-        path = Path(values[key]).expanduser()
-        if "://" not in values[key] and (path.exists() or key == "output"):
-            values[key] = str(path.resolve())
+
+    def resolved(place: str, *, is_output: bool = False) -> str:
+        path = Path(place).expanduser()
+        return str(path.resolve()) if "://" not in place and (path.exists() or is_output) else place
+
+    values["model"] = resolved(values["model"])
+    if values.get("model_layout"):
+        values["model_layout"] = resolved(values["model_layout"])
+    values["classifier"] = with_models(values["classifier"], resolved)
+    values["output"] = resolved(values["output"], is_output=True)
     return values | ({"audit": _ship_audit(config.audit, folder)} if "audit" in values else {})
 
 

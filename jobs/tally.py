@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol, TypeVar
 
@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from infra.storage import ObjectStore
 from jobs.cells import Cell, cut_parts
 from jobs.config import RunConfig
+from jobs.judged_rows import MARGINS, counted_codes, judged_columns, swept_codes
+from jobs.judging import is_plain
 from jobs.labels import FAILED, Labels, TextEmbeddings
 from jobs.shards import STATUSES, Recipe, Shard, ShardSpec
 from jobs.variants import Variant
@@ -31,6 +33,7 @@ __all__ = [
     "CellTally",
     "Drawn",
     "Frame",
+    "Judging",
     "PartTally",
     "Tallies",
     "TallyTask",
@@ -42,8 +45,6 @@ __all__ = [
     "write_table",
 ]
 
-MARGINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Undetermined margins that the report sweeps."""
 MISSING = "missing"
 """Status of images whose shard was given up."""
 
@@ -99,12 +100,14 @@ class CellTally:
         swept: [M, V, L + 1] counts of the labels, undetermined last, under each of `MARGINS`.
         drift: mean cosine distance of the variants' embeddings at equal seeds; NaN with one variant.
         components: [K, L + 3] counts of what each component of the last variant drew, see `Drawn`; K is 0 without one.
+        judged: [V, 4] counts of how classifiers judged them, see `Judging`.
     """
 
     packed: np.ndarray
     swept: np.ndarray
     drift: float
     components: np.ndarray
+    judged: np.ndarray = field(default_factory=lambda: np.zeros((0, len(Judging)), np.int32))
 
     @property
     def codes(self) -> np.ndarray:
@@ -131,6 +134,18 @@ class Drawn(IntEnum):
     OK = -1
 
 
+class Judging(IntEnum):
+    """Counts of a cell's images that have a label or are undetermined; all 0 of a control, which is given none."""
+
+    LABELLED = 0
+    COMPARED = 1
+    """Two or more classifiers give a label."""
+    DIFFER = 2
+    """And not the same one."""
+    BLIND = 3
+    """Some classifier that looks at faces found none."""
+
+
 def pack(codes: np.ndarray, recognised: np.ndarray, ok: np.ndarray) -> np.ndarray:
     """A byte per image of label codes (`FAILED`: none), whether recognised, and whether there is an image at all."""
     packed = np.where(codes == FAILED, _NO_LABEL, codes).astype(np.uint8)
@@ -152,6 +167,7 @@ class PartTally:
         statuses: images of each status but ok.
         makers: JSON of what decides an image's last bits (device, threads, batch size, versions) -> images.
         sha256: of the rows written, or None.
+        judged: [C, V, 4] int32, see `Judging`; None: not counted.
     """
 
     packed: np.ndarray
@@ -162,6 +178,13 @@ class PartTally:
     statuses: Counter[str]
     makers: Counter[str]
     sha256: str | None
+    judged: np.ndarray | None = None
+
+    @property
+    def judgings(self) -> np.ndarray:
+        """`judged`, zeros where nobody counted."""
+        shape = len(self.drift), len(self.packed), len(Judging)
+        return np.zeros(shape, np.int32) if self.judged is None else self.judged
 
 
 class Tallies:
@@ -179,6 +202,7 @@ class Tallies:
         self._swept = np.concatenate([p.swept for p in parts])
         self._drift = np.concatenate([p.drift for p in parts])
         self.components = np.concatenate([p.components for p in parts])
+        self._judged = np.concatenate([p.judgings for p in parts])
         self._starts = np.cumsum([0, *(task.cell.images for task in tasks)])
         self.seconds: np.ndarray = sum((p.seconds for p in parts), np.zeros(len(self._packed)))
         self.statuses: Counter[str] = sum((p.statuses for p in parts), Counter())
@@ -202,6 +226,7 @@ class Tallies:
             reference.statuses + self.statuses,
             self.makers,
             None,
+            np.concatenate([reference.judgings, self._judged], axis=1),
         )
         return Tallies(self.tasks, [both])
 
@@ -220,7 +245,7 @@ class Tallies:
         if not 0 <= i < len(self):
             raise IndexError(i)
         packed = self._packed[:, self._starts[i] : self._starts[i + 1]]
-        return CellTally(packed, self._swept[i], float(self._drift[i]), self.components[i])
+        return CellTally(packed, self._swept[i], float(self._drift[i]), self.components[i], self._judged[i])
 
 
 def part_name(number: int) -> str:
@@ -262,6 +287,7 @@ def tally_part(
     seconds = np.zeros(len(frame.variants))
     bad: Counter[str] = Counter()
     makers: Counter[str] = Counter()
+    plain = is_plain(config)
     for task in tasks:
         drawn = [_Drawing.read(store, task, frame, variant, texts, config) for variant in frame.variants.values()]
         for v, (name, one) in enumerate(zip(frame.variants, drawn, strict=True)):
@@ -270,10 +296,12 @@ def tally_part(
                 bad.update(s for s in block.statuses if s != STATUSES[_OK])
                 makers[block.maker] += block.spec.count
             if key is not None:
-                rows.append(_rows(task, name, one, list(config.attribute)))
+                table = _rows(task, name, one, list(config.attribute))
+                rows.append(table if plain else judged_columns(table, one.labels, one.ok, list(config.attribute)))
         packed = np.stack([pack(d.labels.codes, d.labels.recognised, d.ok)[d.order] for d in drawn])
-        swept = np.stack([swept_counts(d.labels.scores[d.ok]) for d in drawn], axis=1)
-        results.append(CellTally(packed, swept, _drift(drawn), drawn[-1].counts(len(config.attribute))))
+        swept = np.stack([_swept(d) for d in drawn], axis=1)
+        judged = np.array([d.judgings() for d in drawn], np.int32)
+        results.append(CellTally(packed, swept, _drift(drawn), drawn[-1].counts(len(config.attribute)), judged))
     makers.pop("", None)
     return PartTally(
         np.concatenate([r.packed for r in results], axis=1),
@@ -284,6 +312,7 @@ def tally_part(
         bad,
         makers,
         None if key is None else write_table(store, key, pa.concat_tables(rows)),
+        np.stack([r.judged for r in results]),
     )
 
 
@@ -317,17 +346,23 @@ class _Drawing:
         config: RunConfig,
     ) -> _Drawing:
         """Read and label them; raises as `Block.read`."""
-        width = texts.labels.shape[-1]
         cut = cut_parts(task.cell, frame.recipe, variant, config, pictures=False)
         drawn = [draw.part for draw in variant.draws(task.cell.prompt, task.cell.images, config.shard_images)]
-        blocks = [[Block.read(store, spec, frame.missing, width) for spec in part] for part in cut]
+        blocks = [[Block.read(store, spec, frame.missing, texts.width) for spec in part] for part in cut]
         flat = [block for part in blocks for block in part]
-        embeddings = np.concatenate([b.embeddings for b in flat])
+        stored = np.concatenate([b.embeddings for b in flat])
         ok = np.concatenate([b.ok for b in flat])
         indices = np.concatenate([b.spec.indices for b in flat])
         parts = np.repeat(drawn, [sum(b.spec.count for b in part) for part in blocks])
-        labels = Labels.of(embeddings, ok, texts, task.subject, task.concept, config.undetermined_margin)
+        labels = Labels.of(stored, ok, texts, task.subject, task.concept, config.undetermined_margin)
+        embeddings = stored[:, : texts.concepts.shape[1]]
         return cls(variant, flat, embeddings, ok, labels, indices, parts, places_of(indices, task.cell.first))
+
+    def judgings(self) -> list[int]:
+        """Counts, see `Judging`."""
+        found = self.labels
+        labelled = int(self.ok.sum()) if found.judged else 0
+        return [labelled, int(found.compared.sum()), int(found.differ.sum()), int(found.blind.sum())]
 
     def counts(self, labels: int) -> np.ndarray:
         """[K, L + 3] int32 counts by component; [0, L + 3] where the variant is no mixture."""
@@ -395,6 +430,11 @@ class Block:
         seconds = float(made.pop("seconds", 0.0))
         statuses = [STATUSES[s] for s in shard.statuses]
         return cls(spec, shard.embeddings, statuses, seconds, json.dumps(made, sort_keys=True))
+
+
+def _swept(drawn: _Drawing) -> np.ndarray:
+    """[M, L + 1] int32 counts of a cell's labels under each of `MARGINS`, of images that are no failures."""
+    return counted_codes(swept_codes(drawn.labels)[:, drawn.ok], drawn.labels.scores.shape[1])
 
 
 def swept_counts(scores: np.ndarray) -> np.ndarray:

@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPModel, CLIPProcessor, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
+from jobs.classifier_kinds import EncoderKind, class_named, class_of, encoder_kind, labels_of
 from jobs.kinds import check_kind
 from jobs.models import (
     UNMADE,
@@ -35,8 +42,18 @@ from jobs.models import (
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
-__all__ = ["check_classifier", "check_loaded", "check_pipeline", "component_class"]
+__all__ = [
+    "check_classifier",
+    "check_image_model",
+    "check_loaded",
+    "check_pipeline",
+    "component_class",
+    "load_image_processor",
+    "load_processor",
+]
 
+_NOT_AS_SAID = "the classifier's files are not what its configuration says. Fetch both again, or give another model:"
+_UNLOADABLE = (*UNMADE, ImportError)
 _SHOWN = 4
 _READ_BYTES = 1 << 24
 
@@ -94,7 +111,7 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
 
 
 def check_classifier(folder: Path, *, finite: bool = True) -> None:
-    """Refuse a classifier that is no CLIP model, or whose files are not what its configuration says.
+    """Refuse a classifier that is no dual encoder, or whose files are not what its configuration says.
 
     Args:
         folder: the staged model.
@@ -103,34 +120,80 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
     Raises:
         ModelError: with every fault, naming files and tensors.
     """
-    if is_pickled(folder):
-        raise ModelError(
-            f"the classifier holds pickled weights alone, which are never opened. {pickled_advice(pipeline=False)}"
-        )
-    try:
-        said = json_of((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "clip")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"the classifier's config.json can't be read: {error}") from error
-    if said != "clip":
-        raise ModelError(
-            f"the classifier is a model of type {said} (config.json), no CLIP model. Give one, as "
-            "openai/clip-vit-base-patch32 is"
-        )
+    _refuse_pickled(folder)
+    kind = encoder_kind(folder)
     faults: list[str] = []
-    model = _examined(folder, CLIPModel, (), faults, name="")
+    model = _examined(folder, component_class("transformers", kind.model), (), faults, name="")
     if model is not None:
         try:
-            processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except UNMADE as error:
-            faults.append(f"its processor can't be loaded: {error}")
+            images, tokenizer = load_processor(folder, kind)
+        except _UNLOADABLE as error:
+            faults.append(f"its processor can't be loaded: {_first_line(error)}")
         else:
-            faults += _vocabulary_faults(processor.tokenizer, model.text_model, "the text model", "its tokenizer")
-            faults += _crop_faults(processor.image_processor, int(model.config.vision_config.image_size))
+            faults += _vocabulary_faults(tokenizer, model.text_model, "the text model", "its tokenizer")
+            faults += _size_faults(images, getattr(model.config.vision_config, "image_size", None))
     if finite:
         faults += _infinite(folder, "")
-    _refuse(
-        "the classifier's files are not what its configuration says. Fetch both again, or give another model:", faults
-    )
+    _refuse(_NOT_AS_SAID, faults)
+
+
+def check_image_model(folder: Path, ending: str, *, finite: bool = True) -> None:
+    """Refuse an image classifier or a detector whose files are not what its configuration says.
+
+    Args:
+        folder: the staged model.
+        ending: of the class that its configuration names, as `ForImageClassification`.
+        finite: see `check_pipeline`.
+
+    Raises:
+        ModelError: with every fault, naming files and tensors.
+    """
+    _refuse_pickled(folder)
+    name = class_of(folder, ending)
+    kind = component_class("transformers", name)
+    if kind is None or not issubclass(kind, PreTrainedModel):
+        raise ModelError(f"{folder.name}: config.json names a {name}, which transformers does not have here")
+    faults: list[str] = []
+    labels_of(folder)
+    if _examined(folder, kind, (), faults, name="") is not None:
+        try:
+            load_image_processor(folder)
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            faults.append(f"its image processor can't be loaded: {_first_line(error)}")
+    if finite:
+        faults += _infinite(folder, "")
+    _refuse(_NOT_AS_SAID, faults)
+
+
+def load_processor(folder: Path, kind: EncoderKind) -> tuple[Any, Any]:
+    """Image processor and tokenizer of a dual encoder.
+
+    Raises:
+        OSError, ValueError, TypeError, ImportError: they can't be loaded.
+    """
+    if kind.model == "CLIPModel":
+        processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        return processor.image_processor, processor.tokenizer
+    images = load_image_processor(folder)
+    if kind.sigmoid and (folder / "tokenizer.json").is_file():
+        # As it stands. Of the classes that SigLIP's folders name one needs sentencepiece, others add what training
+        # did not have, as a token in front.
+        return images, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return images, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_image_processor(folder: Path) -> Any:
+    """What prepares images for a model; raises as `load_processor`."""
+    kind: Any = AutoImageProcessor
+    return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _refuse_pickled(folder: Path) -> None:
+    if is_pickled(folder):
+        raise ModelError(
+            "the classifier holds pickled weights alone, which are never opened. "
+            + pickled_advice(pipeline=False, model=class_named(folder))
+        )
 
 
 def check_loaded(modules: Mapping[str, Any]) -> None:
@@ -185,7 +248,7 @@ def _examined(
         made, missing, wrong, more = (_from_transformers if issubclass(kind, PreTrainedModel) else _from_diffusers)(
             part, kind, files
         )
-    except UNMADE as error:
+    except _UNLOADABLE as error:
         faults.append(f"{where}config.json makes no {kind.__name__} of {where}{files[0].name}: {_first_line(error)}")
         return None
     known = re.compile("|".join((*_HARMLESS, *harmless)))
@@ -307,10 +370,10 @@ def _reading_faults(tokenizer: Any, model: Any, encoder: str, reader: str) -> It
         )
 
 
-def _crop_faults(images: Any, wanted: int) -> Iterator[str]:
-    """Images that the processor cuts to another size than the model reads."""
+def _size_faults(images: Any, wanted: int | None) -> Iterator[str]:
+    """Images that the processor cuts to another size than the model reads; None: it reads any."""
     crop = getattr(images, "crop_size", None)
-    if not getattr(images, "do_center_crop", False) or crop is None:
+    if wanted is None or not getattr(images, "do_center_crop", False) or crop is None:
         return
     size = {int(edge) for edge in (crop["height"], crop["width"])}
     if size != {wanted}:

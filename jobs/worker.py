@@ -19,7 +19,6 @@ import torch
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.card import licence_of
-from jobs.classifier import Classifier
 from jobs.config import RunConfig
 from jobs.evaluating_operators import EditRequest, EditSolver, SolvedEdit
 from jobs.evaluating_tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
@@ -34,14 +33,16 @@ from jobs.exports.samples import Compared, Sample
 from jobs.exports.schema import Exported, Form
 from jobs.generator import Generator, auto_batch_size
 from jobs.identity import KEYED_LIBRARIES, Probe
+from jobs.judging import digest_of_classifiers, digests_of, stage_classifiers
 from jobs.labels import TextEmbeddings
 from jobs.maker import ShardMaker
-from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage, stage_model
+from jobs.models import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage_model
+from jobs.panel import Panel, check_panel
 from jobs.pipelines import load_pipeline
 from jobs.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.solving import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.tally import Frame, PartTally, TallyTask, tally_part
-from jobs.weights import check_classifier, check_pipeline
+from jobs.weights import check_pipeline
 from time_ops import EditOperator, Mixture, ModelError, Statistics
 
 __all__ = ["AuditWorker"]
@@ -90,12 +91,16 @@ class AuditWorker:
         return stage_model(self._config, self._settings, self._cache)
 
     @cached_property
-    def _classifier_folder(self) -> Path:
-        return stage(self._config.classifier, self._settings, self._cache, pipeline=False)
+    def _classifier_folders(self) -> Mapping[str, Path]:
+        return stage_classifiers(self._config, self._settings, self._cache)
+
+    @cached_property
+    def _classifier_digests(self) -> Mapping[str, str]:
+        return digests_of(self._classifier_folders)
 
     @cached_property
     def _digests(self) -> tuple[str, str]:
-        return content_digest(self._model_folder), content_digest(self._classifier_folder)
+        return content_digest(self._model_folder), digest_of_classifiers(self._config, self._classifier_digests)
 
     def _dtype(self) -> str:
         return str(resolve_dtype(self._config.sampler.dtype, self._device)).removeprefix("torch.")
@@ -130,16 +135,16 @@ class AuditWorker:
         return Generator(self._pipe, self._config.sampler)
 
     @cached_property
-    def _classifier(self) -> Classifier:
-        return Classifier(self._classifier_folder, self._device)
+    def _panel(self) -> Panel:
+        return Panel(self._config, self._classifier_folders, self._device)
 
     @cached_property
     def _maker(self) -> ShardMaker:
-        sampler, classifier = self._config.sampler, self._classifier
+        sampler, panel = self._config.sampler, self._panel
         auto = sampler.batch_size == "auto"
         size: int | str = sampler.batch_size
         if isinstance(size, str):
-            # With the classifier in place, which needs memory too; several workers may share the device.
+            # With the classifiers in place, which needs memory too; several workers may share the device.
             share = min(1.0, self._config.workers.num_gpus or 1.0)
             size = auto_batch_size(self._pipe, sampler, self._device, self._config.shard_images, share)
         where = {
@@ -148,7 +153,7 @@ class AuditWorker:
             "compiled": sampler.compile,
             "versions": _keyed_versions(),
         }
-        return ShardMaker(self._generator, classifier, self._store, self._models, size, auto=auto, provenance=where)
+        return ShardMaker(self._generator, panel, self._store, self._models, size, auto=auto, provenance=where)
 
     def _device_name(self) -> str:
         name = torch.cuda.get_device_name() if self._device.type == "cuda" else platform.machine()
@@ -159,9 +164,10 @@ class AuditWorker:
 
         Raises:
             ModelError: files are not what their configuration says; nothing of the run is written yet.
+            ConfigError: a classifier lacks labels that the configuration names.
         """
         check_pipeline(self._model_folder, safety_checker=self._config.sampler.safety_checker)
-        check_classifier(self._classifier_folder)
+        check_panel(self._config, self._classifier_folders)
         model, classifier = self._digests
         return Probe(
             model,
@@ -171,6 +177,7 @@ class AuditWorker:
             torch.get_num_threads(),
             platform.node(),
             {name: version(name) for name in (*KEYED_LIBRARIES, "ray", "evenhand")},
+            tuple(self._classifier_digests.items()) if len(self._classifier_digests) > 1 else (),
         )
 
     def chunk_statistics(
@@ -185,9 +192,8 @@ class AuditWorker:
 
     def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
         """Embeddings of the zero-shot prompts."""
-        config = self._config
         with self._models:
-            return TextEmbeddings.of(self._classifier, config.attribute, config.recognition, professions, controls)
+            return self._panel.texts(professions, controls)
 
     def check_operator(self, operator: EditOperator | Mixture) -> None:
         """Refuse an operator that was solved for another text encoder."""
@@ -261,7 +267,7 @@ class AuditWorker:
                 (drawn, BASE if own is None else own.digest),
                 (self._generator, operator.digest),
                 wanted,
-                self._classifier,
+                self._panel,
                 texts,
                 self._config.undetermined_margin,
             )
@@ -294,7 +300,7 @@ class AuditWorker:
                     (part.generator, part.operator),
                     (self._generator, audited_operator(mixture, label)),
                     wanted,
-                    self._classifier,
+                    self._panel,
                     texts,
                     self._config.undetermined_margin,
                 )
@@ -370,9 +376,9 @@ class AuditWorker:
         return [self._edits.describe(request) for request in requests]
 
     def prompt_texts(self, prompts: Sequence[str]) -> PromptTexts:
-        """The classifier's embeddings of prompts."""
+        """The recognising classifier's embeddings of prompts."""
         with self._models:
-            return PromptTexts(self._classifier.texts(prompts), self._classifier.scale)
+            return PromptTexts(self._panel.encoder.texts(prompts), self._panel.encoder.scale)
 
     def measure(
         self, tasks: Sequence[MeasureTask], frame: MeasureFrame, texts: PromptTexts, key: str | None = None

@@ -19,6 +19,7 @@ from jobs.doctor.models import UNGIVEN
 from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
 from jobs.identity import KEYED_LIBRARIES
+from jobs.judging import models_of
 from jobs.models import is_single_file
 from jobs.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 
@@ -132,12 +133,12 @@ def _room(config: RunConfig) -> str:
 
 def places(config: RunConfig, nodes: int) -> Finding:
     """Whether what the run names can be reached from every node."""
-    named = {"model": config.model, "classifier": config.classifier, "output": config.output}
+    named = [("model", config.model), *(("classifier", model) for model in models_of(config))]
     if is_single_file(config.model) and config.model_layout is not None:
-        named["model_layout"] = config.model_layout
+        named.append(("model_layout", config.model_layout))
     local = [
         f"{key} {value}"
-        for key, value in named.items()
+        for key, value in (*named, ("output", config.output))
         if value != UNGIVEN and "://" not in value and (key == "output" or Path(value).expanduser().exists())
     ]
     alone = nodes <= 1 or not local

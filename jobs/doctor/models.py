@@ -17,21 +17,21 @@ from transformers.utils import logging as transformers_logging
 
 from infra.storage import StorageError, StorageSettings, open_store
 from jobs.cells import check_held_out
-from jobs.classifier import Classifier
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
 from jobs.inputs import read_bytes, read_inputs
+from jobs.judging import models_of, stage_classifiers
 from jobs.models import (
     cache_folder,
     is_single_file,
     load_tokenizers,
     safetensors_header,
-    stage,
     stage_model,
     weight_files,
     weight_variant,
 )
-from jobs.weights import check_classifier, check_pipeline
+from jobs.panel import Panel, check_panel
+from jobs.weights import check_pipeline
 from manifests import read_manifest
 from time_ops import ModelError
 
@@ -59,7 +59,8 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         token: names the folder below `cache_folder` where they are staged to; the caller removes it.
     """
     layout = config.model_layout if is_single_file(config.model) else None
-    given = [each for each in (config.model, layout, config.classifier) if each is not None and each != UNGIVEN]
+    named = (config.model, layout, *models_of(config))
+    given = [each for each in named if each is not None and each != UNGIVEN]
     if not given:
         return
     room = tried("storage", "cache folder", lambda: _room(given, settings))
@@ -84,7 +85,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
             yield tried("model", "tokenizer", lambda: _tokenizes(folders[0]))
             yield tried("model", "text encoder", lambda: _encodes(folders[0]))
     if config.classifier != UNGIVEN:
-        yield tried("model", "classifier", lambda: _classifies(config.classifier, settings, cache))
+        yield tried("model", "classifier", lambda: _classifies(config, settings, cache))
 
 
 def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, has_model: bool) -> Finding:
@@ -237,11 +238,13 @@ def _encodes(folder: Path) -> str:
     return f"encodes it into {', '.join(found)}, all finite"
 
 
-def _classifies(reference: str, settings: StorageSettings, cache: Path) -> str:
-    folder = stage(reference, settings, cache, pipeline=False)
-    check_classifier(folder)
-    classifier = Classifier(folder, torch.device("cpu"))
+def _classifies(config: RunConfig, settings: StorageSettings, cache: Path) -> str:
+    folders = stage_classifiers(config, settings, cache)
+    check_panel(config, folders)
+    panel = Panel(config, folders, torch.device("cpu"))
     grey = np.full((1, 64, 64, 3), 128, np.uint8)
-    if not (np.isfinite(classifier.texts([_PROMPT])).all() and np.isfinite(classifier.images(grey)).all()):
+    if not (np.isfinite(panel.encoder.texts([_PROMPT])).all() and np.isfinite(panel.images(grey)).all()):
         raise ModelError("the classifier's embeddings are not finite. Fetch it again.")
-    return f"opens: embeds texts and images into {classifier.width} dimensions"
+    others = len(folders) - 1
+    also = f"; {panel.width} numbers an image with {others} more model{'s'[: others != 1]}" if others else ""
+    return f"opens: embeds texts and images into {panel.encoder.width} dimensions{also}"

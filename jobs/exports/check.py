@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.classifier import Classifier
 from jobs.config import SamplerConfig
 from jobs.exports.names import POOLED, is_xl, kohya_names
 from jobs.exports.samples import Compared, Sample
@@ -24,6 +23,7 @@ from jobs.exports.sources import DTYPES, open_safetensors, open_unet
 from jobs.generator import Generator, ImageRequest
 from jobs.labels import Labels, TextEmbeddings
 from jobs.models import weight_variant
+from jobs.panel import Panel
 from jobs.pipelines import load_pipeline, prepared
 from jobs.shards import STATUSES
 from time_ops import EditOperator, ModelError
@@ -128,7 +128,7 @@ def compare(
     drawn: tuple[Generator, str],
     audited: tuple[Generator, str | Callable[[Sample], str]],
     wanted: Sequence[Sample],
-    classifier: Classifier,
+    classifier: Panel,
     texts: TextEmbeddings,
     margin: float,
 ) -> Compared:

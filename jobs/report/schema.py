@@ -1,7 +1,7 @@
 """`report.json`: the figures of one run, as other people's tools read them.
 
 Every rate stands beside its n and its interval; a value that does not exist is null, never zero.
-Intervals are 95 %. Labels are *perceived* attribute values, given by a zero-shot classifier.
+Intervals are 95 %. Labels are *perceived* attribute values, given by one or several classifiers.
 """
 
 from __future__ import annotations
@@ -114,6 +114,16 @@ class VariantSummary(Figure):
     recognised: RateFigure = Field(description="images recognised as their profession among all professions")
     controls: RateFigure = Field(description="images of unrelated prompts recognised as what they name")
     undetermined: RateFigure = Field(description="audit images without a decidable label, among all labelled ones")
+    disagreement: RateFigure | None = Field(
+        default=None,
+        description="audit images that classifiers label differently, of those that two or more give a label; all of "
+        "them are undetermined; null: one classifier",
+    )
+    no_face: RateFigure | None = Field(
+        default=None,
+        description="audit images in which a classifier that looks at faces found none; all of them are undetermined; "
+        "null: none does",
+    )
     parity: Parity | None = Field(default=None, description="null: of a report that was written before it was counted")
     off_target: int | None = Field(
         default=None,

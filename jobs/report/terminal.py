@@ -40,6 +40,8 @@ _FIGURES = (
     ("recognised", "recognised"),
     ("controls", "controls"),
     ("undetermined", "undetermined"),
+    ("disagreement", "disagreement"),
+    ("no face", "no_face"),
 )
 _NAMED, _FARTHEST = 5, 3
 _COMPONENTS = 8
@@ -86,7 +88,11 @@ def _figures(report: Report) -> Table:
             table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("floor", justify="right", no_wrap=True)
     for title, field in _FIGURES:
-        found: list[DeltaFigure | RateFigure] = [getattr(summary, field) for _, summary in variants]
+        given: list[DeltaFigure | RateFigure | None] = [getattr(summary, field) for _, summary in variants]
+        found = [figure for figure in given if figure is not None]
+        # Those of one classifier, or of an earlier run that has them not.
+        if len(found) < len(given):
+            continue
         cells = [cell for figure in found for cell in _cells(figure)]
         last = found[-1]
         floor = finite(last.floor) if isinstance(last, DeltaFigure) else None

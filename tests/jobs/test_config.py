@@ -2,9 +2,11 @@
 
 import pytest
 
+from jobs.classifier_config import members_of
 from jobs.config import (
     DEFAULT_EDIT_WORDINGS,
     MIXTURE_CALIBRATION_WORDINGS,
+    RunConfig,
     load_config,
 )
 from jobs.errors import ConfigError, ExitCode, exit_code_of
@@ -107,6 +109,24 @@ def test_a_confusion_table_is_of_the_attributes_labels(monkeypatch: pytest.Monke
     assert load_config(text, flags=NEEDED).confusion == {"female": {"female": 47, "male": 3}, "male": {"male": 48}}
     monkeypatch.setenv("EVENHAND_CONFUSION", '{"female": {"female": 1}, "male": {"male": 1}}')
     assert load_config(text, flags=NEEDED).confusion == {"female": {"female": 1}, "male": {"male": 1}}
+
+
+def test_a_classifier_is_a_name_a_mapping_or_a_list_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "{model: h, recognition: c, labels: {female: [F], male: [M]}}"
+    one = load_config(f"classifier: {head}", flags=NEEDED | {"classifier": None}, assignments=["classifier.margin=0.3"])
+    (member,) = members_of(one.classifier)
+    assert (member.model, member.margin, member.labels) == ("h", 0.3, {"female": ("F",), "male": ("M",)})
+    assert load_config(f"classifier: {head}", flags=NEEDED).classifier == "c"
+    several = load_config(f"classifier: [c, {head}]", flags=NEEDED | {"classifier": None})
+    assert [each.model for each in members_of(several.classifier)] == ["c", "h"]
+    assert RunConfig(**several.model_dump(mode="json")) == several
+    for text, model in (("a/b@c", "a/b@c"), ('{"model": "h"}', "h")):
+        monkeypatch.setenv("EVENHAND_CLASSIFIER", text)
+        assert members_of(load_config(flags=NEEDED | {"classifier": None}).classifier)[0].model == model
+    # Labels of two sources never mix.
+    monkeypatch.setenv("EVENHAND_CLASSIFIER", '{"labels": {"female": ["W"], "male": ["N"]}}')
+    (mixed,) = members_of(load_config(f"classifier: {head}", flags=NEEDED | {"classifier": None}).classifier)
+    assert mixed.labels == {"female": ("W",), "male": ("N",)}
 
 
 def test_a_set_without_a_value_is_refused() -> None:
