@@ -44,7 +44,7 @@ type: dev ## mypy, strict
 	.venv/bin/mypy
 
 docs: dev ## docs/configuration.md from the code
-	.venv/bin/python -m jobs.config_reference > docs/configuration.md
+	.venv/bin/python -m jobs.config.reference > docs/configuration.md
 
 clean: ## remove .venv and what tools leave behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -23,25 +23,25 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from infra.storage import StorageSettings
-from jobs.cells import audit_cells
-from jobs.comparing import Matched, check_comparable, match, reference_shards
+from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
+from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.outcome import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
+from jobs.auditing.pictures import Shown
+from jobs.auditing.session import Job, RunFinished, Session, open_session
+from jobs.auditing.tally import TallyTask, part_name
 from jobs.config import AuditConfig, RunConfig
-from jobs.drawn_again import tell_drawn_again
-from jobs.earlier import Earlier, read_earlier
-from jobs.edits import Edit, operators_of, variant_of
 from jobs.errors import ConfigError
-from jobs.identity import last_name
-from jobs.inputs import read_bytes
-from jobs.judging import PanelKind
-from jobs.pictures import Shown
-from jobs.redraw import read_report
+from jobs.images.cells import audit_cells
+from jobs.images.edits import Edit, operators_of, variant_of
+from jobs.images.judging import PanelKind
+from jobs.images.shards import Recipe
+from jobs.images.variants import Variant
 from jobs.report.schema import ComponentEdit, Reference
-from jobs.reporting import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
-from jobs.results import EditedProfession, evaluate
-from jobs.session import Job, RunFinished, Session, open_session
-from jobs.shards import Recipe
-from jobs.tally import TallyTask, part_name
-from jobs.variants import Variant
+from jobs.runs.drawn_again import tell_drawn_again
+from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.identity import last_name
+from jobs.runs.inputs import read_bytes
+from jobs.runs.redraw import read_report
 from manifests import Manifest, Profession, resolved_targets
 from time_ops import Component, EditError, EditOperator, Mixture
 from time_ops.mixture import is_mixture

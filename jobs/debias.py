@@ -14,24 +14,24 @@ from typing import Any
 from rich.console import Console
 
 from infra.storage import ObjectStore
-from jobs.calibrating import calibrate
-from jobs.card import edited_title, model_card
-from jobs.cells import audit_cells
+from jobs.auditing.figures import AuditResult, EditedProfession, evaluate, with_gate
+from jobs.auditing.outcome import Outcome, conclude, pictured_shards, report_of, write_pictures
+from jobs.auditing.session import Session, open_session
 from jobs.config import RunConfig
-from jobs.drawn_again import tell_drawn_again
-from jobs.edits import Edit, variant_of
-from jobs.exports.card import NOT_CHECKED
-from jobs.exports.checking import check_export, check_mixture
-from jobs.exports.checksums import CHECKSUMS
-from jobs.exports.header import Provenance, lams_digest
-from jobs.exports.publishing import promote, remove
-from jobs.judging import PanelKind
+from jobs.editing.calibration import calibrate
+from jobs.editing.saturation import saturate
+from jobs.exports.export_card import NOT_CHECKED
+from jobs.exports.forms.header import Provenance, lams_digest
+from jobs.exports.model_card import edited_title, model_card
+from jobs.exports.verify.driver import check_export, check_mixture
+from jobs.images.cells import audit_cells
+from jobs.images.edits import Edit, variant_of
+from jobs.images.judging import PanelKind
+from jobs.images.variants import Variant
+from jobs.models.checksums import CHECKSUMS
+from jobs.models.publishing import promote, remove
 from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
-from jobs.reporting import Outcome, conclude, pictured_shards, report_of, write_pictures
-from jobs.results import AuditResult, EditedProfession, evaluate, with_gate
-from jobs.saturating import saturate
-from jobs.session import Session, open_session
-from jobs.variants import Variant
+from jobs.runs.drawn_again import tell_drawn_again
 from manifests import resolved_targets
 from time_ops import Mixture
 

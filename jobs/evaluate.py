@@ -19,10 +19,12 @@ import ray
 from rich.console import Console
 
 from infra.storage import StorageSettings
-from jobs.cells import cut_cell
+from jobs.auditing.outcome import cost_of
+from jobs.auditing.session import Run, open_run
+from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
-from jobs.evaluating import (
+from jobs.evaluation.figures import (
     EditInputs,
     Solved,
     figures_of,
@@ -34,16 +36,14 @@ from jobs.evaluating import (
     tasks_of,
     texts_of,
 )
-from jobs.evaluating_operators import SolvedEdit
-from jobs.evaluating_tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
-from jobs.identity import last_name, made_on, provenance_of
-from jobs.report.evaluation import render_evaluation
-from jobs.report.evaluation_schema import EvaluationReport, LeftOut, PictureRow
-from jobs.report.evaluation_text import evaluation_table
-from jobs.reporting import cost_of
-from jobs.session import Run, open_run
-from jobs.shards import BASE, Shard, ShardSpec
-from jobs.tally import part_name, parts_of
+from jobs.evaluation.operators import SolvedEdit
+from jobs.evaluation.tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
+from jobs.images.cells import cut_cell
+from jobs.images.shards import BASE, Shard, ShardSpec
+from jobs.report.evaluation.page import render_evaluation
+from jobs.report.evaluation.schema import EvaluationReport, LeftOut, PictureRow
+from jobs.report.evaluation.text import evaluation_table
+from jobs.runs.identity import last_name, made_on, provenance_of
 from manifests import Fault
 from manifests.errors import in_order
 

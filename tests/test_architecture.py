@@ -38,10 +38,10 @@ def test_no_package_imports_what_lies_above_or_beside_it(package: str) -> None:
     [
         ("jobs.cli", "torch transformers diffusers ray scipy pandas inflect"),
         (
-            "jobs.debias, jobs.audit, jobs.evaluate, jobs.scheduled, jobs.exporting",
+            "jobs.debias, jobs.audit, jobs.evaluate, jobs.scheduling.job, jobs.export",
             "transformers diffusers pandas inflect",
         ),
-        ("jobs.worker", "pandas inflect"),
+        ("jobs.worker.worker", "pandas inflect"),
     ],
     ids=["a command", "a driver", "a worker"],
 )

@@ -13,15 +13,15 @@ import ray
 from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
-from jobs import placement
+from jobs.cluster import placement
+from jobs.cluster.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 from jobs.config import RunConfig
 from jobs.doctor.models import UNGIVEN
 from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
-from jobs.identity import KEYED_LIBRARIES
-from jobs.judging import models_of
-from jobs.models import is_single_file
-from jobs.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
+from jobs.images.judging import models_of
+from jobs.models.staging import is_single_file
+from jobs.runs.identity import KEYED_LIBRARIES
 
 __all__ = ["Facts", "check_cluster", "facts_here", "gpus", "versions_of"]
 

@@ -12,7 +12,7 @@ from jobs.doctor.cluster import check_cluster
 from jobs.doctor.models import UNGIVEN, check_manifest, check_models
 from jobs.doctor.schema import Diagnosis, Finding, of_error
 from jobs.doctor.storage import check_storage
-from jobs.models import cache_folder
+from jobs.models.staging import cache_folder
 
 __all__ = ["examine"]
 

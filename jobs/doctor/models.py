@@ -16,12 +16,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from infra.storage import StorageError, StorageSettings, open_store
-from jobs.cells import check_held_out
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
-from jobs.inputs import read_bytes, read_inputs
-from jobs.judging import models_of, stage_classifiers
-from jobs.models import (
+from jobs.images.cells import check_held_out
+from jobs.images.judging import models_of, stage_classifiers
+from jobs.images.panel import Panel, check_panel
+from jobs.models.staging import (
     cache_folder,
     is_single_file,
     load_tokenizers,
@@ -30,8 +30,8 @@ from jobs.models import (
     weight_files,
     weight_variant,
 )
-from jobs.panel import Panel, check_panel
-from jobs.weights import check_pipeline
+from jobs.models.weights import check_pipeline
+from jobs.runs.inputs import read_bytes, read_inputs
 from manifests import read_manifest
 from time_ops import ModelError
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from infra.storage import StorageSettings, open_store
-from jobs.exports.header import Form as HeaderForm
-from jobs.exports.header import Provenance
-from jobs.exports.lora import LoraWritten
-from jobs.exports.publishing import MIXTURE_INDEX, MODEL_INDEX
+from jobs.exports.forms.header import Form as HeaderForm
+from jobs.exports.forms.header import Provenance
+from jobs.exports.forms.lora import LoraWritten
 from jobs.exports.schema import Form
+from jobs.models.publishing import MIXTURE_INDEX, MODEL_INDEX
 from time_ops import EditOperator, Mixture, ModelError
 
 __all__ = ["HEADERS", "RECORD", "Dtype", "ExportTask", "base_file_of", "errors_of", "main_file", "pipeline_of"]
@@ -35,7 +35,7 @@ class ExportTask:
 
     Attributes:
         form: which form.
-        operator: the edit; a mixture is written by `jobs.exports.mixture_forms`.
+        operator: the edit; a mixture is written by `jobs.exports.mixture.forms`.
         provenance: for every header; its base digest is what the model must have.
         title: the model's name for people.
         date: of the run, ISO 8601.

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
 from jobs.report.headline import headline_of
-from jobs.report.mixture_view import SATURATION_STATES
 from jobs.report.naming import variant_names
+from jobs.report.page.mixture_view import SATURATION_STATES
+from jobs.report.page.search_panels import state_counts
 from jobs.report.schema import (
     Calibration,
     DeltaFigure,
@@ -21,7 +22,6 @@ from jobs.report.schema import (
     Saturation,
     VariantSummary,
 )
-from jobs.report.search_panels import state_counts
 
 __all__ = ["summary_table"]
 

@@ -33,16 +33,16 @@ from rich.console import Console
 from infra import demo, local
 from infra.demo.train import train
 from infra.storage import StorageSettings, open_store
-from jobs.classifier import Classifier
+from jobs.auditing.figures import label_counts
 from jobs.config import load_config
 from jobs.errors import ExitCode
-from jobs.generator import Generator, ImageRequest
-from jobs.labels import Labels, TextEmbeddings
-from jobs.models import content_digest
-from jobs.pipelines import load_pipeline
+from jobs.images.classifier import Classifier
+from jobs.images.generator import Generator, ImageRequest
+from jobs.images.labels import Labels, TextEmbeddings
+from jobs.images.shards import BASE, image_seed
+from jobs.models.pipelines import load_pipeline
+from jobs.models.staging import content_digest
 from jobs.report.schema import DeltaFigure, RateFigure, Report
-from jobs.results import label_counts
-from jobs.shards import BASE, image_seed
 from manifests import read_manifest
 from manifests.build import shipped_manifest_path
 from tests.bench.common import conditions, table
@@ -112,7 +112,7 @@ class Workplace:
     def values(self, model: Model, form: str) -> dict[str, object]:
         """The configuration of a model's run, as its YAML file has it."""
         pipeline, classifier = model.folders(self.models, self.console)
-        values: dict[str, object] = yaml.safe_load(files("jobs").joinpath("demo.yaml").read_text(encoding="utf-8"))
+        values: dict[str, object] = yaml.safe_load(files("jobs.cli").joinpath("demo.yaml").read_text(encoding="utf-8"))
         values |= {
             "manifest": str(shipped_manifest_path()),
             "model": str(pipeline),

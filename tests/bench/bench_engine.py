@@ -26,11 +26,11 @@ import ray
 from rich.console import Console
 
 from infra import demo, local
-from jobs.cells import audit_cells
+from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.session import open_session
 from jobs.config import RunConfig, load_config
-from jobs.results import EditedProfession, evaluate
-from jobs.session import open_session
-from jobs.variants import Variant
+from jobs.images.cells import audit_cells
+from jobs.images.variants import Variant
 from manifests import Manifest, ManifestRow, resolved_targets, write_manifest
 from tests.bench.common import conditions
 from tests.bench.noop_worker import CELL, WIDTH, NoopWorker

@@ -36,10 +36,10 @@ from infra.local.ports import SEAWEED_PORTS, choose_ports
 from infra.local.processes import stop
 from infra.storage import ObjectStore, StorageSettings, open_store
 from infra.storage.s3_upload import PART_BYTES
-from jobs.exports.checksums import verify_folder
-from jobs.exports.diffusers_folder import write_checkpoint
-from jobs.exports.writing import entries_of, tensor_bytes, write_safetensors
-from jobs.models import content_digest, stage
+from jobs.exports.forms.diffusers_folder import write_checkpoint
+from jobs.exports.forms.writing import entries_of, tensor_bytes, write_safetensors
+from jobs.models.checksums import verify_folder
+from jobs.models.staging import content_digest, stage
 from tests.bench.common import conditions, table
 from tests.wire import Wire
 from time_ops import EditOperator

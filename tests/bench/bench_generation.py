@@ -3,7 +3,7 @@
     python -m tests.bench.bench_generation --processes 2 --threads 1
 
 - bare: a loop around the diffusers pipeline and the classifier; no Ray, no storage. Embeddings are made once.
-- engine: `jobs.pool.Pool` with real workers on the embedded Ray, shards stored in the embedded S3 server.
+- engine: `jobs.cluster.pool.Pool` with real workers on the embedded Ray, shards stored in the embedded S3 server.
 - published: one image at a time, the UNet's conditional and unconditional passes one after the other.
 
 All have the same number of processes and threads, load their models before the clock starts, and wait while another
@@ -68,8 +68,8 @@ class Measured:
 
 def serve_loop(pipe_end: Connection, settings: Settings, arm: str, rank: int) -> None:
     """One process of the bare loop or of the published manner: draws and labels as many images as it is told."""
-    from jobs.classifier import Classifier
-    from jobs.pipelines import load_pipeline
+    from jobs.images.classifier import Classifier
+    from jobs.models.pipelines import load_pipeline
     from time_ops import encode_prompts
 
     torch.set_num_threads(settings.threads)
@@ -117,9 +117,9 @@ def _serve_pool(pipe_end: Connection, settings: Settings, cluster: local.LocalCl
     # Ray reads its environment once, when it is imported.
     import ray
 
-    from jobs.identity import recipe_of
-    from jobs.pool import Pool
-    from jobs.shards import BASE, ShardSpec
+    from jobs.cluster.pool import Pool
+    from jobs.images.shards import BASE, ShardSpec
+    from jobs.runs.identity import recipe_of
 
     config = engine_config(settings, cluster.url)
     ray.init(address=cluster.ray_address, log_to_driver=False, logging_level="ERROR")

@@ -29,10 +29,10 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from infra.demo import PIPELINE_PATH
 from jobs.config import SamplerConfig
-from jobs.generator import Generator, ImageRequest, auto_batch_size
-from jobs.models import resolve_dtype
-from jobs.pipelines import load_pipeline
-from jobs.shards import BASE
+from jobs.images.generator import Generator, ImageRequest, auto_batch_size
+from jobs.images.shards import BASE
+from jobs.models.pipelines import load_pipeline
+from jobs.models.staging import resolve_dtype
 from tests.bench.common import conditions, draw_as_published, draw_plainly, show, table
 from time_ops import encode_prompts
 

@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_turn
 
-`jobs.dispatch` asks Ray twice a turn which of its calls are done, and has two calls under way per worker: with 1,000
-workers they are 2,000. The calls here wait in one actor and none ends, as on GPUs that take seconds for a piece.
+`jobs.cluster.dispatch` asks Ray twice a turn which of its calls are done, and has two calls under way per worker: with
+1,000 workers they are 2,000. The calls here wait in one actor and none ends, as on GPUs that take seconds for a piece.
 """
 
 from __future__ import annotations

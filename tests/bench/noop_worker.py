@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.generator import ImageRequest, Images
-from jobs.labels import TextEmbeddings
-from jobs.maker import ShardMaker
-from jobs.worker import AuditWorker
+from jobs.images.generator import ImageRequest, Images
+from jobs.images.labels import TextEmbeddings
+from jobs.images.maker import ShardMaker
+from jobs.worker.worker import AuditWorker
 
 __all__ = ["CELL", "WIDTH", "NoopWorker"]
 

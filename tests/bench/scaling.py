@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.crew import CONCURRENCY
+from jobs.cluster.crew import CONCURRENCY
 from tests.bench.common import table
 
 __all__ = ["Measured", "Outcome", "limits", "main", "measured", "simulate"]
@@ -30,7 +30,7 @@ SHARD_IMAGES = 50
 CORES = 2
 """Of the machine that docs/benchmarks.md is of; bench_engine keeps them full."""
 PIECE_IMAGES = 100
-"""What `jobs.pool` sends at once, of shards of 50."""
+"""What `jobs.cluster.pool` sends at once, of shards of 50."""
 S3_PUTS_PER_S, S3_GETS_PER_S = 3_500, 5_500
 """Per partition of a prefix, at least: AWS's user guide, "Optimizing Amazon S3 performance"."""
 MODEL_BYTES = 1.56e9

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
-from jobs.exports.checksums import parse_checksums
-from jobs.exports.sources import open_unet
-from jobs.kinds import check_kind
-from jobs.models import components_of, content_digest, stage
-from jobs.weights import check_classifier, check_pipeline
+from jobs.models.checksums import parse_checksums
+from jobs.models.kinds import check_kind
+from jobs.models.sources import open_unet
+from jobs.models.staging import components_of, content_digest, stage
+from jobs.models.weights import check_classifier, check_pipeline
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import DEEP, broken_bytes, broken_json, json_text, odd_texts, safetensors_file

@@ -18,22 +18,23 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from infra.storage import LocalStore, StorageSettings
-from jobs import evidence, saturation_evidence
-from jobs.earlier import read_earlier
+from jobs.editing import calibration_evidence as evidence
+from jobs.editing import saturation_evidence
+from jobs.editing.saturation_evidence import Tried, tried_of
 from jobs.errors import ConfigError
-from jobs.folder import RunFolder
-from jobs.history import History, known_series
-from jobs.lease import Lease
-from jobs.redraw import read_report, redraw
-from jobs.saturation_evidence import Tried, tried_of
-from jobs.shards import Shard, ShardError
+from jobs.images.shards import Shard, ShardError
+from jobs.runs.finished import read_earlier
+from jobs.runs.folder import RunFolder
+from jobs.runs.lease import Lease
+from jobs.runs.redraw import read_report, redraw
+from jobs.scheduling.history import History, known_series
 from manifests import manifest_bytes
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import broken_bytes, json_text
 from tests.jobs.helpers import manifest, spec
 from tests.jobs.report.reports import make_report
-from tests.jobs.test_history import TICK, entry
+from tests.jobs.scheduling.test_history import TICK, entry
 from time_ops.saturation import Seen, Trial
 
 SPEC = spec()

@@ -10,8 +10,8 @@ import pytest
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.config import load_config
-from jobs.inputs import read_inputs
-from jobs.plan import make_plan
+from jobs.planning.plan import make_plan
+from jobs.runs.inputs import read_inputs
 from tests.time_ops.conftest import make_xl_pipe
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jobs.config import RunConfig, load_config
-from jobs.shards import Recipe, ShardSpec
+from jobs.images.shards import Recipe, ShardSpec
 from manifests import Manifest, ManifestRow
 
 RECIPE = Recipe(

@@ -30,15 +30,15 @@ import ray
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import ObjectStore, StorageSettings
 from jobs.audit import audit
+from jobs.auditing.outcome import Outcome
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
-from jobs.exports.checksums import verify_folder
-from jobs.identity import recipe_of
+from jobs.images.shards import ShardSpec
+from jobs.models.checksums import verify_folder
 from jobs.report.schema import Report
-from jobs.reporting import Outcome
-from jobs.shards import ShardSpec
-from jobs.worker import AuditWorker
+from jobs.runs.identity import recipe_of
+from jobs.worker.worker import AuditWorker
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest

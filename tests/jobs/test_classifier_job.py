@@ -26,11 +26,11 @@ from infra.storage import ObjectStore
 from jobs.audit import audit
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
-from jobs.plan import make_plan
+from jobs.planning.plan import make_plan
 from manifests import write_manifest
 from tests.conftest import S3Server
-from tests.jobs.classifiers import save_head
 from tests.jobs.helpers import config, manifest
+from tests.jobs.images.classifiers import save_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

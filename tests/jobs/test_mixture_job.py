@@ -30,11 +30,11 @@ import ray
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import ObjectStore
 from jobs.audit import audit
+from jobs.auditing.outcome import Outcome
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
-from jobs.plan import make_plan
-from jobs.reporting import Outcome
-from jobs.shards import image_seed
+from jobs.images.shards import image_seed
+from jobs.planning.plan import make_plan
 from manifests import Manifest, ManifestRow, write_manifest
 from tests.conftest import S3Server
 from time_ops import EditOperator, Mixture

@@ -8,8 +8,8 @@ import pytest
 
 from infra.storage import LocalStore
 from jobs.cli import main
-from jobs.folder import RunFolder
 from jobs.redact import redact
+from jobs.runs.folder import RunFolder
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "plantedAwsSecret/+=",
@@ -98,7 +98,7 @@ def test_a_fault_of_ours_keeps_its_traceback_but_no_secret(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError(f"a library's message with {SECRETS['HF_TOKEN']}")
 
-    monkeypatch.setattr("jobs.plan.make_plan", broken)
+    monkeypatch.setattr("jobs.planning.plan.make_plan", broken)
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(tmp_path / "run.yaml")])
     err = capsys.readouterr().err

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.config import RunConfig, SamplerConfig
-from jobs.exports import checking
-from jobs.exports.header import Provenance, lams_digest
-from jobs.models import content_digest
-from jobs.pipelines import load_pipeline
-from jobs.worker import AuditWorker
+from jobs.exports.forms.header import Provenance, lams_digest
+from jobs.exports.verify import driver as checking
+from jobs.models.pipelines import load_pipeline
+from jobs.models.staging import content_digest
+from jobs.worker.worker import AuditWorker
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of
 from tests.time_ops.conftest import make_pipe, make_xl_pipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.exports.sources import open_safetensors, open_unet
+from jobs.models.sources import open_safetensors, open_unet
 from tests.jobs.exports.conftest import Model
 from time_ops import ModelError
 

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from jobs.errors import ConfigError
-from jobs.history import entry_of, parse_tick
-from jobs.mlflow_sink import metrics_of, params_of
-from jobs.redraw import read_report, redraw
-from jobs.report.figures_csv import components_csv, professions_csv, saturation_csv, summary_csv
 from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
+from jobs.report.page.figures_csv import components_csv, professions_csv, saturation_csv, summary_csv
 from jobs.report.schema import SCHEMA_VERSION, Report
+from jobs.runs.redraw import read_report, redraw
+from jobs.scheduling.history import entry_of, parse_tick
+from jobs.sinks.mlflow import metrics_of, params_of
 
 STORED = Path(__file__).parent / "data" / "report-schema-2.json"
 SAID = "Women are 48 % of 380 images over 4 professions, where 50 % is wanted; before, "

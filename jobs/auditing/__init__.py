@@ -1,0 +1,1 @@
+"""What the images say: labels counted, figures, gates, and the report of a run."""

@@ -1,0 +1,489 @@
+"""The tally: shards read back from the store, labelled, counted, and written out one row per image.
+
+Workers do it part by part; the driver gets one byte per image and variant, in the cells' order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import ObjectStore
+from jobs.auditing.judged_rows import MARGINS, counted_codes, judged_columns, swept_codes
+from jobs.config import RunConfig
+from jobs.images.cells import Cell, cut_parts
+from jobs.images.judging import is_plain
+from jobs.images.labels import FAILED, Labels, TextEmbeddings
+from jobs.images.shards import STATUSES, Recipe, Shard, ShardSpec
+from jobs.images.variants import Variant
+
+__all__ = [
+    "MARGINS",
+    "MISSING",
+    "Block",
+    "CellTally",
+    "Drawn",
+    "Frame",
+    "Judging",
+    "PartTally",
+    "Tallies",
+    "TallyTask",
+    "part_name",
+    "parts_of",
+    "places_of",
+    "swept_counts",
+    "tally_part",
+    "write_table",
+]
+
+MISSING = "missing"
+"""Status of images whose shard was given up."""
+
+_PART_IMAGES = 20_000
+_OK = STATUSES.index("ok")
+# One byte says it all: the label in the low six bits (60 at most), whether its subject was recognised in the highest.
+_CODE, _NO_LABEL, _FAILED, _RECOGNISED = 0x3F, 62, 63, 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class TallyTask:
+    """A cell, and its rows in the text embeddings."""
+
+    cell: Cell
+    subject: int | None
+    concept: int
+
+    @property
+    def images(self) -> int:
+        """How many the cell has, of each variant."""
+        return self.cell.images
+
+
+class _Counted(Protocol):
+    @property
+    def images(self) -> int: ...
+
+
+_Task = TypeVar("_Task", bound=_Counted)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all parts of one tally share.
+
+    Attributes:
+        recipe: of the shards.
+        variants: by name; the first is the base or what is compared with, where there are two.
+        missing: digests of shards that were given up; their images are counted as failed.
+    """
+
+    recipe: Recipe
+    variants: dict[str, Variant]
+    missing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class CellTally:
+    """One cell's images in V variants (base, then edited where there is one).
+
+    Attributes:
+        packed: [V, n] uint8, see `pack`.
+        swept: [M, V, L + 1] counts of the labels, undetermined last, under each of `MARGINS`.
+        drift: mean cosine distance of the variants' embeddings at equal seeds; NaN with one variant.
+        components: [K, L + 3] counts of what each component of the last variant drew, see `Drawn`; K is 0 without one.
+        judged: [V, 4] counts of how classifiers judged them, see `Judging`.
+    """
+
+    packed: np.ndarray
+    swept: np.ndarray
+    drift: float
+    components: np.ndarray
+    judged: np.ndarray = field(default_factory=lambda: np.zeros((0, len(Judging)), np.int32))
+
+    @property
+    def codes(self) -> np.ndarray:
+        """[V, n] uint8 label codes, see `Labels`; `FAILED` also where the cell has no label."""
+        codes: np.ndarray = self.packed & _CODE
+        codes[codes >= _NO_LABEL] = FAILED
+        return codes
+
+    @property
+    def recognised(self) -> np.ndarray:
+        """[V, n] bool."""
+        return np.asarray((self.packed & _RECOGNISED) != 0)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """[V, n] bool, images that are no failures."""
+        return np.asarray((self.packed & _CODE) != _FAILED)
+
+
+class Drawn(IntEnum):
+    """The last columns of a component's counts, behind those of the labels and of the undetermined."""
+
+    RECOGNISED = -2
+    OK = -1
+
+
+class Judging(IntEnum):
+    """Counts of a cell's images that have a label or are undetermined; all 0 of a control, which is given none."""
+
+    LABELLED = 0
+    COMPARED = 1
+    """Two or more classifiers give a label."""
+    DIFFER = 2
+    """And not the same one."""
+    BLIND = 3
+    """Some classifier that looks at faces found none."""
+
+
+def pack(codes: np.ndarray, recognised: np.ndarray, ok: np.ndarray) -> np.ndarray:
+    """A byte per image of label codes (`FAILED`: none), whether recognised, and whether there is an image at all."""
+    packed = np.where(codes == FAILED, _NO_LABEL, codes).astype(np.uint8)
+    packed[~ok] = _FAILED
+    packed[recognised & ok] |= _RECOGNISED
+    return packed
+
+
+@dataclass(frozen=True)
+class PartTally:
+    """What a worker hands back of one part: C cells, n images in all.
+
+    Attributes:
+        packed: [V, n] uint8, cell after cell.
+        swept: [C, M, V, L + 1] int32.
+        drift: [C] float64.
+        components: [C, K, L + 3] int32, see `CellTally`.
+        seconds: [V], worker seconds that the shards took when they were made.
+        statuses: images of each status but ok.
+        makers: JSON of what decides an image's last bits (device, threads, batch size, versions) -> images.
+        sha256: of the rows written, or None.
+        judged: [C, V, 4] int32, see `Judging`; None: not counted.
+    """
+
+    packed: np.ndarray
+    swept: np.ndarray
+    drift: np.ndarray
+    components: np.ndarray
+    seconds: np.ndarray
+    statuses: Counter[str]
+    makers: Counter[str]
+    sha256: str | None
+    judged: np.ndarray | None = None
+
+    @property
+    def judgings(self) -> np.ndarray:
+        """`judged`, zeros where nobody counted."""
+        shape = len(self.drift), len(self.packed), len(Judging)
+        return np.zeros(shape, np.int32) if self.judged is None else self.judged
+
+
+class Tallies:
+    """All cells of an audit, as small as can be: a byte per image and variant, and the counts under each margin.
+
+    Args:
+        tasks: the cells, in order.
+        parts: their tallies, in the same order, each of as many cells as it says.
+    """
+
+    def __init__(self, tasks: Sequence[TallyTask], parts: Iterable[PartTally]) -> None:
+        self.tasks = tasks
+        parts = list(parts)
+        self._packed = np.concatenate([p.packed for p in parts], axis=1)
+        self._swept = np.concatenate([p.swept for p in parts])
+        self._drift = np.concatenate([p.drift for p in parts])
+        self.components = np.concatenate([p.components for p in parts])
+        self._judged = np.concatenate([p.judgings for p in parts])
+        self._starts = np.cumsum([0, *(task.cell.images for task in tasks)])
+        self.seconds: np.ndarray = sum((p.seconds for p in parts), np.zeros(len(self._packed)))
+        self.statuses: Counter[str] = sum((p.statuses for p in parts), Counter())
+        self.makers: Counter[str] = sum((p.makers for p in parts), Counter())
+        if self._starts[-1] != self._packed.shape[1] or len(tasks) != len(self._swept):
+            raise ValueError(f"parts hold {self._packed.shape[1]} images, the cells {self._starts[-1]}")
+
+    def after(self, reference: PartTally) -> Tallies:
+        """These, of one variant, as the second one beside another's as the first.
+
+        Args:
+            reference: of the same cells in the same order, one variant, the same images in each. Images of both are
+                then paired by their place; drift stays as it is there.
+        """
+        both = PartTally(
+            np.concatenate([reference.packed, self._packed]),
+            np.concatenate([reference.swept, self._swept], axis=2),
+            reference.drift,
+            self.components,
+            np.concatenate([reference.seconds, self.seconds]),
+            reference.statuses + self.statuses,
+            self.makers,
+            None,
+            np.concatenate([reference.judgings, self._judged], axis=1),
+        )
+        return Tallies(self.tasks, [both])
+
+    @property
+    def variants(self) -> int:
+        """V."""
+        return len(self._packed)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[CellTally]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> CellTally:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        packed = self._packed[:, self._starts[i] : self._starts[i + 1]]
+        return CellTally(packed, self._swept[i], float(self._drift[i]), self.components[i], self._judged[i])
+
+
+def part_name(number: int) -> str:
+    """Where a run's folder keeps a part's rows."""
+    return f"images/part-{number:05d}.parquet"
+
+
+def parts_of(tasks: Iterable[_Task], variants: int) -> Iterator[tuple[_Task, ...]]:
+    """The tasks in parts of some twenty thousand images."""
+    part: list[_Task] = []
+    size = 0
+    for task in tasks:
+        images = task.images * variants
+        if part and size + images > _PART_IMAGES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(task)
+        size += images
+    if part:
+        yield tuple(part)
+
+
+def tally_part(
+    tasks: Sequence[TallyTask],
+    frame: Frame,
+    texts: TextEmbeddings,
+    config: RunConfig,
+    store: ObjectStore,
+    key: str | None,
+) -> PartTally:
+    """Label and count these cells; with a key also write one row per image there.
+
+    Raises:
+        ShardError: a shard in the store is not what was stored.
+        StorageError: one can't be read.
+    """
+    results: list[CellTally] = []
+    rows: list[pa.Table] = []
+    seconds = np.zeros(len(frame.variants))
+    bad: Counter[str] = Counter()
+    makers: Counter[str] = Counter()
+    plain = is_plain(config)
+    for task in tasks:
+        drawn = [_Drawing.read(store, task, frame, variant, texts, config) for variant in frame.variants.values()]
+        for v, (name, one) in enumerate(zip(frame.variants, drawn, strict=True)):
+            seconds[v] += sum(b.seconds for b in one.blocks)
+            for block in one.blocks:
+                bad.update(s for s in block.statuses if s != STATUSES[_OK])
+                makers[block.maker] += block.spec.count
+            if key is not None:
+                table = _rows(task, name, one, list(config.attribute))
+                rows.append(table if plain else judged_columns(table, one.labels, one.ok, list(config.attribute)))
+        packed = np.stack([pack(d.labels.codes, d.labels.recognised, d.ok)[d.order] for d in drawn])
+        swept = np.stack([_swept(d) for d in drawn], axis=1)
+        judged = np.array([d.judgings() for d in drawn], np.int32)
+        results.append(CellTally(packed, swept, _drift(drawn), drawn[-1].counts(len(config.attribute)), judged))
+    makers.pop("", None)
+    return PartTally(
+        np.concatenate([r.packed for r in results], axis=1),
+        np.stack([r.swept for r in results]),
+        np.array([r.drift for r in results]),
+        np.stack([r.components for r in results]),
+        seconds,
+        bad,
+        makers,
+        None if key is None else write_table(store, key, pa.concat_tables(rows)),
+        np.stack([r.judged for r in results]),
+    )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A cell's images of one variant, block after block and part after part; n of them.
+
+    Attributes:
+        parts: [n] index of the part that drew each.
+        order: [n] which image is in each place of the cell. Images of equal seeds have one place in every variant. A
+            mixture lacks a few of the cell's first seeds and has as many later ones: those fill the places left.
+    """
+
+    variant: Variant
+    blocks: list[Block]
+    embeddings: np.ndarray
+    ok: np.ndarray
+    labels: Labels
+    indices: np.ndarray
+    parts: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        store: ObjectStore,
+        task: TallyTask,
+        frame: Frame,
+        variant: Variant,
+        texts: TextEmbeddings,
+        config: RunConfig,
+    ) -> _Drawing:
+        """Read and label them; raises as `Block.read`."""
+        cut = cut_parts(task.cell, frame.recipe, variant, config, pictures=False)
+        drawn = [draw.part for draw in variant.draws(task.cell.prompt, task.cell.images, config.shard_images)]
+        blocks = [[Block.read(store, spec, frame.missing, texts.width) for spec in part] for part in cut]
+        flat = [block for part in blocks for block in part]
+        stored = np.concatenate([b.embeddings for b in flat])
+        ok = np.concatenate([b.ok for b in flat])
+        indices = np.concatenate([b.spec.indices for b in flat])
+        parts = np.repeat(drawn, [sum(b.spec.count for b in part) for part in blocks])
+        labels = Labels.of(stored, ok, texts, task.subject, task.concept, config.undetermined_margin)
+        embeddings = stored[:, : texts.concepts.shape[1]]
+        return cls(variant, flat, embeddings, ok, labels, indices, parts, places_of(indices, task.cell.first))
+
+    def judgings(self) -> list[int]:
+        """Counts, see `Judging`."""
+        found = self.labels
+        labelled = int(self.ok.sum()) if found.judged else 0
+        return [labelled, int(found.compared.sum()), int(found.differ.sum()), int(found.blind.sum())]
+
+    def counts(self, labels: int) -> np.ndarray:
+        """[K, L + 3] int32 counts by component; [0, L + 3] where the variant is no mixture."""
+        found = np.zeros((len(self.variant.labels), labels + 3), np.int32)
+        for k, of_component in enumerate(found):
+            mine = self.parts == k
+            codes = self.labels.codes[mine]
+            of_component[: labels + 1] = np.bincount(codes[codes != FAILED], minlength=labels + 1)[: labels + 1]
+            of_component[Drawn.RECOGNISED] = (self.labels.recognised & self.ok)[mine].sum()
+            of_component[Drawn.OK] = self.ok[mine].sum()
+        return found
+
+
+def places_of(indices: np.ndarray, first: int) -> np.ndarray:
+    """[n] which of n images is in each place of a cell, by the indices of their seeds; see `_Drawing.order`."""
+    n = len(indices)
+    by_index = np.argsort(indices, kind="stable")
+    inside = indices[by_index] < first + n
+    order = np.full(n, -1)
+    order[indices[by_index[inside]] - first] = by_index[inside]
+    order[order < 0] = by_index[~inside]
+    return order
+
+
+def _drift(drawn: Sequence[_Drawing]) -> float:
+    """Mean cosine distance of two variants' embeddings at equal seeds."""
+    if len(drawn) != 2:
+        return float("nan")
+    one, other = drawn
+    same = one.indices[one.order] == other.indices[other.order]
+    both = same & one.ok[one.order] & other.ok[other.order]
+    if not both.any():
+        return float("nan")
+    pairs = one.embeddings[one.order][both] * other.embeddings[other.order][both]
+    return float(1 - pairs.sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Block:
+    """A shard as the tally sees it, or the place where one should be."""
+
+    spec: ShardSpec
+    embeddings: np.ndarray
+    statuses: list[str]
+    seconds: float = 0.0
+    maker: str = ""
+
+    @property
+    def ok(self) -> np.ndarray:
+        """[n] bool, images that are no failures."""
+        return np.array([status == STATUSES[_OK] for status in self.statuses])
+
+    @classmethod
+    def read(cls, store: ObjectStore, spec: ShardSpec, missing: frozenset[str], width: int) -> Block:
+        """A shard from the store; of one that was given up, zeros [n, width] and the status `MISSING`.
+
+        Raises:
+            ShardError: the object is not what was stored.
+            StorageError: it can't be read.
+        """
+        if spec.digest in missing:
+            return cls(spec, np.zeros((spec.count, width), np.float32), [MISSING] * spec.count)
+        shard = Shard.from_bytes(store.get(spec.object_key), spec)
+        made = dict(shard.provenance)
+        seconds = float(made.pop("seconds", 0.0))
+        statuses = [STATUSES[s] for s in shard.statuses]
+        return cls(spec, shard.embeddings, statuses, seconds, json.dumps(made, sort_keys=True))
+
+
+def _swept(drawn: _Drawing) -> np.ndarray:
+    """[M, L + 1] int32 counts of a cell's labels under each of `MARGINS`, of images that are no failures."""
+    return counted_codes(swept_codes(drawn.labels)[:, drawn.ok], drawn.labels.scores.shape[1])
+
+
+def swept_counts(scores: np.ndarray) -> np.ndarray:
+    """[M, L + 1] int32 counts of the labels, undetermined last, under each of `MARGINS`.
+
+    Args:
+        scores: [n, L] probabilities of images that are no failures.
+    """
+    width = scores.shape[1]
+    ranked = np.sort(scores, axis=1)
+    lead = ranked[:, -1] - ranked[:, -2]
+    codes = scores.argmax(axis=1)
+    return np.stack(
+        [np.bincount(np.where(lead < margin, width, codes), minlength=width + 1) for margin in MARGINS]
+    ).astype(np.int32)
+
+
+def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str]) -> pa.Table:
+    names = np.array([*labels, "undetermined", *[None] * (FAILED - len(labels))], dtype=object)
+    cell, blocks, found = task.cell, drawn.blocks, drawn.labels
+    n = cell.images
+    labelled = task.subject is not None
+    components = np.array([*drawn.variant.labels, None], dtype=object)
+    scores = pa.ListArray.from_arrays(
+        pa.array(np.arange(n + 1) * found.scores.shape[1], pa.int32()), pa.array(found.scores.reshape(-1), pa.float32())
+    )
+    return pa.table(
+        {
+            "kind": pa.repeat(cell.kind, n),
+            "profession": pa.repeat(cell.subject, n),
+            "wording": pa.repeat(cell.wording, n),
+            "prompt": pa.repeat(cell.prompt, n),
+            "variant": pa.repeat(variant, n),
+            "component": pa.array(components[drawn.parts if drawn.variant.labels else [-1] * n], pa.string()),
+            "index": pa.array(drawn.indices, pa.int64()),
+            "seed": pa.array([seed for b in blocks for seed in b.spec.seeds()], pa.int64()),
+            "label": pa.array(names[found.codes] if labelled else [None] * n, pa.string()),
+            "scores": scores if labelled else pa.nulls(n, pa.list_(pa.float32())),
+            "recognised": pa.array(found.recognised, pa.bool_()),
+            "status": pa.array([s for b in blocks for s in b.statuses], pa.string()),
+            "shard": pa.array([b.spec.digest for b in blocks for _ in range(b.spec.count)], pa.string()),
+        }
+    )
+
+
+def write_table(store: ObjectStore, key: str, table: pa.Table) -> str:
+    """Write rows as a Parquet object; its sha256."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = bytes(sink.getvalue())
+    store.put(key, data, content_type="application/vnd.apache.parquet")
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m jobs.cli`."""
+
+from jobs.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Work handed out on Ray. Which work it is, is not known here."""

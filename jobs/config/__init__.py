@@ -1,0 +1,43 @@
+"""What a run is asked to do: its settings, typed, and how they are read."""
+
+from jobs.config.run import (
+    DEFAULT_EDIT_WORDINGS,
+    MIXTURE_CALIBRATION_WORDINGS,
+    AuditConfig,
+    CalibrationConfig,
+    EvaluateConfig,
+    GatesConfig,
+    MixtureConfig,
+    MlflowConfig,
+    PreserveConfig,
+    RunConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    StorageConfig,
+    WordingsConfig,
+    WorkersConfig,
+    load_config,
+    read_text,
+    without_credentials,
+)
+
+__all__ = [
+    "DEFAULT_EDIT_WORDINGS",
+    "MIXTURE_CALIBRATION_WORDINGS",
+    "AuditConfig",
+    "CalibrationConfig",
+    "EvaluateConfig",
+    "GatesConfig",
+    "MixtureConfig",
+    "MlflowConfig",
+    "PreserveConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "ScheduleConfig",
+    "StorageConfig",
+    "WordingsConfig",
+    "WorkersConfig",
+    "load_config",
+    "read_text",
+    "without_credentials",
+]

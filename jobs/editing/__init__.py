@@ -1,0 +1,1 @@
+"""Which edit: solved on the workers, and the searches for its strengths."""

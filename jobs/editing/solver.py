@@ -1,0 +1,560 @@
+"""The solve, spread: workers encode chunks of the manifest, their statistics merge in a tree, one task solves.
+
+    solver = Solver(pool, manifest, config, f"{folder.prefix}/manifest.parquet")     # written with `run_manifest_bytes`
+    operator = solver.solve(lam)                                                      # lam: one for each profession
+
+A chunk is one row group of the run's manifest: some professions with all their destinations, and the preserved prompts
+that come with them. The driver holds prompts, lams and the solved [d, d] operator, never a token or an edit's sums.
+
+How strongly prompts are preserved where no lam is given for it, measured in docs/decisions/0008: destination prompts
+weaker than their edit, the unconditional prompt twice as heavily as all edits together, others at the smallest lam.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, reduce
+from operator import add
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from infra.storage import LocalStore, ObjectMissing, ObjectStore, StorageError
+from jobs.cluster.dispatch import LOST
+from jobs.cluster.remote import fetch
+from jobs.config import RunConfig
+from jobs.errors import ClusterError
+from manifests import Manifest, ManifestRow, manifest_bytes, resolved_shares
+from manifests.write import manifest_groups
+from time_ops import EditError, EditOperator, PromptEdit, Statistics, solve_statistics
+from time_ops.calibration import scale_of
+from time_ops.prompts import MOST_OVERSHOOT, augment
+from time_ops.rows import Strengths, TokenRows, checked_blends, encode_rows
+from time_ops.solver import check_lams, pooled_ratio
+
+__all__ = [
+    "ChunkEncoder",
+    "ChunkStrengths",
+    "ComponentStrengths",
+    "EditChunk",
+    "Mapper",
+    "PreserveLams",
+    "Solver",
+    "edit_chunks",
+    "run_manifest_bytes",
+]
+
+_log = logging.getLogger(__name__)
+
+# At SD 1.4's size, with four wordings and two destinations, at most 180 MB of tokens. Part of the result's rounding.
+CHUNK_PROFESSIONS = 64
+_MEMORY_BYTES = 512 << 20
+# Statistics added by one task: few tasks, and at SDXL's width (67 MB each) little memory in each.
+_FAN_IN = 4
+_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class Mapper(Protocol):
+    """What is asked of `jobs.cluster.pool.Pool`."""
+
+    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """Index and reference of each result, as they are done."""
+        ...
+
+
+@dataclass(frozen=True)
+class EditChunk:
+    """One row group of a run's manifest, and the preserved prompts that are counted with it.
+
+    Attributes:
+        manifest: object key of the run's manifest.
+        row_group: which of its row groups.
+        digest: of that group's rows, in their order.
+        wordings: templates of the edit's prompts.
+        explicit: preserve the destination prompts of these professions, in all wordings.
+        skip: those of them that an earlier chunk preserves.
+        preserved: further prompts to preserve.
+    """
+
+    manifest: str
+    row_group: int
+    digest: str
+    wordings: tuple[str, ...]
+    explicit: bool
+    skip: frozenset[str] = frozenset()
+    preserved: tuple[str, ...] = ()
+
+    def kept(self, manifest: Manifest) -> list[str]:
+        """The preserved prompts, of this group's rows."""
+        explicit = _explicit(manifest, self.wordings) if self.explicit else ()
+        return list(dict.fromkeys([*self.preserved, *(p for p in explicit if p not in self.skip)]))
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides its tokens, the text encoder aside."""
+        facts = {**asdict(self), "manifest": None, "skip": sorted(self.skip)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PreserveLams:
+    """How strongly a chunk's preserved prompts are held; a smaller lam holds more, inf leaves a prompt out.
+
+    Attributes:
+        named: lam of each of the chunk's `preserved`.
+        explicit: for each profession, of each of its destination prompts, in all wordings; what several have in common
+            takes the smallest, and a prompt that is named too takes that.
+    """
+
+    named: tuple[float, ...]
+    explicit: tuple[tuple[float, ...], ...]
+
+    def of(self, chunk: EditChunk, rows: TokenRows) -> list[float]:
+        """Lam of each of `TokenRows.preserved`."""
+        lams: dict[str, float] = {}
+        for edit, of_edit in zip(rows.edits, self.explicit, strict=True):
+            for destination, lam in zip(edit.destinations, of_edit, strict=True):
+                for wording in rows.augmentations:
+                    prompt = augment(wording, destination)
+                    lams[prompt] = min(lam, lams.get(prompt, lam))
+        lams.update(zip(chunk.preserved, self.named, strict=True))
+        # Explicit prompts of wordings that do not take part are left out with them.
+        return [lams.get(prompt, math.inf) for prompt in rows.preserved]
+
+
+@dataclass(frozen=True)
+class ChunkStrengths:
+    """How one operator is solved from a chunk; what `ChunkEncoder.statistics` takes, one for each operator."""
+
+    lam: tuple[float, ...]
+    shares: tuple[npt.NDArray[np.float64], ...]
+    preserve: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class ComponentStrengths:
+    """How one component of a mixture is solved, profession by profession, in the manifest's order.
+
+    Attributes:
+        label: where it sends them.
+        lam: strength; smaller is stronger.
+        overshoot: how far the edit goes, 1 is the destination.
+        ratio: lambda of the other labels' destination prompts, in units of the profession's own lam.
+        push: how far those are pushed away from the source, see `time_ops.rows.Strengths`.
+    """
+
+    label: str
+    lam: tuple[float, ...]
+    overshoot: tuple[float, ...]
+    ratio: tuple[float, ...]
+    push: float = 0.0
+
+
+def _explicit(manifest: Manifest, wordings: Sequence[str]) -> Iterator[str]:
+    for profession in manifest.professions:
+        for destination in profession.destinations:
+            for wording in wordings:
+                yield augment(wording, destination.prompt)
+
+
+def _digest(group: Manifest) -> str:
+    # `Manifest.digest` has no regard to the order of rows; lams and shares are given in that order.
+    rows = [list(row.model_dump().values()) for row in group.rows]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _named(config: RunConfig) -> tuple[str, ...]:
+    """Prompts to preserve by name. Whoever names the empty prompt means what guidance subtracts.
+
+    A mixture keeps its neutral prompts too.
+    """
+    neutral = config.mixture.neutral if config.form == "mixture" else ()
+    prompts, negative = tuple(dict.fromkeys((*config.preserve.prompts, *neutral))), config.sampler.negative_prompt
+    return (*prompts, negative) if "" in prompts and negative not in prompts else prompts
+
+
+def run_manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as a run's folder keeps it: Parquet, a row group for each chunk."""
+    return manifest_bytes(manifest, group_professions=CHUNK_PROFESSIONS)
+
+
+def edit_chunks(manifest: Manifest, config: RunConfig, key: str) -> list[EditChunk]:
+    """The chunks of a run, in order; each preserved prompt is in one of them.
+
+    Args:
+        manifest: the run's.
+        config: its wordings and preserved prompts.
+        key: where `run_manifest_bytes` lies in the run's store.
+    """
+    named, wordings = _named(config), config.wordings.edit
+    seen = set(named)
+    chunks = []
+    for number, group in enumerate(manifest_groups(manifest, CHUNK_PROFESSIONS)):
+        explicit = set(_explicit(group, wordings)) if config.preserve.explicit else set()
+        skip = frozenset(explicit & seen)
+        seen |= explicit
+        preserved = named if number == 0 else ()
+        chunks.append(EditChunk(key, number, _digest(group), wordings, config.preserve.explicit, skip, preserved))
+    return chunks
+
+
+class ChunkEncoder:
+    """A worker's part: encodes chunks and sums over their tokens. Calls may come from several threads.
+
+    A chunk's tokens are encoded once on a node: the last few stay in memory, all are kept in the node's cache.
+
+    Args:
+        store: where the run's manifest lies.
+        pipe: gives the pipeline; called under `models`.
+        models: lock of whatever else runs the pipeline's text encoder.
+        cache: this run's folder on this node.
+        device: where sums are made; needs float64.
+        memory_bytes: most bytes of tokens kept in memory.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        pipe: Callable[[], Any],
+        models: AbstractContextManager[Any],
+        cache: Path,
+        device: torch.device | str = "cpu",
+        memory_bytes: int = _MEMORY_BYTES,
+    ) -> None:
+        self._store, self._pipe, self._models, self._device = store, pipe, models, device
+        self._spilled = LocalStore(cache / "pairs")
+        self._kept: OrderedDict[str, TokenRows] = OrderedDict()
+        self._memory_bytes = memory_bytes
+        self._lock = threading.Lock()
+
+    def statistics(
+        self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None = None
+    ) -> tuple[Statistics, ...]:
+        """Weighted statistics of all edits and preserved prompts of a chunk, for each operator.
+
+        Args:
+            chunk: which part of the manifest.
+            operators: how each is solved; see `TokenRows.component_statistics`.
+            wordings: which of the chunk's take part; None: all.
+        """
+        rows = self._rows(chunk)
+        if wordings is not None:
+            rows = rows.of_augmentations(wordings)
+        strengths = [
+            Strengths(one.lam, _of_wordings(one.shares, wordings), one.preserve.of(chunk, rows), one.push, one.ratio)
+            for one in operators
+        ]
+        return tuple(rows.component_statistics(strengths, device=self._device))
+
+    def norms(self, chunk: EditChunk) -> list[float]:
+        """Spectral norm of each edit's B_p, at the manifest's shares; see `TokenRows.norms`."""
+        return self._rows(chunk).norms()
+
+    def pooled_norms(self, chunk: EditChunk) -> list[float]:
+        """The same of its pooled embeddings; empty where the model reads none."""
+        pooled = self._rows(chunk).pooled
+        return [] if pooled is None else pooled.norms()
+
+    def _rows(self, chunk: EditChunk) -> TokenRows:
+        key = chunk.key
+        with self._lock:
+            rows = self._kept.get(key)
+            if rows is not None:
+                self._kept.move_to_end(key)
+                return rows
+        rows = self._read(key) or self._encoded(chunk)
+        with self._lock:
+            self._kept[key] = rows
+            while len(self._kept) > 1 and sum(r.nbytes for r in self._kept.values()) > self._memory_bytes:
+                self._kept.popitem(last=False)
+        return rows
+
+    def _read(self, key: str) -> TokenRows | None:
+        try:
+            return TokenRows.from_bytes(self._spilled.get(_file(key)))
+        except ObjectMissing:
+            return None
+        except (StorageError, EditError) as error:
+            _log.warning("encoding a chunk again, as its tokens in the cache can't be read: %s", error)
+            return None
+
+    def _encoded(self, chunk: EditChunk) -> TokenRows:
+        group = self._group(chunk)
+        edits = [
+            PromptEdit(p.source, dict(zip((d.prompt for d in p.destinations), resolved_shares(p), strict=True)))
+            for p in group.professions
+        ]
+        with self._models:
+            rows = encode_rows(self._pipe(), edits, chunk.kept(group), augmentations=chunk.wordings)
+        try:
+            self._spilled.put(_file(chunk.key), rows.to_bytes())
+        except StorageError as error:
+            _log.warning("a chunk's tokens stay in memory only, as the cache can't be written: %s", error)
+        return rows
+
+    def _group(self, chunk: EditChunk) -> Manifest:
+        file = pq.ParquetFile(io.BytesIO(self._store.get(chunk.manifest)))
+        rows = file.read_row_group(chunk.row_group).to_pylist() if chunk.row_group < file.num_row_groups else []
+        group = Manifest(tuple(ManifestRow(**row) for row in rows), chunk.manifest)
+        if _digest(group) != chunk.digest:
+            url = self._store.url(chunk.manifest)
+            raise StorageError(
+                f"{url}: row group {chunk.row_group} does not hold the rows that the run began with; "
+                "something else writes to this run's folder. Start the run again",
+                url,
+            )
+        return group
+
+
+def _of_wordings(
+    shares: Sequence[npt.NDArray[np.float64]], wordings: Sequence[bool] | None
+) -> Sequence[npt.NDArray[np.float64]]:
+    """Blends [W, K] of those wordings alone."""
+    return shares if wordings is None else [blend[np.asarray(wordings)] for blend in shares]
+
+
+def _file(key: str) -> str:
+    return f"{key}.safetensors"
+
+
+class Solver:
+    """The driver's part: operators of the run's edits, solved again and again with other lams and shares.
+
+    Repeated solves give the same bits: chunks, and the order in which they are added, are fixed.
+
+    Args:
+        pool: workers that have `chunk_statistics` and `chunk_norms`, as `jobs.worker.worker.AuditWorker`.
+        manifest: the run's.
+        config: its configuration.
+        manifest_key: where `run_manifest_bytes(manifest)` lies in the run's store.
+    """
+
+    def __init__(self, pool: Mapper, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
+        self._pool = pool
+        self._preserve, self._named = config.preserve, _named(config)
+        self._unconditional = {"", config.sampler.negative_prompt}
+        self._wordings = len(config.wordings.edit)
+        self._chunks = edit_chunks(manifest, config, manifest_key)
+        self._sources = [p.source for p in manifest.professions]
+        self._shares = [resolved_shares(p) for p in manifest.professions]
+        self._counts = [len(shares) for shares in self._shares]
+        self._labels = [[d.label for d in p.destinations] for p in manifest.professions]
+
+    @cached_property
+    def scale(self) -> float:
+        """The lambda at which edits begin to bite, see `time_ops.calibration.scale_of`. Raises as `solve`."""
+        return scale_of([norm for norms, _ in self._norms for norm in norms])
+
+    @cached_property
+    def _norms(self) -> list[tuple[list[float], list[float]]]:
+        """Norms of each chunk's edits: of their token states, and of their pooled embeddings where there are any."""
+        calls = [(chunk,) for chunk in self._chunks]
+        return self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
+
+    @property
+    def _ratio(self) -> float:
+        """Lam of pooled embeddings in units of the token states', see `time_ops.solver.pooled_ratio`."""
+        pooled = [norm for _, norms in self._norms for norm in norms]
+        return pooled_ratio(scale_of(pooled), self.scale) if pooled else 1.0
+
+    def solve_components(
+        self, components: Sequence[ComponentStrengths], wordings: Sequence[bool] | None = None
+    ) -> list[EditOperator]:
+        """The operators of a mixture, one for each label, from one pass over the tokens.
+
+        A component holds the *other* labels' destination prompts, never its own: gender is one direction g, and a map
+        that adds g to neutral prompts can leave both +g and -g alone only by doing nothing. A profession without a
+        destination of the component's label is preserved at its lam.
+
+        Args:
+            components: their strengths.
+            wordings: which of the edit's wordings take part; None: all.
+
+        Raises:
+            As `solve`.
+        """
+        used = None if wordings is None or all(wordings) else tuple(bool(w) for w in wordings)
+        return self._solve([self._component(one, used) for one in components], used)
+
+    def _component(self, strengths: ComponentStrengths, wordings: tuple[bool, ...] | None) -> _Operator:
+        lams = [float(s) for s in strengths.lam]
+        check_lams(lams, "lam", self._sources)
+        blends, explicit, push = [], [], []
+        for labels, own, overshoot, lam, ratio in zip(
+            self._labels, self._shares, strengths.overshoot, lams, strengths.ratio, strict=True
+        ):
+            mine = np.array([label == strengths.label for label in labels])
+            # Several destinations of one label are blended as the manifest has them; none of it: the source is kept.
+            given = np.where(mine, own, 0.0) if np.where(mine, own, 0.0).any() else mine.astype(float)
+            blends.append(overshoot * given / given.sum() if mine.any() else np.zeros(len(labels)))
+            held = self._preserve.lam or ratio * lam
+            explicit.append(tuple(math.inf if is_own else held for is_own in mine))
+            push.append(tuple(0.0 if is_own else strengths.push for is_own in mine))
+        used = self._wordings if wordings is None else sum(wordings)
+        kept = self._preserve_lams(lams, self._preserve.lam, used)
+        return _Operator(
+            lams,
+            checked_blends(self._sources, self._counts, self._wordings, blends, MOST_OVERSHOOT),
+            PreserveLams(kept.named, tuple(explicit)),
+            tuple(push) if strengths.push else None,
+        )
+
+    def solve(
+        self,
+        lam: Sequence[float] | npt.NDArray[np.float64],
+        shares: Sequence[npt.ArrayLike] | None = None,
+        preserve_lam: float | None = None,
+    ) -> EditOperator:
+        """The operator at these lams and shares.
+
+        Args:
+            lam: strength of each profession's edit, in the manifest's order; inf leaves it out.
+            shares: of each profession's destinations, in their order: [K], or [W, K] with those of each edit wording;
+                what they leave of 1 stays with the source. None: the manifest's.
+            preserve_lam: strength of all preserved prompts. None: the configuration's; where that gives none either,
+                - a profession's destination prompts: `preserve.explicit_ratio` times its own lam. Where that is inf,
+                  times the smallest finite one; of several professions in one chunk, times the smallest of theirs.
+                - the empty prompt and `sampler.negative_prompt`, where they are named in `preserve.prompts`: as heavily
+                  as all W wordings of all edits, and as many of explicit prompts, together: 1 / (2 W sum_p 1 / lam_p).
+                  Held like any other, they are moved half-way between the labels, and guidance pulls against images.
+                - other named prompts: the smallest lam.
+
+        Raises:
+            EditError: bad lams or shares, prompts that can't be encoded, or sums that can't be factored.
+            StorageError: the manifest can't be read.
+            ClusterError: workers or nodes are lost again and again.
+        """
+        given = self._shares if shares is None else shares
+        if not len(lam) == len(given) == len(self._shares):
+            raise EditError(f"{len(self._shares)} professions, but {len(lam)} lams and {len(given)} shares")
+        lams = [float(s) for s in lam]
+        check_lams(lams, "lam", self._sources)
+        blends = checked_blends(self._sources, self._counts, self._wordings, given)
+        kept = self._preserve_lams(lams, self._preserve.lam if preserve_lam is None else preserve_lam, self._wordings)
+        return self._solve([_Operator(lams, blends, kept)], None)[0]
+
+    def _solve(self, operators: Sequence[_Operator], wordings: tuple[bool, ...] | None) -> list[EditOperator]:
+        """Solve them from one pass over the chunks' tokens."""
+        ratio = self._ratio
+
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for i, chunk in enumerate(self._chunks):
+                part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
+                parts = (one.of_chunk(part, named=bool(chunk.preserved)) for one in operators)
+                yield chunk, tuple(replace(one, ratio=ratio) for one in parts), wordings
+
+        def solved() -> list[EditOperator]:
+            tree = _Tree(len(self._chunks))
+            for index, statistics in self._pool.map("chunk_statistics", calls()):
+                tree.add(index, statistics)
+            operators: list[EditOperator] = fetch(_solve.remote(tree.root))
+            return operators
+
+        return self._retried(solved)
+
+    def _preserve_lams(self, lams: Sequence[float], for_all: float | None, wordings: int) -> PreserveLams:
+        """Of all named prompts and all professions; see `solve`."""
+        prompts = self._named
+        if for_all is not None:
+            check_lams([for_all], "preserve_lam", of="prompt")
+            return PreserveLams(
+                (float(for_all),) * len(prompts), tuple((float(for_all),) * count for count in self._counts)
+            )
+        finite = [s for s in lams if math.isfinite(s)]
+        smallest = min(finite, default=math.inf)
+        # In units of the smallest lam, as the sum of reciprocals may overflow.
+        pull = 2 * wordings * math.fsum(smallest / s for s in finite)
+        unconditional = smallest / pull if finite else math.inf
+        ratio = self._preserve.explicit_ratio
+        return PreserveLams(
+            tuple(unconditional if p in self._unconditional else smallest for p in prompts),
+            tuple(
+                (ratio * (s if math.isfinite(s) else smallest),) * count
+                for s, count in zip(lams, self._counts, strict=True)
+            ),
+        )
+
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        """Begin again where results that were made already are lost with their node; tokens of other nodes are kept."""
+        for number in range(1, _ATTEMPTS + 1):
+            try:
+                return attempt()
+            except LOST as error:
+                lost: Exception = error
+            _log.warning("results of the solve were lost, attempt %d of %d: %s", number, _ATTEMPTS, lost)
+        raise ClusterError(f"results of the solve were lost {_ATTEMPTS} times; the last time: {lost}") from lost
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What one operator of a solve is asked to be: lam and blend of each profession, lam of all preserved prompts."""
+
+    lams: Sequence[float]
+    blends: Sequence[npt.NDArray[np.float64]]
+    kept: PreserveLams
+    push: tuple[tuple[float, ...], ...] | None = None
+
+    def of_chunk(self, part: slice, *, named: bool) -> ChunkStrengths:
+        """What of it is a chunk's; `named`: whether the named prompts are in it."""
+        kept = PreserveLams(self.kept.named if named else (), self.kept.explicit[part])
+        push = None if self.push is None else self.push[part]
+        return ChunkStrengths(tuple(self.lams[part]), tuple(self.blends[part]), kept, push)
+
+
+class _Tree:
+    """Sums references of statistics as they come, neighbours with neighbours, whatever order they come in."""
+
+    def __init__(self, leaves: int) -> None:
+        self._widths = [leaves]
+        while self._widths[-1] > 1:
+            self._widths.append(-(-self._widths[-1] // _FAN_IN))
+        self._waiting: dict[tuple[int, int], Any] = {}
+
+    @property
+    def root(self) -> Any:
+        """Reference of the whole sum, once all leaves are in."""
+        return self._waiting[len(self._widths) - 1, 0]
+
+    def add(self, index: int, reference: Any, level: int = 0) -> None:
+        """Take one node in, and add it up with its siblings once they are all there."""
+        self._waiting[level, index] = reference
+        parent = index // _FAN_IN
+        siblings = range(parent * _FAN_IN, min((parent + 1) * _FAN_IN, self._widths[level]))
+        if self._widths[level] > 1 and all((level, i) in self._waiting for i in siblings):
+            parts = [self._waiting.pop((level, i)) for i in siblings]
+            self.add(parent, _add.remote(*parts) if len(parts) > 1 else parts[0], level + 1)
+
+
+# No CPU of their own, as the workers may hold all there are.
+@ray.remote(num_cpus=0)
+def _add(*parts: Sequence[Statistics]) -> tuple[Statistics, ...]:
+    return tuple(reduce(add, of_operator) for of_operator in zip(*parts, strict=True))
+
+
+@ray.remote(num_cpus=0)
+def _solve(totals: Sequence[Statistics]) -> list[EditOperator]:
+    # A process that Ray reuses may have been started with more threads, and another number of them gives other bits.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [solve_statistics(total) for total in totals]
+    finally:
+        torch.set_num_threads(threads)

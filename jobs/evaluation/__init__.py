@@ -1,0 +1,1 @@
+"""Single edits, measured as TIME was published."""

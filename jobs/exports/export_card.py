@@ -1,0 +1,131 @@
+"""README.md of an export: the run's model card, what this form of it is, how it is loaded, how it was checked."""
+
+from __future__ import annotations
+
+import re
+
+from jobs.exports.mixture.loading import mixture_loading
+from jobs.exports.schema import FILES, Exported, Form
+from jobs.models.staging import variant_of
+from jobs.report.figures import plain_text
+from jobs.report.schema import DeltaFigure, MixtureReport, RateFigure
+
+__all__ = ["NOT_CHECKED", "REVERT", "export_card"]
+
+NOT_CHECKED = "Not checked yet: the command that writes this is under way, or has failed.\n"
+"""README.md of what is written, until it has been drawn with."""
+
+_LOADING: dict[Form, str] = {
+    "diffusers": "pipe = StableDiffusionPipeline.from_pretrained(FOLDER)",
+    "single-file": f'pipe = StableDiffusionPipeline.from_single_file("{FILES["single-file"]}")',
+    "lora": f'pipe.load_lora_weights(FOLDER, weight_name="{FILES["lora"]}")     # on the base model, at strength 1',
+    "operator": "from load_operator import edited_prompt\n"
+    'pipe(**edited_prompt(pipe, "a photo of a CEO"))     # on the base model',
+    "tensors": "pipe.unet.load_state_dict(safetensors.torch.load_file"
+    f'("{FILES["tensors"]}"), strict=False)     # on the base model',
+}
+REVERT: dict[Form, str] = {
+    "lora": "Leave the LoRA out, or set its strength to 0. The prompts need no change either way.",
+    "operator": "Give the pipeline the prompt as text: the operator changes its embeddings, never the model's files.",
+}
+"""How the edit is undone, of the forms whose model's weights stay as they are."""
+_PIPELINE = "StableDiffusionPipeline"
+_MARKUP = re.compile(r"([\\`*_\[\]<>|])")
+_UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
+
+
+def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixture: MixtureReport | None = None) -> str:
+    """The text of README.md.
+
+    Args:
+        card: the run's model card.
+        exported: what was exported, and found of it.
+        only_unet: a diffusers folder that holds the UNet only.
+        mixture: of the run's report; None: the run made one edit.
+    """
+    lines = ["", f"## This export: {exported.form}", ""]
+    if exported.forced:
+        lines += ["**It was forced: a gate of the run did not pass. Do not ship it.**", ""]
+    if exported.outcome != "pass":
+        lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
+    if mixture is not None:
+        loading = mixture_loading(mixture, exported.form).replace(_PIPELINE, exported.pipeline)
+        lines += [loading, *_components(exported)]
+    else:
+        lines += ["```python", _loading(exported, only_unet=only_unet), "```", ""]
+    if exported.rank is not None:
+        of_parts = "" if mixture is None else ", as the next figures the largest of the components"
+        lines += [
+            f"Rank {exported.rank}{of_parts}: it leaves out {exported.error:.2e} of the edit (Frobenius norm over all "
+            f"layers), {exported.weight_error:.2e} of the unedited weights; {exported.stored_error:.2e} of the edit as "
+            "rounded in the file. A strength s gives W + s W (A - I): only 1 was audited.",
+            "",
+        ]
+    lines += _checked(exported)
+    if exported.audit is not None:
+        found = exported.audit
+        lines += [
+            f"Audited at this rank (run `{found.run}`, verdict *{found.verdict}*), beside the whole edit:",
+            "",
+            "| | at this rank | whole edit |",
+            "|---|---|---|",
+            f"| Delta, pooled | {_delta(found.delta)} | {_delta(found.delta_of_run)} |",
+            f"| Delta, mean within wordings | {_delta(found.delta_within)} | {_delta(found.delta_within_of_run)} |",
+            f"| explicit prompts right | {_rate(found.explicit)} | |",
+            "",
+        ]
+    return card.rstrip("\n") + "\n" + "\n".join(lines)
+
+
+def _components(exported: Exported) -> list[str]:
+    """Where each component lies, and that it is none of the whole's worth."""
+    rows = ["| component | weight | alone in | rank |", "|---|---|---|---|"]
+    for each in exported.components or []:
+        place = "the unedited model" if each.place is None else f"`{each.place}`"
+        label = _MARKUP.sub(r"\\\1", plain_text(each.label))
+        rows.append(f"| {label} | {each.weight:.4g} | {place} | {each.rank or ''} |")
+    said = (
+        "**No component by itself is a debiased model:** it sends every profession to its label. Only all of them, by "
+        "these weights, were audited."
+    )
+    return [*rows, "", said, ""]
+
+
+def _checked(exported: Exported) -> list[str]:
+    found = exported.shipped
+    if found is None:
+        return []
+    apart = (
+        "no image was drawn"
+        if found.mean_difference is None or found.largest_difference is None
+        else f"pixels differ by {found.mean_difference:.1e} on average, {found.largest_difference:.3f} at most (of 1)"
+    )
+    return [
+        f"Checked once it was stored ({found.dtype}): {found.images} images drawn with it and with the audited edit, "
+        f"on the audit's prompts, its own seeds first; {apart}; labels are the same in {_rate(found.same_label)}: "
+        f"*{found.gate.outcome}*.",
+        "",
+    ]
+
+
+def _delta(figure: DeltaFigure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "unknown"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] (n = {figure.n:,})"
+
+
+def _rate(figure: RateFigure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return f"unknown (n = {figure.n:,})"
+    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}] (n = {figure.n:,})"
+
+
+def _loading(exported: Exported, *, only_unet: bool) -> str:
+    """The lines that load an export of a single edit."""
+    loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
+    loading = loading.replace(_PIPELINE, exported.pipeline)
+    # Weights that the base model has in a variant alone, as fp16, are found by its name only.
+    names = [name.removeprefix("unet/") for name in exported.files if name.startswith("unet/")]
+    if exported.form == "diffusers" and (variant := variant_of(names, "unet")) is not None:
+        return f'{loading[:-1]}, variant="{variant}")'
+    return loading

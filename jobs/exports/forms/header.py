@@ -1,0 +1,209 @@
+"""What the header of every exported file says: ModelSpec 1.0.1, which other programs show, and where the edit is from.
+
+ModelSpec is Stability AI's standard for metadata of model files. Fields under `evenhand.` name contents by digest and
+carry no path of a machine. Nothing is taken from the clock: the same run gives the same header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.models.names import is_xl
+from jobs.report.schema import Verdict
+from time_ops import EditOperator, Mixture, ModelError
+from time_ops.files import json_of
+
+__all__ = [
+    "Form",
+    "ModelSpec",
+    "Provenance",
+    "component_header",
+    "file_header",
+    "lams_digest",
+    "not_alone",
+    "spec_of",
+]
+
+Form = Literal["single_file", "lora", "tensors", "operator", "mixture"]
+
+_VERSION = "1.0.1"
+_UNKNOWN_ARCHITECTURE = "stable-diffusion-custom"
+# A path, or a place on some store, in a value that is to be published.
+_PLACE = re.compile(r"""(?:^|[\s"'(=,])(?:~?/\w|[A-Za-z]:\\|file:|s3://)""")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a reader of the file is told of the model.
+
+    Attributes:
+        title: Name that a program shows.
+        architecture: ModelSpec's name of it, "stable-diffusion-v1" and so on, without a suffix.
+        resolution: In pixels, "512x512".
+        prediction_type: "epsilon" or "v".
+        description: Some sentences.
+        author: Who made it.
+        date: ISO 8601, of the run; never that of the export.
+        license: Of the base model, passed on.
+        usage_hint: One sentence.
+
+    """
+
+    title: str
+    architecture: str
+    resolution: str
+    prediction_type: str | None = None
+    description: str | None = None
+    author: str | None = None
+    date: str | None = None
+    license: str | None = None
+    usage_hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an edit is from.
+
+    Attributes:
+        base_digest: Of the base model's content.
+        manifest_digest: Of the manifest.
+        lams_digest: See `lams_digest`.
+        run: The run's name.
+        verdict: Of its audit.
+        forced: Whether it was exported although the gates did not pass.
+
+    """
+
+    base_digest: str
+    manifest_digest: str
+    lams_digest: str
+    run: str
+    verdict: Verdict
+    forced: bool = False
+
+
+def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str, str]:
+    """Metadata of one file; the hash of its tensors is added where it is written.
+
+    A licence is the words of the base model's card: one that names a place is left out, as no fault of the run's.
+
+    Raises:
+        ValueError: Any other value names a path, or a place in a store.
+
+    """
+    implementation = {"single_file": "sgm", "lora": "diffusers", "tensors": "diffusers"}.get(form, "evenhand")
+    suffix = {"lora": "/lora", "operator": "/evenhand-operator", "mixture": "/evenhand-mixture"}.get(form, "")
+    if form == "lora" and spec.architecture.startswith("stable-diffusion-xl"):
+        # Its names are those of the original code.
+        implementation = "sgm"
+    if spec.license is not None and _PLACE.search(spec.license):
+        spec = replace(spec, license=None)
+    fields = {
+        "sai_model_spec": _VERSION,
+        "implementation": implementation,
+        **vars(replace(spec, architecture=spec.architecture + suffix)),
+    }
+    found = {f"modelspec.{key}": value for key, value in fields.items() if value is not None}
+    found |= {
+        f"evenhand.{key}": ("true" if value else "false") if isinstance(value, bool) else value
+        for key, value in vars(provenance).items()
+    }
+    places = [f"{key}: {value!r}" for key, value in found.items() if _PLACE.search(value)]
+    if places:
+        raise ValueError(f"published metadata names a place: {'; '.join(places)}")
+    return found
+
+
+def component_header(header: Mapping[str, str], label: str, mixture: str) -> dict[str, str]:
+    """A file's header once it also says of which mixture it is a component, and that it is none by itself.
+
+    Args:
+        header: See `file_header`.
+        label: Of the component.
+        mixture: The mixture's digest.
+
+    """
+    said = not_alone(label)
+    return {
+        **header,
+        "modelspec.title": f"{label} only, not debiased: one component of {header['modelspec.title']}",
+        "modelspec.description": said,
+        "evenhand.is": said,
+        "evenhand.component": label,
+        "evenhand.mixture": mixture,
+    }
+
+
+def not_alone(label: str) -> str:
+    """What a component of a mixture is not, in the words of every header and card."""
+    return (
+        f"Not a debiased model: one component of a mixture. By itself it sends every profession to {label!r}. Only the "
+        "whole mixture, whose components take turns by each image's seed, was audited."
+    )
+
+
+def lams_digest(edit: EditOperator | Mixture) -> str:
+    """sha256 in hex of the strengths that an edit was solved with, by source prompt, in the order of its steps.
+
+    Of a mixture those of all components, by label.
+    """
+    if isinstance(edit, Mixture):
+        lams: Any = [[component.label, _lams(component.operator)] for component in edit.components]
+    else:
+        lams = _lams(edit)
+    return hashlib.sha256(json.dumps(lams).encode()).hexdigest()
+
+
+def _lams(operator: EditOperator) -> list[list[tuple[str, str]]]:
+    return [sorted((r.source, repr(r.lam)) for r in step.edits) for step in operator.steps]
+
+
+def spec_of(folder: Path, title: str, **others: str | None) -> ModelSpec:
+    """What a diffusers folder says of itself.
+
+    Args:
+        folder: Of the base model.
+        title: See `ModelSpec`.
+        others: Its other attributes, from `description` on.
+
+    Raises:
+        ModelError: A configuration that can't be read.
+
+    """
+    unet = _config(folder / "unet" / "config.json")
+    vae = _config(folder / "vae" / "config.json")
+    predicts_v = _config(folder / "scheduler" / "scheduler_config.json").get("prediction_type") == "v_prediction"
+    side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    return ModelSpec(
+        title=title,
+        architecture=_architecture(unet, predicts_v=predicts_v),
+        resolution=f"{side}x{side}",
+        prediction_type="v" if predicts_v else "epsilon",
+        **others,
+    )
+
+
+def _architecture(unet: Mapping[str, Any], *, predicts_v: bool) -> str:
+    width = unet["cross_attention_dim"]
+    if is_xl(unet):
+        return {2048: "stable-diffusion-xl-v1-base", 1280: "stable-diffusion-xl-v1-refiner"}.get(
+            width, _UNKNOWN_ARCHITECTURE
+        )
+    second = "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512"
+    return {768: "stable-diffusion-v1", 1024: second}.get(width, _UNKNOWN_ARCHITECTURE)
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent.name}/{path.name} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.parent.name}/{path.name} is not a configuration")
+    return found

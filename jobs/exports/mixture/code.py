@@ -1,0 +1,56 @@
+"""The files that users run, as they lie in a mixture's folder: the same bytes for every mixture of a family.
+
+SDXL's `pipeline.py` is put together from two modules here, as a user's folder has one file: what all families share,
+without the pipeline of the others, and SDXL's own pipeline.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files as resources
+from typing import Any
+
+from jobs.exports.mixture.parts import CODE, PIPELINE
+from jobs.models.names import is_xl
+
+__all__ = ["code_bytes"]
+
+_SHARED, _XL = "pipeline", "pipeline_xl"
+
+
+def code_bytes(name: str, config: Mapping[str, Any] | None = None) -> bytes:
+    """A file that users run.
+
+    Args:
+        name: what it is called in their folder.
+        config: of the base model's UNet; None: SD 1.x or 2.x.
+    """
+    if name == PIPELINE and config is not None and is_xl(config):
+        return _xl_pipeline()
+    return resources("jobs.exports.mixture").joinpath(CODE[name]).read_bytes()
+
+
+@cache
+def _xl_pipeline() -> bytes:
+    shared, own = (resources("jobs.exports.mixture").joinpath(f"{module}.py").read_text() for module in (_SHARED, _XL))
+    # Of the shared module all but its docstring, its `__all__` and the other families' pipeline.
+    kept = [part for part in _parts(shared) if not part.startswith(('"""', "__all__", "class MixturePipeline("))]
+    head, *rest = [part for part in _parts(own) if not part.startswith(("from jobs.", "__all__"))]
+    imports = [part for part in rest if not part.startswith("class ")]
+    pipeline = [part for part in rest if part.startswith("class ")]
+    all_imports = sorted({part for part in (*kept, *imports) if part.startswith(("import ", "from "))})
+    others = [part for part in kept if not part.startswith(("import ", "from "))]
+    body = "\n\n\n".join((*others, *pipeline))
+    return f"{head}\n\n{chr(10).join(all_imports)}\n\n{body}\n".encode()
+
+
+def _parts(source: str) -> list[str]:
+    """The text of each statement of a module, its decorators and what is written above it left out."""
+    lines = source.splitlines()
+    found = []
+    for node in ast.parse(source).body:
+        start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        found.append("\n".join(lines[start - 1 : node.end_lineno]))
+    return found

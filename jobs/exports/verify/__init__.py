@@ -1,0 +1,1 @@
+"""An export opened again from storage and compared with what was audited."""

@@ -1,0 +1,1 @@
+"""One run: its inputs, folder, lease and identity; and a finished one, read again."""

@@ -1,0 +1,1 @@
+"""Audits through time: ticks, the history of a series, and its page."""

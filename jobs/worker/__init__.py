@@ -1,0 +1,1 @@
+"""The process that draws. Drivers never import it."""
