@@ -27,21 +27,22 @@ from jobs.auditing.comparing import Matched, check_comparable, match, reference_
 from jobs.auditing.figures import EditedProfession, evaluate
 from jobs.auditing.outcome import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.pictures import Shown
-from jobs.auditing.session import Job, RunFinished, Session, open_session
+from jobs.auditing.session import Job, Session, open_session
 from jobs.auditing.tally import TallyTask, part_name
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
 from jobs.images.cells import audit_cells
 from jobs.images.edits import Edit, operators_of, variant_of
 from jobs.images.judging import PanelKind
-from jobs.images.shards import Recipe
+from jobs.images.recipe import Recipe
 from jobs.images.variants import Variant
+from jobs.report.reading import read_report
 from jobs.report.schema import ComponentEdit, Reference
 from jobs.runs.drawn_again import tell_drawn_again
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.identity import last_name
 from jobs.runs.inputs import read_bytes
-from jobs.runs.redraw import read_report
+from jobs.runs.run import RunFinished
 from manifests import Manifest, Profession, resolved_targets
 from time_ops import Component, EditError, EditOperator, Mixture
 from time_ops.mixture import is_mixture

@@ -20,30 +20,21 @@ from rich.console import Console
 
 from infra.storage import StorageSettings
 from jobs.auditing.outcome import cost_of
-from jobs.auditing.session import Run, open_run
 from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
-from jobs.evaluation.figures import (
-    EditInputs,
-    Solved,
-    figures_of,
-    read_edits,
-    requests_of,
-    sentence,
-    solved_of,
-    specs_of,
-    tasks_of,
-    texts_of,
-)
+from jobs.evaluation.figures import figures_of, sentence
+from jobs.evaluation.inputs import EditInputs, read_edits
 from jobs.evaluation.operators import SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
+from jobs.evaluation.tasks import Solved, requests_of, solved_of, specs_of, tasks_of, texts_of
 from jobs.images.cells import cut_cell
 from jobs.images.shards import BASE, Shard, ShardSpec
 from jobs.report.evaluation.page import render_evaluation
 from jobs.report.evaluation.schema import EvaluationReport, LeftOut, PictureRow
 from jobs.report.evaluation.text import evaluation_table
 from jobs.runs.identity import last_name, made_on, provenance_of
+from jobs.runs.run import Run, open_run
 from manifests import Fault
 from manifests.errors import in_order
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
-__all__ = ["redact"]
+__all__ = ["redact", "without_credentials"]
 
 # AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN, MLFLOW_TRACKING_PASSWORD, RAY_AUTH_TOKEN and what is like them.
 _NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY|API_KEY)$")
@@ -39,3 +39,15 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for pattern in (_QUERY, _HEADER):
         text = pattern.sub(rf"\1{_HIDDEN}", text)
     return _IN_URL.sub(f"{_HIDDEN}@", text)
+
+
+def without_credentials(uri: str) -> str:
+    """A URI without what stands before an @ in its authority, even where a password has a slash unescaped."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority, slash, path = rest.partition("/")
+    port = authority.rpartition("]")[2].partition(":")[2]
+    if port and not port.isdigit() and "@" not in authority and "@" in path:
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"

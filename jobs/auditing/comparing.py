@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from infra.storage import ObjectMissing, ObjectStore
+from jobs.auditing.blocks import places_of, swept_counts
 from jobs.auditing.judged_rows import MARGINS, counted_codes, read_judged
-from jobs.auditing.tally import Judging, PartTally, pack, places_of, swept_counts
+from jobs.auditing.tally import Judging, PartTally, pack
 from jobs.config import RunConfig
 from jobs.images.cells import Cell
 from jobs.images.judging import judging_rules
 from jobs.images.labels import FAILED
-from jobs.images.shards import BASE, STATUSES, Recipe, Shard, ShardError, ShardSpec, image_seed
+from jobs.images.recipe import Recipe, keyed_versions, sampler_facts
+from jobs.images.shards import BASE, STATUSES, Shard, ShardError, ShardSpec, image_seed
 from jobs.runs.finished import Earlier, EarlierRunError
-from jobs.runs.identity import keyed_versions, sampler_facts
 from manifests import Manifest, resolved_targets
 from time_ops.route import WeightTable, apportion, interval
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from jobs.auditing.counts import joint_counts, label_counts
 from jobs.auditing.gates import (
     Found,
     finite,
     is_recognised,
     is_undetermined,
-    listed,
-    number,
     profession_gate,
     read_gates,
     regression_gates,
@@ -24,7 +22,6 @@ from jobs.auditing.gates import (
 from jobs.auditing.tally import MARGINS, Judging, Tallies
 from jobs.config import GatesConfig
 from jobs.images.judging import ONE_CLASSIFIER, PanelKind
-from jobs.images.labels import FAILED
 from jobs.report.schema import (
     ComponentEdit,
     Control,
@@ -45,9 +42,7 @@ from time_ops.inference import Interval, corrected_shares, moved, off_target, re
 from time_ops.parity import ParityFigure, demographic_parity
 from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
 
-__all__ = ["AuditResult", "EditedProfession", "evaluate", "label_counts", "sentence", "with_gate"]
-
-_NOT_A_WORD = re.compile("[_:]")
+__all__ = ["AuditResult", "EditedProfession", "evaluate", "with_gate"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,6 @@ class AuditResult:
     """Whether base is what an audited model was compared with, not what it was edited from."""
     moved: list[Movement] = field(default_factory=list)
     """Professions that moved between the two, the farthest first; only where compared."""
-
-
-def label_counts(codes: np.ndarray, labels: int) -> np.ndarray:
-    """[L + 1] counts of label codes, undetermined last; failures are left out."""
-    return np.bincount(codes[codes != FAILED], minlength=labels + 1)[: labels + 1]
 
 
 def evaluate(
@@ -130,7 +120,7 @@ def evaluate(
     cells = [[audit[name, wording].tally.codes for wording in wordings] for name in names]
     paired: PairedDeltas | None = None
     if variants == 2:
-        joint = np.stack([[_joint(codes, width) for codes in row] for row in cells])
+        joint = np.stack([[joint_counts(codes, width) for codes in row] for row in cells])
         paired = ratios.paired_deltas(joint, targets, seed=seed)
         bounds = [paired.base, paired.edited]
         counted = [joint.sum(axis=-1), joint.sum(axis=-2)]
@@ -179,14 +169,6 @@ def with_gate(result: AuditResult, gate: GateResult) -> AuditResult:
     """The result with one more gate, and the verdict of all."""
     gates = [*result.gates, gate]
     return replace(result, gates=gates, verdict=ratios.combine(Verdict(g.outcome) for g in gates))
-
-
-def _joint(codes: np.ndarray, labels: int) -> np.ndarray:
-    """[L + 1, L + 1] counts of (base's label, edited's label) over images that both variants have."""
-    table = np.zeros((labels + 1, labels + 1), dtype=np.int64)
-    both = (codes != FAILED).all(axis=0)
-    np.add.at(table, (codes[0, both], codes[1, both]), 1)
-    return table
 
 
 def _delta(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
@@ -421,35 +403,3 @@ def _margins(
             row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
         rows.append(row)
     return rows
-
-
-def sentence(result: AuditResult) -> str:
-    """The verdict and why, in one sentence; of a comparison also who moved farthest."""
-    edited = result.summary.edited
-    pooled = result.summary.base.delta.value
-    change = f"Delta {number(pooled)}" if edited is None else f"Delta {number(pooled)} to {number(edited.delta.value)}"
-    what = "model" if edited is None or result.compared else "edit"
-    of_rise = {g.outcome for g in result.gates if g.name.startswith("regression")}
-    if result.verdict is Verdict.PASS:
-        unmoved = " and has not regressed" if of_rise else ""
-        return f"The {what} passes every gate{unmoved}: {change}{_farthest(result.moved)}."
-    failing = [g for g in result.gates if g.outcome == result.verdict.value]
-    reasons = "; ".join(
-        f"{_NOT_A_WORD.sub(' ', g.name)} is {number(g.value)} [{number(g.low)}, {number(g.high)}], "
-        f"wanted {g.direction} {number(g.limit)}"
-        for g in failing
-    )
-    if result.verdict is Verdict.FAIL:
-        verb = "has regressed" if Verdict.FAIL.value in of_rise else "fails"
-    else:
-        verb = "is not decided"
-    return f"The {what} {verb} ({change}): {reasons}{_farthest(result.moved)}."
-
-
-def _farthest(movements: Sequence[Movement]) -> str:
-    """Up to three professions that moved, those that got worse first."""
-    if not movements:
-        return ""
-    ranked = sorted(movements, key=lambda each: not each.worse)
-    told = [f"{each.profession} {100 * each.before:.0f} % to {100 * each.after:.0f} %" for each in ranked]
-    return f"; moved farthest: {listed(told)}"

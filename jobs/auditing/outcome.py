@@ -1,4 +1,4 @@
-"""How every job on a cluster ends: pictures chosen, the report drawn up and written, the run completed."""
+"""How an audit ends, after an edit or alone: pictures chosen, the report drawn up and written, the run completed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from jobs.auditing.figures import AuditResult, sentence
+from jobs.auditing.figures import AuditResult
 from jobs.auditing.mixture_figures import mixture_report
 from jobs.auditing.pictures import Shown, choose_pictures
-from jobs.auditing.session import Run, Session
+from jobs.auditing.sentence import sentence
+from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies, TallyTask
 from jobs.errors import ExitCode
 from jobs.images.cells import cut_parts
@@ -25,6 +26,7 @@ from jobs.report.page.render import render
 from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Saturation, Shipped
 from jobs.report.terminal import summary_table
 from jobs.runs.identity import made_on, provenance_of
+from jobs.runs.run import Run
 from time_ops import Mixture
 
 __all__ = ["Outcome", "Pictures", "code_of", "conclude", "cost_of", "pictured_shards", "report_of", "write_pictures"]

@@ -5,8 +5,6 @@ Workers do it part by part; the driver gets one byte per image and variant, in t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +13,20 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
+from jobs.auditing.blocks import OK, Block, places_of, write_table
 from jobs.auditing.judged_rows import MARGINS, counted_codes, judged_columns, swept_codes
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, cut_parts
 from jobs.images.judging import is_plain
 from jobs.images.labels import FAILED, Labels, TextEmbeddings
-from jobs.images.shards import STATUSES, Recipe, Shard, ShardSpec
+from jobs.images.recipe import Recipe
+from jobs.images.shards import STATUSES
 from jobs.images.variants import Variant
 
 __all__ = [
     "MARGINS",
-    "MISSING",
-    "Block",
     "CellTally",
     "Drawn",
     "Frame",
@@ -39,17 +36,10 @@ __all__ = [
     "TallyTask",
     "part_name",
     "parts_of",
-    "places_of",
-    "swept_counts",
     "tally_part",
-    "write_table",
 ]
 
-MISSING = "missing"
-"""Status of images whose shard was given up."""
-
 _PART_IMAGES = 20_000
-_OK = STATUSES.index("ok")
 # One byte says it all: the label in the low six bits (60 at most), whether its subject was recognised in the highest.
 _CODE, _NO_LABEL, _FAILED, _RECOGNISED = 0x3F, 62, 63, 0x80
 
@@ -293,7 +283,7 @@ def tally_part(
         for v, (name, one) in enumerate(zip(frame.variants, drawn, strict=True)):
             seconds[v] += sum(b.seconds for b in one.blocks)
             for block in one.blocks:
-                bad.update(s for s in block.statuses if s != STATUSES[_OK])
+                bad.update(s for s in block.statuses if s != STATUSES[OK])
                 makers[block.maker] += block.spec.count
             if key is not None:
                 table = _rows(task, name, one, list(config.attribute))
@@ -376,17 +366,6 @@ class _Drawing:
         return found
 
 
-def places_of(indices: np.ndarray, first: int) -> np.ndarray:
-    """[n] which of n images is in each place of a cell, by the indices of their seeds; see `_Drawing.order`."""
-    n = len(indices)
-    by_index = np.argsort(indices, kind="stable")
-    inside = indices[by_index] < first + n
-    order = np.full(n, -1)
-    order[indices[by_index[inside]] - first] = by_index[inside]
-    order[order < 0] = by_index[~inside]
-    return order
-
-
 def _drift(drawn: Sequence[_Drawing]) -> float:
     """Mean cosine distance of two variants' embeddings at equal seeds."""
     if len(drawn) != 2:
@@ -400,56 +379,9 @@ def _drift(drawn: Sequence[_Drawing]) -> float:
     return float(1 - pairs.sum(axis=1).mean())
 
 
-@dataclass(frozen=True)
-class Block:
-    """A shard as the tally sees it, or the place where one should be."""
-
-    spec: ShardSpec
-    embeddings: np.ndarray
-    statuses: list[str]
-    seconds: float = 0.0
-    maker: str = ""
-
-    @property
-    def ok(self) -> np.ndarray:
-        """[n] bool, images that are no failures."""
-        return np.array([status == STATUSES[_OK] for status in self.statuses])
-
-    @classmethod
-    def read(cls, store: ObjectStore, spec: ShardSpec, missing: frozenset[str], width: int) -> Block:
-        """A shard from the store; of one that was given up, zeros [n, width] and the status `MISSING`.
-
-        Raises:
-            ShardError: the object is not what was stored.
-            StorageError: it can't be read.
-        """
-        if spec.digest in missing:
-            return cls(spec, np.zeros((spec.count, width), np.float32), [MISSING] * spec.count)
-        shard = Shard.from_bytes(store.get(spec.object_key), spec)
-        made = dict(shard.provenance)
-        seconds = float(made.pop("seconds", 0.0))
-        statuses = [STATUSES[s] for s in shard.statuses]
-        return cls(spec, shard.embeddings, statuses, seconds, json.dumps(made, sort_keys=True))
-
-
 def _swept(drawn: _Drawing) -> np.ndarray:
     """[M, L + 1] int32 counts of a cell's labels under each of `MARGINS`, of images that are no failures."""
     return counted_codes(swept_codes(drawn.labels)[:, drawn.ok], drawn.labels.scores.shape[1])
-
-
-def swept_counts(scores: np.ndarray) -> np.ndarray:
-    """[M, L + 1] int32 counts of the labels, undetermined last, under each of `MARGINS`.
-
-    Args:
-        scores: [n, L] probabilities of images that are no failures.
-    """
-    width = scores.shape[1]
-    ranked = np.sort(scores, axis=1)
-    lead = ranked[:, -1] - ranked[:, -2]
-    codes = scores.argmax(axis=1)
-    return np.stack(
-        [np.bincount(np.where(lead < margin, width, codes), minlength=width + 1) for margin in MARGINS]
-    ).astype(np.int32)
 
 
 def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str]) -> pa.Table:
@@ -478,12 +410,3 @@ def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str])
             "shard": pa.array([b.spec.digest for b in blocks for _ in range(b.spec.count)], pa.string()),
         }
     )
-
-
-def write_table(store: ObjectStore, key: str, table: pa.Table) -> str:
-    """Write rows as a Parquet object; its sha256."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = bytes(sink.getvalue())
-    store.put(key, data, content_type="application/vnd.apache.parquet")
-    return hashlib.sha256(data).hexdigest()

@@ -18,8 +18,8 @@ from infra import demo, local
 from infra.storage import StorageSettings, open_store
 from jobs.cluster.submit import submit
 from jobs.config import RunConfig, load_config
-from jobs.images.shards import SHARD_SCHEMA
-from jobs.models.staging import content_digest
+from jobs.images.recipe import SHARD_SCHEMA
+from jobs.models.digests import content_digest
 from manifests.build import shipped_manifest_path
 
 __all__ = ["run_demo"]

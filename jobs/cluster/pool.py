@@ -18,12 +18,13 @@ from jobs.cluster.progress import Advance
 from jobs.cluster.remote import raised_there
 from jobs.config import RunConfig
 from jobs.errors import ClusterError, ShardsFailedError
-from jobs.evaluation.operators import EditRequest
+from jobs.images.recipe import Probe
+from jobs.images.requests import EditRequest
 from jobs.images.shards import ShardOutcome, ShardSpec
-from jobs.runs.identity import Probe
+from jobs.worker.make import audit_worker
 from time_ops import EditOperator
 
-__all__ = ["Pool", "Tallied", "audit_worker"]
+__all__ = ["Pool", "Tallied"]
 
 # A piece holds enough images to fill a device's batches, and not so many that a lost worker costs much.
 _PIECE_IMAGES = 64
@@ -31,13 +32,6 @@ _MOST_IMAGES = 256
 _MOST_WASTE = 0.1
 # So many failed shards above the limit are no accident: what is left would fail too, and cost as much.
 _HOPELESS = 10
-
-
-def audit_worker(*args: Any) -> object:
-    """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
-    from jobs.worker.worker import AuditWorker
-
-    return AuditWorker(*args)
 
 
 @dataclass

@@ -1,24 +1,21 @@
 """What a run is asked to do: its settings, typed, and how they are read."""
 
-from jobs.config.run import (
+from jobs.config.loading import load_config, read_text
+from jobs.config.run import RunConfig
+from jobs.config.searches import CalibrationConfig, MixtureConfig
+from jobs.config.sections import (
     DEFAULT_EDIT_WORDINGS,
     MIXTURE_CALIBRATION_WORDINGS,
     AuditConfig,
-    CalibrationConfig,
     EvaluateConfig,
     GatesConfig,
-    MixtureConfig,
     MlflowConfig,
     PreserveConfig,
-    RunConfig,
     SamplerConfig,
     ScheduleConfig,
     StorageConfig,
     WordingsConfig,
     WorkersConfig,
-    load_config,
-    read_text,
-    without_credentials,
 )
 
 __all__ = [
@@ -39,5 +36,4 @@ __all__ = [
     "WorkersConfig",
     "load_config",
     "read_text",
-    "without_credentials",
 ]

@@ -20,8 +20,8 @@ from jobs.doctor.models import UNGIVEN
 from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
 from jobs.images.judging import models_of
+from jobs.images.recipe import KEYED_LIBRARIES
 from jobs.models.staging import is_single_file
-from jobs.runs.identity import KEYED_LIBRARIES
 
 __all__ = ["Facts", "check_cluster", "facts_here", "gpus", "versions_of"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from infra.storage import ObjectMissing, StorageError
-from jobs.auditing.figures import label_counts
+from jobs.auditing.counts import label_counts
 from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies
 from jobs.config import RunConfig

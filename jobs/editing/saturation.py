@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from infra.storage import ObjectMissing, StorageError
-from jobs.auditing.figures import label_counts
+from jobs.auditing.counts import label_counts
 from jobs.auditing.session import Session
+from jobs.editing.chunks import ComponentStrengths
 from jobs.editing.saturation_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
-from jobs.editing.solver import ComponentStrengths
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.components import components_of, tried_wordings
 from jobs.images.shards import BASE

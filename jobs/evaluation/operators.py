@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from jobs.images.requests import EditRequest
 from time_ops import EditError, EditOperator, ModelError, Problem, PromptEdit, encode_edits
 
-__all__ = ["EditRequest", "EditSolver", "SolvedEdit"]
+__all__ = ["EditSolver", "SolvedEdit"]
 
 # Each takes some 5 MB at SD 1.4's width. A prepared problem serves all lams of its edit.
 _KEPT_OPERATORS = 32
@@ -22,23 +23,6 @@ _KEPT_PROBLEMS = 32
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class EditRequest:
-    """All that decides an operator, the model's text encoder aside.
-
-    Attributes:
-        source: the prompt to be read anew.
-        destination: as what.
-        lam: how strongly; smaller is stronger.
-        wordings: templates of the edit's prompts.
-    """
-
-    source: str
-    destination: str
-    lam: float
-    wordings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

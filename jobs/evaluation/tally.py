@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from infra.storage import ObjectStore
-from jobs.auditing.tally import Block, write_table
+from jobs.auditing.blocks import Block, write_table
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, cut_cell
-from jobs.images.shards import BASE, STATUSES, Recipe
+from jobs.images.recipe import Recipe
+from jobs.images.shards import BASE, STATUSES
 from time_ops.evaluation import chooses_destination
 
 __all__ = [

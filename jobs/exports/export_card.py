@@ -6,7 +6,7 @@ import re
 
 from jobs.exports.mixture.loading import mixture_loading
 from jobs.exports.schema import FILES, Exported, Form
-from jobs.models.staging import variant_of
+from jobs.models.files import variant_of
 from jobs.report.figures import plain_text
 from jobs.report.schema import DeltaFigure, MixtureReport, RateFigure
 

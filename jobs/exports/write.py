@@ -18,9 +18,9 @@ from jobs.exports.forms.writing import Written, scratch_folder
 from jobs.exports.mixture.forms import write_mixture_export
 from jobs.exports.schema import FILES, Exported
 from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file, pipeline_of
+from jobs.models.digests import content_digest
 from jobs.models.publishing import publish
 from jobs.models.sources import open_edited
-from jobs.models.staging import content_digest
 from time_ops import EditOperator, Mixture, ModelError
 
 __all__ = ["RECORD", "Dtype", "ExportTask", "main_file", "write_export"]

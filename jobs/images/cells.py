@@ -10,7 +10,8 @@ from typing import Literal
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.images.components import components_of
-from jobs.images.shards import Recipe, ShardSpec
+from jobs.images.recipe import Recipe
+from jobs.images.shards import ShardSpec
 from jobs.images.variants import Variant
 from manifests.schema import Manifest
 from time_ops.prompts import augment

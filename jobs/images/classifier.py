@@ -13,7 +13,7 @@ import torch
 
 from jobs.images.generator import padded
 from jobs.models.classifier_kinds import encoder_kind
-from jobs.models.staging import weight_variant
+from jobs.models.files import weight_variant
 from jobs.models.weights import check_classifier, component_class, load_processor
 from time_ops import ModelError
 

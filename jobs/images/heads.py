@@ -13,7 +13,7 @@ import torch
 from jobs.config.classifiers import FacesConfig
 from jobs.images.generator import padded
 from jobs.models.classifier_kinds import class_of, labels_of
-from jobs.models.staging import weight_variant
+from jobs.models.files import weight_variant
 from jobs.models.weights import check_image_model, component_class, load_image_processor
 from time_ops import ModelError
 

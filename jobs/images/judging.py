@@ -17,7 +17,8 @@ from jobs.config import RunConfig
 from jobs.config.classifiers import ClassifierConfig, FacesConfig, members_of
 from jobs.errors import ConfigError
 from jobs.models.classifier_kinds import embedding_width, labels_of
-from jobs.models.staging import content_digest, stage
+from jobs.models.digests import content_digest
+from jobs.models.staging import stage
 
 __all__ = [
     "ONE_CLASSIFIER",

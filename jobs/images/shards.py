@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice, repeat
 from typing import Any
@@ -21,25 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
+from jobs.images.recipe import Recipe
 from jobs.images.tables import bounded_table
 from time_ops.files import json_of
 from time_ops.route import ROUTE_VERSION, routed
 
-__all__ = [
-    "BASE",
-    "SHARD_SCHEMA",
-    "STATUSES",
-    "Recipe",
-    "Shard",
-    "ShardError",
-    "ShardOutcome",
-    "ShardSpec",
-    "image_seed",
-    "stored_keys",
-]
+__all__ = ["BASE", "STATUSES", "Shard", "ShardError", "ShardOutcome", "ShardSpec", "image_seed", "stored_keys"]
 
-SHARD_SCHEMA = 1
-"""Raised whenever our code changes what the same key would hold."""
 BASE = "base"
 """The operator's name where there is none."""
 STATUSES = ("ok", "black", "nan", "undecodable")
@@ -63,30 +51,6 @@ def image_seed(seed: int, stream: str, prompt: str, index: int) -> int:
     """
     text = json.dumps([seed, stream, prompt, index], ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all shards of a run share, as far as it decides pixels and embeddings."""
-
-    model: str
-    classifier: str
-    scheduler: str
-    steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    dtype: str
-    negative_prompt: str
-    safety_checker: bool
-    seed: int
-    versions: tuple[tuple[str, str], ...]
-    schema: int = SHARD_SCHEMA
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        """As plain data; worked out once, as every shard's key holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

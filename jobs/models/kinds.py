@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.models.staging import components_of, is_pickled, pickled_advice, weight_variant
+from jobs.models.files import components_of, is_pickled, pickled_advice, weight_variant
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from infra.storage import StorageSettings, open_store
 from jobs.errors import ConfigError
 from jobs.models.classifier_kinds import image_ending
+from jobs.models.digests import content_digest
 from jobs.models.publishing import publish
-from jobs.models.staging import content_digest, stage
+from jobs.models.staging import stage
 
 __all__ = ["Kept", "stage_to"]
 

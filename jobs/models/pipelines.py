@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from jobs.config import SamplerConfig
-from jobs.models.staging import components_of, weight_variant
+from jobs.models.files import components_of, weight_variant
 from jobs.models.weights import check_loaded, check_pipeline, component_class
 from time_ops.errors import ModelError
 

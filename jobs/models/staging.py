@@ -1,4 +1,4 @@
-"""Models by hub id, local folder or `s3://` prefix: brought to this node and identified by their tensors.
+"""Models by hub id, local folder or `s3://` prefix: brought to this node.
 
 Only safetensors are ever opened, and no code that comes with a model is run. Neither torch nor diffusers is imported
 here: a plan reads models in a small process. Pipelines are loaded by `jobs.models.pipelines`.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
@@ -26,14 +25,14 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     StrictDataclassError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from infra.storage.patience import patiently
 from jobs.models.checksums import verify_folder
 from jobs.models.classifier_kinds import class_named
+from jobs.models.files import PICKLED, pickled_advice
 from time_ops.errors import ModelError
-from time_ops.files import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,22 +45,13 @@ __all__ = [
     "Staged",
     "age_out",
     "cache_folder",
-    "components_of",
-    "content_digest",
     "from_hub",
-    "is_pickled",
     "is_single_file",
-    "load_tokenizers",
     "origin_of",
-    "pickled_advice",
     "resolve_dtype",
-    "safetensors_header",
     "stage",
     "stage_model",
     "staged_from",
-    "variant_of",
-    "weight_files",
-    "weight_variant",
 ]
 
 UNMADE = (
@@ -69,23 +59,10 @@ UNMADE = (
     *(SafetensorError, StrictDataclassError),
 )
 """What the libraries raise of a configuration that makes no model: a list too short, a width of zero, a null."""
-_READ_BYTES = 1 << 20
-_MOST_HEADER_BYTES = 100_000_000
-"""As the format's own library has it."""
-_TEXT_SUFFIXES = (".json", ".txt", ".model")
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-# What transformers and diffusers call a component's weights: model[.VARIANT][-00001-of-00002].safetensors. Earlier
-# versions wrote the variant behind the shard's number.
-_WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?(?:\.(\w+))?\.safetensors")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-_VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
-# Written by the library that saved the folder; they say nothing of the model.
-_PROVENANCE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 _CARD = "README.md"
-# Of components, which are folders of the model, and of the libraries and classes that read them.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -194,9 +171,9 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
 def _refuse_single_file(reference: str) -> None:
     """A model that is one file, with the way to a folder."""
     suffix = Path(reference).suffix.lower()
-    if Path(reference).is_dir() or suffix not in (*_PICKLED, ".safetensors"):
+    if Path(reference).is_dir() or suffix not in (*PICKLED, ".safetensors"):
         return
-    never = ", and a pickled one: opening it can run code" if suffix in _PICKLED else ""
+    never = ", and a pickled one: opening it can run code" if suffix in PICKLED else ""
     raise ModelError(
         f"{reference} is a single file{never}. Jobs take folders; make one"
         f"{' on a machine that may be lost' if never else ''}: "
@@ -282,81 +259,6 @@ def age_out(used: Path, days: float = 7.0) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def content_digest(folder: Path) -> str:
-    """sha256 over a model's tensors and configuration: the same wherever and under whatever name the model lies.
-
-    Hashed are tensor names, dtypes, shapes and bytes in the order of their names, however the files are split, and
-    configuration and tokenizer files without the lines that the saving library adds.
-
-    Raises:
-        ModelError: a file is truncated or not safetensors.
-    """
-    sha = hashlib.sha256()
-    for part in sorted({path.parent for path in folder.rglob("*") if path.is_file()}):
-        name = part.relative_to(folder).as_posix()
-        if any(piece.startswith(".") for piece in part.relative_to(folder).parts):
-            continue
-        for file in sorted(p for p in part.iterdir() if p.suffix in _TEXT_SUFFIXES):
-            if not file.name.endswith(".index.json"):
-                sha.update(f"{name}/{file.name}\0".encode() + _text_content(file) + b"\0")
-        _hash_tensors(name, sorted(part.glob("*.safetensors")), sha)
-    return sha.hexdigest()
-
-
-def _text_content(file: Path) -> bytes:
-    data = file.read_bytes()
-    if file.suffix == ".json":
-        try:
-            content = json_of(data)
-        except ValueError as error:
-            raise ModelError(f"{file.name} is not JSON: {error}") from error
-        if isinstance(content, dict):
-            content = {k: v for k, v in content.items() if k not in _PROVENANCE_KEYS}
-        return json.dumps(content, sort_keys=True).encode()
-    return data
-
-
-def _hash_tensors(component: str, files: list[Path], sha: Any) -> None:
-    default = [f for f in files if not any(v in f.name for v in _VARIANTS)]
-    where: dict[str, tuple[Path, dict[str, Any], int]] = {}
-    for file in default or files:
-        try:
-            # Opened by the library first: it refuses headers that lie about the file.
-            with safe_open(file, "np"), file.open("rb") as stream:
-                header, data_at = safetensors_header(stream)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{component}/{file.name} can't be read: {error}; fetch the model again") from error
-        where |= {name: (file, entry, data_at) for name, entry in header.items() if name != "__metadata__"}
-    for name in sorted(where):
-        file, entry, data_at = where[name]
-        sha.update(f"{component}:{name}:{entry['dtype']}:{tuple(entry['shape'])}\0".encode())
-        begin, end = entry["data_offsets"]
-        with file.open("rb") as stream:
-            stream.seek(data_at + begin)
-            left = end - begin
-            while left:
-                piece = stream.read(min(left, _READ_BYTES))
-                if not piece:
-                    raise ModelError(f"{component}/{file.name} can't be read: it ends early; fetch the model again")
-                sha.update(piece)
-                left -= len(piece)
-
-
-def safetensors_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, `__metadata__` among its entries, and where its tensors' bytes begin.
-
-    Raises:
-        ValueError: there is none.
-    """
-    size = int.from_bytes(stream.read(8), "little")
-    if size > _MOST_HEADER_BYTES:
-        raise ValueError(f"a header of {size:,} bytes, {_MOST_HEADER_BYTES:,} are read at most")
-    header = json_of(stream.read(size))
-    if not isinstance(header, dict):
-        raise ValueError("the header is no mapping")
-    return header, 8 + size
-
-
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
     import torch
@@ -367,142 +269,6 @@ def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def is_pickled(part: Path) -> bool:
-    """Whether a component's folder has pickled weights and no safetensors."""
-    return not any(part.glob("*.safetensors")) and any(file.suffix in _PICKLED for file in part.iterdir())
-
-
-def pickled_advice(*, pipeline: bool, model: str | None = None) -> str:
-    """The way out, for who has pickled weights alone.
-
-    Args:
-        pipeline: of a pipeline; else of a classifier.
-        model: the classifier's class in transformers; None: a CLIP model.
-    """
-    load = "('OLD', use_safetensors=False).save_pretrained('NEW', safe_serialization=True)"
-    kind = model or "CLIPModel"
-    reader = "CLIPProcessor" if kind == "CLIPModel" else "AutoProcessor"
-    if kind.endswith(("ForImageClassification", "ForObjectDetection")):
-        reader = "AutoImageProcessor"
-    code = (
-        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained{load}"
-        if pipeline
-        else f"from transformers import {kind} as M, {reader} as P; M.from_pretrained{load}; "
-        "P.from_pretrained('OLD').save_pretrained('NEW')"
-    )
-    return (
-        "Opening them can run code: convert them on a machine that may be lost, and give the new folder. "
-        f'python -c "{code}"'
-    )
-
-
-def _variants(names: Iterable[str]) -> dict[str | None, list[str]]:
-    """A component's weights by their variant, None for those without; other files are no weights that would load."""
-    found: dict[str | None, list[str]] = {}
-    for name in sorted(names):
-        match = _WEIGHTS.fullmatch(name)
-        if match:
-            found.setdefault(match[1] or match[2], []).append(name)
-    return found
-
-
-def _names(part: Path) -> list[str]:
-    return [file.name for file in part.glob("*.safetensors")]
-
-
-def variant_of(names: Iterable[str], where: str) -> str | None:
-    """Which variant of a component's weights is loaded: None, the plain ones, where there are such; else the only one.
-
-    Args:
-        names: the component's files.
-        where: its name, for a message.
-
-    Raises:
-        ModelError: there are several variants, and no plain weights.
-    """
-    found = _variants(names)
-    if None in found or not found:
-        return None
-    if len(found) > 1:
-        held = ", ".join(str(variant) for variant in found)
-        raise ModelError(f"{where}/ holds several variants ({held}) and no default: keep one")
-    return next(iter(found))
-
-
-def weight_variant(part: Path) -> str | None:
-    """Which variant of the weights in a component's folder is loaded; see `variant_of`."""
-    return variant_of(_names(part), part.name)
-
-
-def weight_files(part: Path) -> list[Path]:
-    """The safetensors files that a component is loaded from, shards in their order; none where there are none.
-
-    Raises:
-        ModelError: see `weight_variant`.
-    """
-    return [part / name for name in _variants(_names(part)).get(weight_variant(part), [])]
-
-
-def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tuple[str, str]]:
-    """What a pipeline's `model_index.json` has loaded: library and class of each component, by its name.
-
-    Args:
-        folder: the pipeline.
-        safety_checker: whether that is loaded as well.
-
-    Raises:
-        ModelError: the file can't be read.
-    """
-    try:
-        index = json_of((folder / "model_index.json").read_text(encoding="utf-8")).items()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"model_index.json can't be read: {error}") from error
-    found = {
-        name: (str(value[0]), str(value[1]))
-        for name, value in index
-        if isinstance(value, list) and len(value) == 2 and None not in value
-        if safety_checker or name != "safety_checker"
-    }
-    odd = [text for name, both in found.items() for text in (name, *both) if not _NAME.fullmatch(text)]
-    if odd:
-        said = ", ".join(repr(text)[:80] for text in odd[:4])
-        raise ModelError(f"model_index.json can't be read: no component, library or class is called {said}")
-    return found
-
-
-def load_tokenizers(folder: Path) -> list[Any]:
-    """The pipeline's tokenizers alone, of the classes it names, for checking prompts without loading weights.
-
-    Raises:
-        ModelError: the folder has none that can be loaded.
-    """
-    import transformers
-
-    found = []
-    for name in ("tokenizer", "tokenizer_2"):
-        if (folder / name).is_dir():
-            kind = _component_class(folder, name)
-            # AutoTokenizer imports torch; the named class, which the pipeline itself would load, does not.
-            named = kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer"
-            try:
-                loader = getattr(transformers, named)
-                found.append(loader.from_pretrained(folder / name, local_files_only=True))
-            except UNMADE as error:
-                raise ModelError(f"the model's {name} can't be loaded: {error}") from error
-    if not found:
-        raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")
-    return found
-
-
-def _component_class(folder: Path, name: str) -> str:
-    """The transformers class of one of the pipeline's components, "" where model_index.json names none."""
-    try:
-        library, kind = components_of(folder)[name]
-    except (ModelError, KeyError):
-        return ""
-    return kind if library == "transformers" else ""
 
 
 def cache_folder() -> Path:

@@ -28,9 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from jobs.models.classifier_kinds import EncoderKind, class_named, class_of, encoder_kind, labels_of
-from jobs.models.kinds import check_kind
-from jobs.models.staging import (
-    UNMADE,
+from jobs.models.files import (
     components_of,
     is_pickled,
     load_tokenizers,
@@ -39,6 +37,8 @@ from jobs.models.staging import (
     weight_files,
     weight_variant,
 )
+from jobs.models.kinds import check_kind
+from jobs.models.staging import UNMADE
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 

@@ -17,7 +17,6 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +31,18 @@ from jobs.config import RunConfig
 from jobs.images.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, saturation_cells, shards_of
 from jobs.images.components import check_mixture, components_of, tried_wordings
 from jobs.images.judging import check_labels, digest_of_classifiers, digests_of, stage_classifiers, stored_width
-from jobs.images.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
+from jobs.images.recipe import KEYED_LIBRARIES, Probe, Recipe, recipe_of
+from jobs.images.shards import BASE, Shard, ShardSpec, stored_keys
 from jobs.images.tables import bounded_rows
 from jobs.images.variants import Part, Variant
-from jobs.models.staging import cache_folder, content_digest, safetensors_header, stage_model
+from jobs.models.digests import content_digest
+from jobs.models.files import safetensors_header
+from jobs.models.staging import cache_folder, stage_model
+from jobs.planning.costs import advice_of, hours_of, timed, total_of
 from jobs.planning.schema import Plan, RateEstimate, StagePlan, StorageEstimate
+from jobs.planning.stages import Count, Earlier, Round, Stage
 from jobs.runs.drawn_again import drawn_again
-from jobs.runs.identity import KEYED_LIBRARIES, Probe, identity_of, recipe_of
+from jobs.runs.identity import identity_of
 from jobs.runs.inputs import read_inputs
 from manifests import Manifest
 from time_ops.files import json_of
@@ -49,71 +53,9 @@ __all__ = ["make_plan"]
 _MOST_EVIDENCE = 1_000_000
 _SAMPLED_SHARDS = 8
 _READ_THREADS = 8
-_SHORT_SHARD_S, _LONG_SHARD_S = 2.0, 600.0
 # Bytes per pixel. Lossless WebP of small images and PNG: measured on the demo model's. WebP at quality 90: photographs.
 _LOSSLESS_BYTES_PER_PX, _PNG_BYTES_PER_PX, _WEBP_BYTES_PER_PX = 2.3, 2.3, 0.25
 _LOSSLESS_UP_TO_PX = 128
-
-
-@dataclass(frozen=True)
-class _Round:
-    """A round of the calibration that was made already.
-
-    Attributes:
-        number: from 1.
-        phase: of the search for a single edit; "" of a mixture's.
-        operators: digest of the only operator, or of each component's.
-        active: which professions, or components, took images.
-    """
-
-    number: int
-    phase: str
-    operators: tuple[str, ...]
-    active: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One variant to generate.
-
-    Attributes:
-        variant: what it is drawn under; None where that is not known yet.
-        made: the round of the calibration that it is; None: the audit, or rounds that are still to be made.
-        rounds: how many of those, at most, each under another operator; None: the audit.
-    """
-
-    name: str
-    variant: Variant | None
-    made: _Round | None = None
-    rounds: int | None = None
-
-
-@dataclass
-class _Count:
-    """Distinct shards: how many, of how many images, and how many bytes they take."""
-
-    shards: int = 0
-    images: int = 0
-    bytes: int = 0
-
-    def add(self, images: int, size: int) -> None:
-        self.shards += 1
-        self.images += images
-        self.bytes += size
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """What a run's folder knows already.
-
-    Attributes:
-        rounds: the calibration's, as far as it came.
-        variant: the chosen edit; None where calibration has not ended.
-    """
-
-    rounds: tuple[_Round, ...] = ()
-    variant: Variant | None = None
-    note: str | None = None
 
 
 def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | None = None) -> Plan:
@@ -166,7 +108,7 @@ class _Planner:
         self.width = width or 512
         self.shard_bytes = cache(self._shard_bytes)
         self.samples: list[str] = []
-        self.counts: dict[tuple[_Round | None, bool, int], _Count] = {}
+        self.counts: dict[tuple[Round | None, bool, int], Count] = {}
         self.bytes = 0
 
     def plan(self, rate: float | None, workers: int | None, checkpoint_bytes: int) -> Plan:
@@ -174,8 +116,8 @@ class _Planner:
         stages = [self._stage_plan(stage) for stage in self._stages(earlier)]
         found_rate = RateEstimate(images_per_s=rate, source="given") if rate else self._measured_rate()
         if found_rate.images_per_s:
-            stages = [_timed(stage, found_rate.images_per_s, workers) for stage in stages]
-        worker_s = _total(stage.worker_s for stage in stages)
+            stages = [timed(stage, found_rate.images_per_s, workers) for stage in stages]
+        worker_s = total_of(stage.worker_s for stage in stages)
         return Plan(
             run=self.run,
             url=self.store.url(f"runs/{self.run}"),
@@ -191,32 +133,32 @@ class _Planner:
             workers=workers,
             worker_hours=None if worker_s is None else worker_s / 3600,
             gpu_hours=None if worker_s is None else self._gpu_hours(worker_s / 3600, found_rate.device),
-            wall_hours=_hours(_total(stage.wall_s for stage in stages)),
+            wall_hours=hours_of(total_of(stage.wall_s for stage in stages)),
             dtype=self.recipe.dtype,
             dtype_asked=self.config.sampler.dtype,
             versions=dict(self.recipe.versions),
             host=platform.node(),
-            advice=_advice(self.config, found_rate.images_per_s),
+            advice=advice_of(self.config, found_rate.images_per_s),
             notes=[note for note in (earlier.note, self._drawn_again()) if note],
         )
 
     def _drawn_again(self) -> str | None:
-        specs = self._specs(_Stage("base audit", Variant.plain()))
+        specs = self._specs(Stage("base audit", Variant.plain()))
         return drawn_again(self.config, self.store, self.recipe, self.classifiers, specs)
 
     # Cells and shards
 
-    def _specs(self, stage: _Stage) -> Iterator[ShardSpec]:
+    def _specs(self, stage: Stage) -> Iterator[ShardSpec]:
         """Its shards, those of one round where there are several."""
         if stage.made is None and stage.rounds is None:
             variant = stage.variant or self._unsolved()
             yield from shards_of(iter_audit_cells(self.manifest, self.config), self.recipe, variant, self.config)
             return
-        made = stage.made or _Round(1, "", (), ())
+        made = stage.made or Round(1, "", (), ())
         for cells, operator in self._round_cells(made):
             yield from shards_of(cells, self.recipe, Variant.plain(operator), self.config, pictures=False)
 
-    def _round_cells(self, made: _Round) -> Iterator[tuple[Iterable[Cell], str]]:
+    def _round_cells(self, made: Round) -> Iterator[tuple[Iterable[Cell], str]]:
         """Cells of a round, and the operator they are drawn under."""
         if self.config.form == "single":
             cells = calibration_cells(self.manifest, self.config, made.number, made.active or None)
@@ -238,20 +180,20 @@ class _Planner:
         parts = tuple(Part(label, f"component {k}") for k, label in enumerate(components))
         return Variant("", parts, WeightTable([1 / len(parts)] * len(parts)))
 
-    def _stages(self, earlier: _Earlier) -> Iterator[_Stage]:
-        yield _Stage("base audit", Variant.plain())
+    def _stages(self, earlier: Earlier) -> Iterator[Stage]:
+        yield Stage("base audit", Variant.plain())
         for made in earlier.rounds:
-            yield _Stage(f"calibration round {made.number}", Variant.plain(), made)
+            yield Stage(f"calibration round {made.number}", Variant.plain(), made)
         # A mixture whose lambdas are all given is still looked at once, for its weights.
         is_open = any(p.lam is None for p in self.manifest.professions)
         if earlier.variant is None and (is_open or self.config.form == "mixture"):
             left = self._rounds_left(earlier.rounds)
             more = "more " if earlier.rounds else ""
             if left > 0:
-                yield _Stage(f"calibration, at most {left} {more}rounds", None, rounds=left)
-        yield _Stage("edited audit", earlier.variant)
+                yield Stage(f"calibration, at most {left} {more}rounds", None, rounds=left)
+        yield Stage("edited audit", earlier.variant)
 
-    def _rounds_left(self, rounds: Sequence[_Round]) -> int:
+    def _rounds_left(self, rounds: Sequence[Round]) -> int:
         if self.config.form == "mixture":
             components = components_of(self.manifest, list(self.config.attribute))
             most = self.config.mixture.rounds_of(len(components))
@@ -262,16 +204,16 @@ class _Planner:
         begun = max((list(limits).index(made.phase) for made in rounds), default=0)
         return sum(most - sum(made.phase == phase for made in rounds) for phase, most in list(limits.items())[begun:])
 
-    def _count(self, stage: _Stage) -> _Count:
+    def _count(self, stage: Stage) -> Count:
         """Of one round; audits under one operator, or none, are the same, one of a mixture has more shards."""
         place = stage.made, stage.rounds is None, len((stage.variant or self._unsolved()).parts)
         if place not in self.counts:
-            count = self.counts[place] = _Count()
+            count = self.counts[place] = Count()
             for spec in self._specs(stage):
                 count.add(spec.count, self.shard_bytes(spec.count, spec.pictures))
         return self.counts[place]
 
-    def _stage_plan(self, stage: _Stage) -> StagePlan:
+    def _stage_plan(self, stage: Stage) -> StagePlan:
         rounds = 1 if stage.rounds is None else stage.rounds
         count = self._count(stage)
         self.bytes += rounds * count.bytes
@@ -304,24 +246,24 @@ class _Planner:
 
     # What the run's folder knows
 
-    def _earlier(self) -> _Earlier:
+    def _earlier(self) -> Earlier:
         try:
             before = json_of(self.store.get(f"runs/{self.run}/run.json"))
         except ObjectMissing:
-            return _Earlier()
+            return Earlier()
         except ValueError:
             before = None
         if not isinstance(before, dict):
-            return _Earlier(note=f"runs/{self.run}/run.json can't be read; debias will refuse this name")
+            return Earlier(note=f"runs/{self.run}/run.json can't be read; debias will refuse this name")
         # A run that never got beyond the queue has no identity, and stands in nobody's way.
         if before.get("identity", self.identity) != self.identity:
-            return _Earlier(
+            return Earlier(
                 note=f"runs/{self.run} holds a run under another configuration, manifest, model, dtype or library "
                 "version; debias will refuse this name unless its workers' dtype and versions are that run's"
             )
-        return _Earlier(self._calibrated(), self._chosen())
+        return Earlier(self._calibrated(), self._chosen())
 
-    def _calibrated(self) -> tuple[_Round, ...]:
+    def _calibrated(self) -> tuple[Round, ...]:
         kind = "phase" if self.config.form == "single" else "component"
         try:
             data = self.store.get(f"runs/{self.run}/calibration.parquet")
@@ -333,13 +275,13 @@ class _Planner:
             return ()
         return tuple(self._round(number, of_round) for number, of_round in sorted(rounds.items()))
 
-    def _round(self, number: int, rows: Sequence[Mapping[str, Any]]) -> _Round:
+    def _round(self, number: int, rows: Sequence[Mapping[str, Any]]) -> Round:
         if self.config.form == "single":
             active = tuple(bool(row["active"]) for row in rows)
-            return _Round(number, str(rows[0]["phase"]), (str(rows[0]["operator"]),), active)
+            return Round(number, str(rows[0]["phase"]), (str(rows[0]["operator"]),), active)
         # A row for each component and profession, one component after the other.
         firsts = list({row["component"]: row for row in rows}.values())
-        return _Round(
+        return Round(
             number, "", tuple(str(row["operator"]) for row in firsts), tuple(bool(row["active"]) for row in firsts)
         )
 
@@ -381,7 +323,7 @@ class _Planner:
         total = self.bytes
         images = sum(s.images for s in stages)
         to_make = sum(s.images_to_make for s in stages)
-        pictures = 2 * sum(spec.pictures for spec in self._specs(_Stage("base audit", Variant.plain())))
+        pictures = 2 * sum(spec.pictures for spec in self._specs(Stage("base audit", Variant.plain())))
         per_picture = self._picture_bytes()
         return StorageEstimate(
             shards_bytes=total,
@@ -458,47 +400,3 @@ def _folders(config: RunConfig, manifest: Manifest) -> int:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _timed(stage: StagePlan, rate: float, workers: int | None) -> StagePlan:
-    """With its time: a stage begins when the one before has ended, and ends with its last round of shards."""
-    worker_s = stage.images_to_make / rate
-    wall_s = None
-    if workers:
-        each_s = worker_s / stage.shards_to_make if stage.shards_to_make else 0.0
-        # Rounds of the calibration follow one another, too.
-        per_round = math.ceil(stage.shards_to_make / stage.rounds_at_most / workers)
-        wall_s = stage.rounds_at_most * per_round * each_s
-    return stage.model_copy(update={"worker_s": worker_s, "wall_s": wall_s})
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else math.fsum(v for v in known if v is not None)
-
-
-def _hours(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds / 3600
-
-
-def _advice(config: RunConfig, rate: float | None) -> list[str]:
-    """Whether another block size would serve better. Only said: shards of another size are other shards."""
-    advice = []
-    block = config.shard_images
-    fit = "; shards that are stored under the present one can't be reused then"
-    if rate and block / rate < _SHORT_SHARD_S:
-        advice.append(
-            f"a shard takes {block / rate:.1f} s: a larger shard_images than {block} would spend less on storing{fit}"
-        )
-    if rate and block / rate > _LONG_SHARD_S:
-        advice.append(
-            f"a shard takes {block / rate / 60:.0f} min, which a lost worker loses: take a smaller shard_images than "
-            f"{block}{fit}"
-        )
-    if 2 * config.images_per_cell <= block:
-        advice.append(
-            f"images_per_cell ({config.images_per_cell}) is far below shard_images ({block}): shards hold "
-            f"{config.images_per_cell} images, and more images later will not reuse them. Set "
-            f"shard_images={config.images_per_cell} if you mean to enlarge the run"
-        )
-    return advice

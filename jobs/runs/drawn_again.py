@@ -10,7 +10,8 @@ from infra.storage import ObjectStore
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, shards_of
 from jobs.images.judging import Seen, classifier_name, seen_by
-from jobs.images.shards import Recipe, ShardSpec, stored_keys
+from jobs.images.recipe import Recipe
+from jobs.images.shards import ShardSpec, stored_keys
 from jobs.images.variants import Variant
 
 if TYPE_CHECKING:  # a plan reads this module, and needs no Ray

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.errors import ConfigError
+from jobs.report.reading import read_report
 from jobs.report.schema import Reference, Report, VariantSummary
-from jobs.runs.redraw import read_report
 from manifests import Manifest, read_manifest
 from time_ops.files import json_of
 

@@ -1,4 +1,4 @@
-"""What a run is: the recipe of its shards, the identity that resuming asks for, the provenance that a report gives."""
+"""What a run is: the identity that resuming asks for, and the provenance that a report gives."""
 
 from __future__ import annotations
 
@@ -6,79 +6,22 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from jobs.config import RunConfig
 from jobs.images.judging import classifier_name, judging_rules, with_models
-from jobs.images.shards import Recipe
+from jobs.images.recipe import Probe, Recipe, sampler_facts
 from manifests import Manifest
 
-__all__ = [
-    "KEYED_LIBRARIES",
-    "Probe",
-    "evaluation_identity",
-    "identity_of",
-    "keyed_versions",
-    "last_name",
-    "provenance_of",
-    "recipe_of",
-    "sampler_facts",
-    "without_paths",
-]
-
-KEYED_LIBRARIES = ("diffusers", "torch", "transformers")
-"""Whose major and minor versions are part of the shards' key."""
-
+__all__ = ["evaluation_identity", "identity_of", "last_name", "provenance_of", "without_paths"]
 
 # Where things lie, who works and who is told; what these lead to is in the contents.
 _UNDECIDING = {
     *("manifest", "model", "model_layout", "classifier", "output", "run"),
     *("workers", "storage", "audit", "evaluate", "export", "schedule", "mlflow"),
 }
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a worker is: what the shards' key needs, and where it runs.
-
-    Attributes:
-        classifiers: each model of the classifiers and its digest, where they are several.
-    """
-
-    model: str
-    classifier: str
-    dtype: str
-    device: str
-    threads: int
-    host: str
-    versions: dict[str, str]
-    classifiers: tuple[tuple[str, str], ...] = ()
-
-
-def keyed_versions(versions: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Major and minor version of each of `KEYED_LIBRARIES`, as a recipe has them."""
-    return tuple((name, ".".join(versions[name].split("+")[0].split(".")[:2])) for name in sorted(KEYED_LIBRARIES))
-
-
-def recipe_of(config: RunConfig, probe: Probe) -> Recipe:
-    """What all shards of the run share, with the dtype and the libraries of the probed worker."""
-    sampler = config.sampler
-    return Recipe(
-        model=probe.model,
-        classifier=probe.classifier,
-        scheduler=sampler.scheduler,
-        steps=sampler.steps,
-        guidance_scale=sampler.guidance_scale,
-        height=sampler.height,
-        width=sampler.width,
-        dtype=probe.dtype,
-        negative_prompt=sampler.negative_prompt,
-        safety_checker=sampler.safety_checker,
-        seed=config.seed,
-        versions=keyed_versions(probe.versions),
-    )
 
 
 def identity_of(config: RunConfig, manifest: Manifest, recipe: Recipe, content: Mapping[str, Any] | None = None) -> str:
@@ -141,11 +84,6 @@ def without_paths(configuration: dict[str, Any]) -> dict[str, Any]:
 def last_name(path: str) -> str:
     """What a model, a run or a file is called, wherever it lies."""
     return path.rstrip("/").rpartition("/")[2]
-
-
-def sampler_facts(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe is set by the run: scheduler, steps, guidance, size, dtype, seed and so on."""
-    return {k: v for k, v in asdict(recipe).items() if k not in ("model", "classifier", "versions", "schema")}
 
 
 def provenance_of(config: RunConfig, probe: Probe, recipe: Recipe) -> dict[str, Any]:

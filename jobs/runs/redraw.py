@@ -6,73 +6,23 @@ import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ValidationError
 from rich.console import Console, RenderableType
 
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.errors import ConfigError, exit_code_of
-from jobs.report.evaluation import schema as evaluation_schema
 from jobs.report.evaluation.page import render_evaluation
-from jobs.report.evaluation.schema import EvaluationReport
 from jobs.report.evaluation.text import evaluation_table
 from jobs.report.page.render import render
-from jobs.report.schema import SCHEMA_VERSION, Report
+from jobs.report.reading import is_evaluation, read_evaluation, read_report
 from jobs.report.terminal import summary_table
 from time_ops.files import json_of
 
-__all__ = ["is_evaluation", "read_evaluation", "read_report", "redraw"]
+__all__ = ["redraw"]
 
 # What drawing raises where fields fit the schema and not each other, as a share of a label that there is none of.
 _CONTRADICTED = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, TemplateError)
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def read_report(data: bytes, name: str) -> Report:
-    """A `report.json`, checked; one of an older schema is read too, with what it did not have left open.
-
-    Raises:
-        ConfigError: it is of a newer schema, half written, or no report.
-    """
-    return _read(data, name, Report, SCHEMA_VERSION)
-
-
-def read_evaluation(data: bytes, name: str) -> EvaluationReport:
-    """A `report.json` of `evenhand evaluate`, checked; raises as `read_report`."""
-    return _read(data, name, EvaluationReport, evaluation_schema.SCHEMA_VERSION)
-
-
-def is_evaluation(data: bytes) -> bool:
-    """Whether a `report.json` is of `evenhand evaluate`, as far as it can be read at all."""
-    with contextlib.suppress(ValueError):
-        found = json_of(data)
-        return isinstance(found, dict) and found.get("kind") == "evaluation"
-    return False
-
-
-def _read(data: bytes, name: str, model: type[M], newest: int) -> M:
-    try:
-        found = json_of(data)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
-        ) from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and version > newest:
-        raise ConfigError(
-            f"{name} was written by a newer Evenhand; upgrade (its schema is {version}, this one reads up to {newest})"
-        )
-    try:
-        return model.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{name} is no report of schema {newest} or older: {error.error_count()} faults, first: "
-            f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
-        ) from error
 
 
 def redraw(run: str, out: Path, console: Console) -> None:

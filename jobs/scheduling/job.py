@@ -26,24 +26,18 @@ from jobs.auditing.outcome import Outcome
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
 from jobs.images.judging import check_labels, classifier_digest, stage_classifiers
-from jobs.models.staging import cache_folder, content_digest, stage
+from jobs.images.recipe import KEYED_LIBRARIES, Probe, recipe_of
+from jobs.models.digests import content_digest
+from jobs.models.staging import cache_folder, stage
 from jobs.redact import redact
 from jobs.report.figures import percent, plain_text
 from jobs.report.schema import Report
 from jobs.runs.finished import EarlierRunError, read_earlier
-from jobs.runs.identity import KEYED_LIBRARIES, Probe, identity_of, last_name, recipe_of
+from jobs.runs.identity import identity_of, last_name
 from jobs.runs.inputs import read_bytes
-from jobs.scheduling.history import (
-    Entry,
-    History,
-    entry_of,
-    floor_tick,
-    interval_of,
-    known_series,
-    parse_tick,
-    subject_of,
-    tick_text,
-)
+from jobs.scheduling.entries import Entry, entry_of, subject_of
+from jobs.scheduling.history import History, known_series
+from jobs.scheduling.ticks import floor_tick, interval_of, parse_tick, tick_text
 from jobs.scheduling.trend import MAX_ENTRIES, render_trend
 from manifests import read_manifest
 

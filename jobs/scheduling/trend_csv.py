@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from jobs.report.page.figures_csv import Cell, safe_cell
 from jobs.report.schema import DeltaFigure
-from jobs.scheduling.history import Entry, tick_text
+from jobs.scheduling.entries import Entry
+from jobs.scheduling.ticks import tick_text
 
 __all__ = ["audits_csv", "form_of", "limit_of", "professions_csv"]
 

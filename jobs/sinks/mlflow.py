@@ -24,9 +24,9 @@ from urllib.parse import unquote, urlsplit
 from rich.console import Console
 
 from infra.storage import StorageError, StorageSettings
-from jobs.config import MlflowConfig, without_credentials
+from jobs.config import MlflowConfig
 from jobs.errors import ConfigError, ExitCode, JobError
-from jobs.redact import redact
+from jobs.redact import redact, without_credentials
 from jobs.report.figures import finite, plain_text
 from jobs.report.schema import ComponentReport, DeltaFigure, RateFigure, Report, ShareFigure, VariantSummary
 from jobs.runs.finished import Earlier, read_earlier

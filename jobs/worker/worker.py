@@ -20,8 +20,8 @@ import torch
 from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_store
 from jobs.auditing.tally import Frame, PartTally, TallyTask, tally_part
 from jobs.config import RunConfig
-from jobs.editing.solver import ChunkEncoder, ChunkStrengths, EditChunk
-from jobs.evaluation.operators import EditRequest, EditSolver, SolvedEdit
+from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk
+from jobs.evaluation.operators import EditSolver, SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
 from jobs.exports.forms.diffusers_folder import UNET_CONFIG, write_checkpoint
 from jobs.exports.forms.header import Provenance, file_header, spec_of
@@ -37,12 +37,14 @@ from jobs.images.judging import digest_of_classifiers, digests_of, stage_classif
 from jobs.images.labels import TextEmbeddings
 from jobs.images.maker import ShardMaker
 from jobs.images.panel import Panel, check_panel
+from jobs.images.recipe import KEYED_LIBRARIES, Probe
+from jobs.images.requests import EditRequest
 from jobs.images.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.models.checksums import verify_folder
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import Origin, age_out, cache_folder, content_digest, origin_of, resolve_dtype, stage_model
+from jobs.models.staging import Origin, age_out, cache_folder, origin_of, resolve_dtype, stage_model
 from jobs.models.weights import check_pipeline
-from jobs.runs.identity import KEYED_LIBRARIES, Probe
 from time_ops import EditOperator, Mixture, ModelError, Statistics
 
 __all__ = ["AuditWorker"]

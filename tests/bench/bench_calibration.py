@@ -33,15 +33,15 @@ from rich.console import Console
 from infra import demo, local
 from infra.demo.train import train
 from infra.storage import StorageSettings, open_store
-from jobs.auditing.figures import label_counts
+from jobs.auditing.counts import label_counts
 from jobs.config import load_config
 from jobs.errors import ExitCode
 from jobs.images.classifier import Classifier
 from jobs.images.generator import Generator, ImageRequest
 from jobs.images.labels import Labels, TextEmbeddings
 from jobs.images.shards import BASE, image_seed
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest
 from jobs.report.schema import DeltaFigure, RateFigure, Report
 from manifests import read_manifest
 from manifests.build import shipped_manifest_path

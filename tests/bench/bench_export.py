@@ -39,7 +39,8 @@ from infra.storage.s3_upload import PART_BYTES
 from jobs.exports.forms.diffusers_folder import write_checkpoint
 from jobs.exports.forms.writing import entries_of, tensor_bytes, write_safetensors
 from jobs.models.checksums import verify_folder
-from jobs.models.staging import content_digest, stage
+from jobs.models.digests import content_digest
+from jobs.models.staging import stage
 from tests.bench.common import conditions, table
 from tests.wire import Wire
 from time_ops import EditOperator

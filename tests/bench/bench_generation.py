@@ -118,8 +118,8 @@ def _serve_pool(pipe_end: Connection, settings: Settings, cluster: local.LocalCl
     import ray
 
     from jobs.cluster.pool import Pool
+    from jobs.images.recipe import recipe_of
     from jobs.images.shards import BASE, ShardSpec
-    from jobs.runs.identity import recipe_of
 
     config = engine_config(settings, cluster.url)
     ray.init(address=cluster.ray_address, log_to_driver=False, logging_level="ERROR")

@@ -16,8 +16,8 @@ from infra.storage import StorageSettings
 from jobs.audit import read_edit
 from jobs.exports.mixture.pipeline import _read as read_for_serving
 from jobs.exports.mixture.route import component_of
+from jobs.models.files import safetensors_header
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import safetensors_header
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import DEEP, broken_bytes, broken_json, json_text, safetensors_file

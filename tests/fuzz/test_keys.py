@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from infra.storage import LocalStore, StorageSettings, check_key, open_store, safe_name
 from jobs.exports.mixture.parts import component_place
 from jobs.runs.inputs import read_bytes
-from jobs.scheduling.history import History, parse_tick
+from jobs.scheduling.history import History
+from jobs.scheduling.ticks import parse_tick
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import odd_texts

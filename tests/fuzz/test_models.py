@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.models.checksums import parse_checksums
+from jobs.models.digests import content_digest
+from jobs.models.files import components_of
 from jobs.models.kinds import check_kind
 from jobs.models.sources import open_unet
-from jobs.models.staging import components_of, content_digest, stage
+from jobs.models.staging import stage
 from jobs.models.weights import check_classifier, check_pipeline
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs

@@ -23,10 +23,11 @@ from jobs.editing import saturation_evidence
 from jobs.editing.saturation_evidence import Tried, tried_of
 from jobs.errors import ConfigError
 from jobs.images.shards import Shard, ShardError
+from jobs.report.reading import read_report
 from jobs.runs.finished import read_earlier
 from jobs.runs.folder import RunFolder
 from jobs.runs.lease import Lease
-from jobs.runs.redraw import read_report, redraw
+from jobs.runs.redraw import redraw
 from jobs.scheduling.history import History, known_series
 from manifests import manifest_bytes
 from tests.fuzz.judging import judged, untouched

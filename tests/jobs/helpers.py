@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from jobs.config import RunConfig, load_config
-from jobs.images.shards import Recipe, ShardSpec
+from jobs.images.recipe import Recipe
+from jobs.images.shards import ShardSpec
 from manifests import Manifest, ManifestRow
 
 RECIPE = Recipe(

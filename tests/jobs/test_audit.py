@@ -34,10 +34,10 @@ from jobs.auditing.outcome import Outcome
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
+from jobs.images.recipe import recipe_of
 from jobs.images.shards import ShardSpec
 from jobs.models.checksums import verify_folder
 from jobs.report.schema import Report
-from jobs.runs.identity import recipe_of
 from jobs.worker.worker import AuditWorker
 from manifests import write_manifest
 from tests.conftest import S3Server

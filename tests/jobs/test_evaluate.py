@@ -30,10 +30,10 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import LocalStore, ObjectStore, StorageSettings
 from jobs.config import RunConfig, load_config
 from jobs.evaluate import Evaluated, evaluate
-from jobs.evaluation.figures import requests_of
 from jobs.evaluation.operators import EditSolver
+from jobs.evaluation.tasks import requests_of
+from jobs.images.recipe import recipe_of
 from jobs.images.shards import Shard, ShardSpec
-from jobs.runs.identity import recipe_of
 from jobs.runs.redraw import redraw
 from jobs.worker.worker import AuditWorker
 from manifests import ManifestError, read_edit_set

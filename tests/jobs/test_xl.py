@@ -17,12 +17,14 @@ from infra.storage import LocalStore, StorageSettings
 from jobs.config import SamplerConfig
 from jobs.doctor.models import check_models
 from jobs.editing import solver as solving
-from jobs.editing.solver import ChunkEncoder, Solver, run_manifest_bytes
+from jobs.editing.chunks import ChunkEncoder
+from jobs.editing.solver import Solver
 from jobs.images.generator import Generator, ImageRequest, negative_prompt_of
 from jobs.images.shards import BASE
 from jobs.models.kinds import check_kind
 from jobs.models.pipelines import load_pipeline
 from jobs.models.weights import check_pipeline
+from jobs.runs.inputs import run_manifest_bytes
 from tests.jobs.helpers import config, manifest
 from tests.time_ops.conftest import make_xl_pipe
 from time_ops import EditOperator, ModelError, PromptEdit, Statistics, encode_edits, solve, solve_statistics

@@ -18,9 +18,10 @@ import torch
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.exports.forms.operator_file import write_operator
 from jobs.exports.forms.writing import Edits, edited_pieces, scratch_folder, tensor_bytes, write_safetensors
+from jobs.models.digests import content_digest
 from jobs.models.publishing import MODEL_INDEX, Stored, publish
 from jobs.models.sources import SafetensorsSource, open_edited, open_safetensors
-from jobs.models.staging import content_digest, staged_from
+from jobs.models.staging import staged_from
 from time_ops import EditOperator, ModelError
 
 __all__ = ["UNET", "UNET_CONFIG", "kept_files", "stored_files", "write_checkpoint", "write_edited_unet"]

@@ -24,9 +24,9 @@ from jobs.exports.forms.writing import Written, entries_of, scratch_folder, tens
 from jobs.exports.mixture.code import code_bytes
 from jobs.exports.mixture.parts import LOADER, MIXTURE_FILE, PIPELINE, ROUTE, component_place
 from jobs.exports.schema import Form
+from jobs.models.digests import content_digest
 from jobs.models.publishing import MIXTURE_INDEX, MODEL_INDEX, publish
 from jobs.models.sources import open_unet
-from jobs.models.staging import content_digest
 from time_ops import Mixture, ModelError
 from time_ops.files import header_of
 from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION

@@ -18,9 +18,9 @@ from jobs.exports.mixture.folder import mixture_header, write_about, write_mixtu
 from jobs.exports.mixture.parts import component_place
 from jobs.exports.schema import Exported, ExportedComponent
 from jobs.exports.task import HEADERS, RECORD, ExportTask, base_file_of, errors_of, pipeline_of
+from jobs.models.digests import content_digest
 from jobs.models.publishing import publish
 from jobs.models.sources import open_unet
-from jobs.models.staging import content_digest
 from time_ops import EditOperator, Mixture, ModelError
 
 __all__ = ["LOW_RANK_FILE", "write_mixture_export"]

@@ -22,10 +22,10 @@ from jobs.images.generator import Generator, ImageRequest
 from jobs.images.labels import Labels, TextEmbeddings
 from jobs.images.panel import Panel
 from jobs.images.shards import STATUSES
+from jobs.models.files import weight_variant
 from jobs.models.names import POOLED, is_xl, kohya_names
 from jobs.models.pipelines import load_pipeline, prepared
 from jobs.models.sources import DTYPES, open_safetensors, open_unet
-from jobs.models.staging import weight_variant
 from time_ops import EditOperator, ModelError
 
 __all__ = ["compare", "is_half", "open_export", "pipeline_options"]

@@ -23,9 +23,10 @@ import torch
 from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
-from jobs.auditing.figures import EditedProfession, evaluate, sentence
+from jobs.auditing.figures import EditedProfession, evaluate
 from jobs.auditing.outcome import code_of
 from jobs.auditing.pictures import Shown, choose_pictures
+from jobs.auditing.sentence import sentence
 from jobs.auditing.tally import Frame, Tallies, TallyTask, tally_part
 from jobs.cluster.submit import _ship
 from jobs.config import RunConfig, load_config
@@ -33,13 +34,14 @@ from jobs.errors import ConfigError, ExitCode
 from jobs.images.cells import Cell, audit_cells, cut_cell, cut_parts
 from jobs.images.generator import encode_picture
 from jobs.images.labels import TextEmbeddings
-from jobs.images.shards import BASE, Recipe, Shard, ShardSpec, image_seed
+from jobs.images.recipe import Probe, Recipe, recipe_of
+from jobs.images.shards import BASE, Shard, ShardSpec, image_seed
 from jobs.images.variants import Part, Variant
 from jobs.report.page.render import render
 from jobs.report.schema import ComponentReport, Cost, MixtureReport, ProfessionWeights, RateFigure, Report
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.folder import RunFolder
-from jobs.runs.identity import Probe, identity_of, provenance_of, recipe_of, without_paths
+from jobs.runs.identity import identity_of, provenance_of, without_paths
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_targets
 from tests.jobs.helpers import config as plain
 from tests.jobs.helpers import manifest

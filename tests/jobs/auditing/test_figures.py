@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.auditing.figures import AuditResult, EditedProfession, evaluate, sentence
+from jobs.auditing.figures import AuditResult, EditedProfession, evaluate
 from jobs.auditing.gates import number
+from jobs.auditing.sentence import sentence
 from jobs.auditing.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
 from jobs.config import GatesConfig
 from jobs.images.cells import Cell

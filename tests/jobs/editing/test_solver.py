@@ -28,18 +28,10 @@ from infra.storage import LocalStore, StorageError, StorageSettings
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
 from jobs.editing import solver as solving
-from jobs.editing.solver import (
-    CHUNK_PROFESSIONS,
-    ChunkEncoder,
-    ChunkStrengths,
-    EditChunk,
-    Mapper,
-    PreserveLams,
-    Solver,
-    edit_chunks,
-    run_manifest_bytes,
-)
+from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk, PreserveLams, edit_chunks
+from jobs.editing.solver import Mapper, Solver
 from jobs.errors import ClusterError
+from jobs.runs.inputs import CHUNK_PROFESSIONS, run_manifest_bytes
 from manifests import Manifest, ManifestRow, read_manifest, resolved_shares
 from tests.jobs import helpers
 from tests.jobs.editing.mortal_worker import MortalWorker

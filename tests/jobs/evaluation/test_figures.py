@@ -16,18 +16,8 @@ from jobs.auditing.tally import parts_of
 from jobs.cli import main
 from jobs.config import EvaluateConfig, SamplerConfig
 from jobs.errors import ConfigError, ExitCode
-from jobs.evaluation.figures import (
-    Solved,
-    base_cells,
-    figures_of,
-    requests_of,
-    sentence,
-    solved_of,
-    specs_of,
-    tasks_of,
-    texts_of,
-)
-from jobs.evaluation.operators import EditRequest, SolvedEdit
+from jobs.evaluation.figures import figures_of, sentence
+from jobs.evaluation.operators import SolvedEdit
 from jobs.evaluation.tally import (
     DESTINATION,
     NONE,
@@ -39,8 +29,10 @@ from jobs.evaluation.tally import (
     cell_of,
     measure_part,
 )
+from jobs.evaluation.tasks import Solved, base_cells, requests_of, solved_of, specs_of, tasks_of, texts_of
 from jobs.images.cells import cut_cell
 from jobs.images.generator import Generator
+from jobs.images.requests import EditRequest
 from jobs.images.shards import BASE, STATUSES, Shard, ShardSpec
 from jobs.runs.identity import evaluation_identity, identity_of
 from manifests import EditSet, Fault, ManifestError, PromptPair, TestedEdit

@@ -18,8 +18,8 @@ from infra.storage import StorageSettings
 from jobs.config import RunConfig, SamplerConfig
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.exports.verify import driver as checking
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest
 from jobs.worker.worker import AuditWorker
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of

@@ -23,7 +23,7 @@ from jobs.images.heads import FaceFinder, Head, largest_box
 from jobs.images.judging import classifier_digest, judging_rules, models_of, seen_by, stored_width
 from jobs.images.labels import Judge, Judged, Labels, TextEmbeddings, decided
 from jobs.images.panel import Panel, check_panel
-from jobs.models.staging import content_digest
+from jobs.models.digests import content_digest
 from jobs.models.weights import check_image_model
 from jobs.runs.identity import identity_of
 from tests.jobs.helpers import RECIPE, config, manifest

@@ -16,8 +16,9 @@ from infra.storage import S3Store
 from jobs.cli import main
 from jobs.errors import ConfigError
 from jobs.models.checksums import CHECKSUMS, parse_checksums
+from jobs.models.digests import content_digest
 from jobs.models.offline import stage_to
-from jobs.models.staging import content_digest, stage
+from jobs.models.staging import stage
 from tests.conftest import S3Server
 from time_ops import ModelError
 

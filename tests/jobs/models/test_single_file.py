@@ -17,8 +17,9 @@ from jobs.config import SamplerConfig
 from jobs.errors import ConfigError
 from jobs.export import base_file_for, default_forms
 from jobs.exports.forms.single_file import write_single_file
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest, stage
+from jobs.models.staging import stage
 from jobs.runs.identity import identity_of, without_paths
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import RECIPE, config, manifest

@@ -13,7 +13,9 @@ from transformers import AutoTokenizer
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
-from jobs.models.staging import Origin, content_digest, load_tokenizers, origin_of, stage
+from jobs.models.digests import content_digest
+from jobs.models.files import load_tokenizers
+from jobs.models.staging import Origin, origin_of, stage
 from time_ops import ModelError
 
 

@@ -20,9 +20,9 @@ from infra.storage import StorageSettings
 from jobs.config import SamplerConfig
 from jobs.errors import exit_code_of
 from jobs.images.classifier import Classifier
+from jobs.models.digests import content_digest
 from jobs.models.offline import stage_to
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest
 from jobs.models.weights import check_classifier, check_pipeline
 from jobs.worker.worker import AuditWorker
 from tests.jobs.helpers import config

@@ -26,12 +26,13 @@ from jobs.images import shards as stored
 from jobs.images.cells import audit_cells, calibration_cells, saturation_cells, shards_of
 from jobs.images.edits import variant_of
 from jobs.images.generator import encode_picture
-from jobs.images.shards import BASE, Recipe, Shard, ShardSpec, stored_keys
+from jobs.images.recipe import Recipe, recipe_of
+from jobs.images.shards import BASE, Shard, ShardSpec, stored_keys
 from jobs.images.variants import Variant
 from jobs.planning.plan import make_plan
 from jobs.planning.schema import Plan
 from jobs.planning.text import plan_text
-from jobs.runs.identity import identity_of, recipe_of
+from jobs.runs.identity import identity_of
 from jobs.worker.worker import AuditWorker
 from manifests import Manifest, manifest_bytes
 from manifests.schema import SCHEMA

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.errors import ConfigError
 from jobs.report.json_schema import made_schema, published_schema
+from jobs.report.reading import read_report
 from jobs.report.schema import SCHEMA_VERSION, Report
-from jobs.runs.redraw import read_report
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from jobs.errors import ConfigError
 from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
 from jobs.report.page.figures_csv import components_csv, professions_csv, saturation_csv, summary_csv
+from jobs.report.reading import read_report
 from jobs.report.schema import SCHEMA_VERSION, Report
-from jobs.runs.redraw import read_report, redraw
-from jobs.scheduling.history import entry_of, parse_tick
+from jobs.runs.redraw import redraw
+from jobs.scheduling.entries import entry_of
+from jobs.scheduling.ticks import parse_tick
 from jobs.sinks.mlflow import metrics_of, params_of
 
 STORED = Path(__file__).parent / "data" / "report-schema-2.json"

@@ -14,18 +14,9 @@ import pytest
 from infra.storage import LocalStore
 from jobs.errors import ConfigError
 from jobs.report.schema import DeltaFigure, RateFigure, Reference
-from jobs.scheduling.history import (
-    Basis,
-    Entry,
-    History,
-    ProfessionPoint,
-    basis_of,
-    entry_of,
-    floor_tick,
-    parse_tick,
-    subject_of,
-    tick_text,
-)
+from jobs.scheduling.entries import Basis, Entry, ProfessionPoint, basis_of, entry_of, subject_of
+from jobs.scheduling.history import History
+from jobs.scheduling.ticks import floor_tick, parse_tick, tick_text
 from tests.jobs.report.mixtures import make_mixture_report
 from tests.jobs.report.reports import make_report
 

@@ -33,8 +33,10 @@ from jobs.cli import main
 from jobs.config import load_config
 from jobs.errors import ConfigError
 from jobs.report.schema import Movement, Report, ShareFigure
-from jobs.scheduling.history import Entry, History, floor_tick
+from jobs.scheduling.entries import Entry
+from jobs.scheduling.history import History
 from jobs.scheduling.job import Ticked, scheduled_audit, trend
+from jobs.scheduling.ticks import floor_tick
 from manifests import write_manifest
 from tests.jobs.helpers import manifest
 

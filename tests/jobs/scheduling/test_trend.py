@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
-from jobs.scheduling.history import Basis, Entry, ProfessionPoint
+from jobs.scheduling.entries import Basis, Entry, ProfessionPoint
 from jobs.scheduling.trend import MAX_ENTRIES, MAX_PAGE_BYTES, render_trend
 from jobs.scheduling.trend_csv import audits_csv
 from tests.jobs.report.reports import NAMES, rate, wilson

@@ -25,11 +25,12 @@ from rich.console import Console
 
 from infra.storage import LocalStore
 from jobs.cli import main
-from jobs.config import MlflowConfig, load_config, without_credentials
-from jobs.editing.solver import run_manifest_bytes
+from jobs.config import MlflowConfig, load_config
 from jobs.errors import ConfigError, ExitCode, exit_code_of
+from jobs.redact import without_credentials
 from jobs.report.schema import Report
 from jobs.runs.identity import without_paths
+from jobs.runs.inputs import run_manifest_bytes
 from jobs.sinks.mlflow import SinkError, check_sink, log_run, metrics_of, params_of, sink
 from tests.jobs.helpers import config, manifest
 from tests.jobs.report.mixtures import FOUR, make_mixture_report

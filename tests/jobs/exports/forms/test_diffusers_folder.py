@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from infra.storage import LocalStore, StorageError
 from jobs.exports.forms.diffusers_folder import write_checkpoint, write_edited_unet
 from jobs.models.checksums import verify_folder
-from jobs.models.staging import content_digest, stage
+from jobs.models.digests import content_digest
+from jobs.models.staging import stage
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
 from tests.wire import Wire
 from time_ops import EditOperator, ModelError

@@ -15,8 +15,8 @@ from jobs.exports.export_card import export_card
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.exports.verify.opened import open_export
 from jobs.exports.write import ExportTask, write_export
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest
 from tests.time_ops.conftest import make_pipe
 from time_ops import EditOperator
 from time_ops.operator import Inputs

@@ -17,9 +17,10 @@ from jobs.exports.forms.header import lams_digest, not_alone
 from jobs.exports.mixture.folder import write_mixture
 from jobs.exports.mixture.parts import component_name
 from jobs.models.checksums import verify_folder
+from jobs.models.digests import content_digest
 from jobs.models.publishing import promote
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import content_digest, stage
+from jobs.models.staging import stage
 from tests.jobs.exports.conftest import Model, mixture_of, provenance_of
 from tests.wire import Wire
 from time_ops import EditOperator, Mixture, ModelError

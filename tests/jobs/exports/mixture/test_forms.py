@@ -29,8 +29,8 @@ from jobs.exports.write import ExportTask, main_file
 from jobs.images.generator import ImageRequest
 from jobs.images.shards import BASE
 from jobs.models.checksums import verify_folder
+from jobs.models.digests import content_digest
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import content_digest
 from jobs.report.schema import ComponentReport, MixtureReport, ProfessionWeights, RateFigure
 from tests.jobs.exports.conftest import DemoRun
 from tests.jobs.exports.original_layout import single_file

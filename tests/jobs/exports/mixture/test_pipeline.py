@@ -27,8 +27,8 @@ from jobs.exports.mixture.parts import PIPELINE, ROUTE
 from jobs.exports.mixture.pipeline import MixturePipeline
 from jobs.images.generator import Generator, ImageRequest
 from jobs.images.shards import BASE
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import content_digest
 from tests.jobs.exports.conftest import Model, mixture_of
 from tests.test_architecture import imported
 from tests.time_ops.conftest import make_pipe

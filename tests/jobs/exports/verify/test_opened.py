@@ -26,9 +26,9 @@ from jobs.images.classifier import Classifier
 from jobs.images.generator import Generator
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE, image_seed
+from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import content_digest
 from jobs.report.schema import DeltaFigure, RateFigure
 from tests.jobs.exports.original_layout import single_file
 from time_ops import EditOperator, ModelError, PromptEdit, encode_edits, solve

@@ -1,0 +1,14 @@
+"""What drivers hand to the pool: it makes a worker, in the worker's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["audit_worker"]
+
+
+def audit_worker(*args: Any) -> object:
+    """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
+    from jobs.worker.worker import AuditWorker
+
+    return AuditWorker(*args)
