@@ -43,11 +43,12 @@ from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.identity import last_name
 from jobs.runs.inputs import read_bytes
 from jobs.runs.run import RunFinished
+from jobs.worker.make import audit_worker
 from manifests import Manifest, Profession, resolved_targets
 from time_ops import Component, EditError, EditOperator, Mixture
 from time_ops.mixture import is_mixture
 
-__all__ = ["Outcome", "audit", "main", "profession_as_edited", "read_edit"]
+__all__ = ["Outcome", "audit", "profession_as_edited", "read_edit"]
 
 
 def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome:
@@ -88,7 +89,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
         "evidence": None if earlier is None else earlier.evidence,
     }
     try:
-        with open_session(config, console, job=Job("audit", content, check, again)) as session:
+        with open_session(config, console, audit_worker, Job("audit", content, check, again)) as session:
             return _Audit(session, console, edit, earlier, reference).run()
     except RunFinished as finished:
         folder = finished.folder
@@ -262,12 +263,7 @@ def _as_solved(profession: Profession, operator: EditOperator) -> tuple[float | 
     return (None if known is None or not math.isfinite(known) else known), dict(blends)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m jobs.audit`: the same as `evenhand audit`."""
-    from jobs.cli import main as cli
-
-    cli(["audit", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 if __name__ == "__main__":
-    main()
+    from jobs.cli import main
+
+    main(["audit", *sys.argv[1:]])

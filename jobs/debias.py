@@ -7,7 +7,6 @@ evenhand debias CONFIG.yaml                            # the same
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,10 +31,11 @@ from jobs.models.checksums import CHECKSUMS
 from jobs.models.publishing import promote, remove
 from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
 from jobs.runs.drawn_again import tell_drawn_again
+from jobs.worker.make import audit_worker
 from manifests import resolved_targets
 from time_ops import Mixture
 
-__all__ = ["Outcome", "debias", "main", "settle"]
+__all__ = ["Outcome", "debias", "settle"]
 
 _CANDIDATE, _CHECKPOINT = "candidate", "checkpoint"
 
@@ -46,7 +46,7 @@ def debias(config: RunConfig, console: Console) -> Outcome:
     Raises:
         As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
     """
-    with open_session(config, console) as session:
+    with open_session(config, console, audit_worker) as session:
         return _Job(session, console).run()
 
 
@@ -202,12 +202,7 @@ def settle(store: ObjectStore, run: str, verdict: Verdict, card: str) -> tuple[s
     return name, promote(store, f"{run}/{_CANDIDATE}", f"{run}/{name}", {"README.md": card.encode()})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m jobs.debias`: the same as `evenhand debias`."""
-    from jobs.cli import main as cli
-
-    cli(["debias", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 if __name__ == "__main__":
-    main()
+    from jobs.cli import main
+
+    main(["debias", *sys.argv[1:]])

@@ -35,10 +35,11 @@ from jobs.report.evaluation.schema import EvaluationReport, LeftOut, PictureRow
 from jobs.report.evaluation.text import evaluation_table
 from jobs.runs.identity import last_name, made_on, provenance_of
 from jobs.runs.run import Run, open_run
+from jobs.worker.make import audit_worker
 from manifests import Fault
 from manifests.errors import in_order
 
-__all__ = ["Evaluated", "evaluate", "main"]
+__all__ = ["Evaluated", "evaluate"]
 
 _SOLVED_AT_ONCE = 8
 _PICTURED_EDITS = 24
@@ -68,7 +69,7 @@ def evaluate(config: RunConfig, console: Console) -> Evaluated:
     def read(settings: StorageSettings, token: str) -> EditInputs:
         return read_edits(config, settings, token)
 
-    with open_run(config, console, read, kind="evaluation") as (run, inputs):
+    with open_run(config, console, read, kind="evaluation", worker=audit_worker) as (run, inputs):
         return _Evaluation(run, inputs, console).run()
 
 
@@ -221,12 +222,7 @@ def _left_out(fault: Fault) -> LeftOut:
     return LeftOut(place=fault.place, reason=fault.message)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m jobs.evaluate`: the same as `evenhand evaluate`."""
-    from jobs.cli import main as cli
-
-    cli(["evaluate", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 if __name__ == "__main__":
-    main()
+    from jobs.cli import main
+
+    main(["evaluate", *sys.argv[1:]])

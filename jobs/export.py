@@ -44,9 +44,10 @@ from jobs.models.staging import Origin, cache_folder, is_single_file
 from jobs.report.schema import Shipped
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.lease import Lease
+from jobs.worker.make import audit_worker
 from time_ops import EditError, EditOperator, Mixture, ModelError
 
-__all__ = ["Wanted", "base_file_for", "default_forms", "export", "export_config", "known_forms", "main"]
+__all__ = ["Wanted", "base_file_for", "default_forms", "export", "export_config", "known_forms"]
 
 _FORCE = "--force exports it all the same, and says so in its metadata and card"
 _FLAGS = {"model_layout": "--set model_layout="}
@@ -213,7 +214,7 @@ class _Export:
     def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
         found = []
-        with Pool(self.config, self.settings, self.token, say=self._say) as pool:
+        with Pool(self.config, self.settings, self.token, audit_worker, self._say) as pool:
             self._say(f"{pool.size} worker(s); loading the models")
             probe = pool.probe()
             base = str(self.earlier.report.provenance["model_digest"])
@@ -344,12 +345,7 @@ def _edit_of(earlier: Earlier) -> EditOperator | Mixture:
     return edit
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m jobs.export`: the same as `evenhand export`."""
-    from jobs.cli import main as cli
-
-    cli(["export", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 if __name__ == "__main__":
-    main()
+    from jobs.cli import main
+
+    main(["export", *sys.argv[1:]])

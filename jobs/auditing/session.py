@@ -18,7 +18,6 @@ from infra.storage import StorageSettings
 from jobs.auditing.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
-from jobs.editing.solver import Solver
 from jobs.images.cells import Cell, check_held_out, shards_of
 from jobs.images.components import check_mixture
 from jobs.images.edits import Edit, operators_of, variant_of
@@ -28,7 +27,6 @@ from jobs.images.variants import Variant
 from jobs.runs.identity import identity_of
 from jobs.runs.inputs import read_inputs, run_manifest_bytes
 from jobs.runs.run import Kind, Run, open_run
-from jobs.worker.make import audit_worker
 from manifests import Manifest
 
 __all__ = ["DEBIAS", "Job", "Session", "open_session", "tally_tasks", "text_embeddings"]
@@ -89,10 +87,6 @@ class Session(Run):
                 self.spent.add(ShardOutcome(spec.digest, spec.count, 0, True, 0.0))
             else:
                 self.spent.failed[spec.digest] = "given up by an earlier attempt"
-
-    def solver(self) -> Solver:
-        """What solves the manifest's edits."""
-        return Solver(self.pool, self.manifest, self.config, f"{self.folder.prefix}/manifest.parquet")
 
     def texts(self) -> Any:
         """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
@@ -179,7 +173,7 @@ def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) ->
 
 @contextmanager
 def open_session(
-    config: RunConfig, console: Console, worker: Callable[..., object] = audit_worker, job: Job = DEBIAS
+    config: RunConfig, console: Console, worker: Callable[..., object], job: Job = DEBIAS
 ) -> Iterator[Session]:
     """Check a manifest and what goes with it, and open a run over its professions; see `open_run`.
 

@@ -21,7 +21,6 @@ from jobs.errors import ClusterError, ShardsFailedError
 from jobs.images.recipe import Probe
 from jobs.images.requests import EditRequest
 from jobs.images.shards import ShardOutcome, ShardSpec
-from jobs.worker.make import audit_worker
 from time_ops import EditOperator
 
 __all__ = ["Pool", "Tallied"]
@@ -78,7 +77,7 @@ class Pool:
         config: the run's configuration.
         settings: how workers reach object storage.
         token: the run's staging folder, see `AuditWorker`.
-        worker: makes what makes shards; tests put another class here.
+        worker: makes what makes shards, in its process: `jobs.worker.make.audit_worker`, or a test's.
         say: tells people what is waited for.
 
     Raises:
@@ -90,7 +89,7 @@ class Pool:
         config: RunConfig,
         settings: StorageSettings,
         token: str,
-        worker: Callable[..., object] = audit_worker,
+        worker: Callable[..., object],
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._config = config

@@ -20,6 +20,7 @@ from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies
 from jobs.config import RunConfig
 from jobs.editing.calibration_evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
+from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, calibration_cells
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
@@ -64,7 +65,7 @@ class _Search:
         self.session, self.texts = session, texts
         self.config, self.manifest = session.config, session.manifest
         self.labels = list(self.config.attribute)
-        self.solver = session.solver()
+        self.solver = solver_of(session)
         professions = professions_of(self.manifest, self.labels)
         self.is_open = any(p.lam is None for p in professions)
         wordings, edited = self.config.wordings.calibration, self.config.wordings.edit

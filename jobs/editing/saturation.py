@@ -20,6 +20,7 @@ from jobs.auditing.counts import label_counts
 from jobs.auditing.session import Session
 from jobs.editing.chunks import ComponentStrengths
 from jobs.editing.saturation_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
+from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.components import components_of, tried_wordings
 from jobs.images.shards import BASE
@@ -73,7 +74,7 @@ class _Search:
         self.config, self.manifest = session.config, session.manifest
         self.labels = list(self.config.attribute)
         self.components = components_of(self.manifest, self.labels)
-        self.solver = session.solver()
+        self.solver = solver_of(session)
         self.used, self.wordings = tried_wordings(self.config)
         subjects = [_subject(p, self.components, self.labels) for p in self.manifest.professions]
         own = [self.labels.index(c) if c in self.labels else None for c in self.components]

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import ray
 import torch
 
+from jobs.auditing.session import Session
 from jobs.cluster.dispatch import LOST
 from jobs.cluster.remote import fetch
 from jobs.config import RunConfig
@@ -38,7 +39,7 @@ from time_ops.prompts import MOST_OVERSHOOT
 from time_ops.rows import checked_blends
 from time_ops.solver import check_lams, pooled_ratio
 
-__all__ = ["Mapper", "Solver"]
+__all__ = ["Mapper", "Solver", "solver_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -223,6 +224,11 @@ class Solver:
                 lost: Exception = error
             _log.warning("results of the solve were lost, attempt %d of %d: %s", number, _ATTEMPTS, lost)
         raise ClusterError(f"results of the solve were lost {_ATTEMPTS} times; the last time: {lost}") from lost
+
+
+def solver_of(session: Session) -> Solver:
+    """What solves the edits of a session's manifest, as its run's folder holds it."""
+    return Solver(session.pool, session.manifest, session.config, f"{session.folder.prefix}/manifest.parquet")
 
 
 @dataclass(frozen=True)

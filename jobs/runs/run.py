@@ -25,7 +25,6 @@ from jobs.redact import redact
 from jobs.runs.folder import BEAT_S, RunFolder
 from jobs.runs.identity import provenance_of, without_paths
 from jobs.runs.lease import Lease
-from jobs.worker.make import audit_worker
 from time_ops.files import json_of
 
 __all__ = ["Inputs", "Kind", "Run", "RunFinished", "open_run"]
@@ -104,7 +103,7 @@ def open_run(
     read: Callable[[StorageSettings, str], InputsT],
     *,
     kind: Kind,
-    worker: Callable[..., object] = audit_worker,
+    worker: Callable[..., object],
     again: bool = True,
 ) -> Iterator[tuple[Run, InputsT]]:
     """Read the inputs, start workers, take the run's lease and open its folder; on a failure run.json says so.
