@@ -1,6 +1,6 @@
 """What to edit: the manifest's schema, reading, checking, building; and the shipped 35-profession manifest.
 
-Pure: pyarrow and pydantic, no model. `manifests.commands` is the command line, `manifests.build` needs inflect.
+Pure: pyarrow and pydantic, no model. `manifests.build` needs inflect.
 """
 
 from manifests.edit_sets import EditSet, PromptPair, TestedEdit, read_edit_set

@@ -1,6 +1,6 @@
 """The embedded cluster: an S3 server (SeaweedFS) and a one-node Ray, on loopback, for one machine and one user.
 
-evenhand local up                    # or: python -m infra.local up
+evenhand local up
 eval "$(evenhand local env)"         # point this shell's AWS and Ray clients at it
 evenhand local down                  # stops both; the store's data stays
 """

@@ -9,21 +9,17 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from infra.local.commands import app as local_app
+from jobs.cli import jobs, keeping, local, looking, manifest
 from jobs.cluster.connect import guard
-from jobs.config import WordingsConfig
 from jobs.errors import ExitCode, exit_code_of
 from jobs.redact import redact
-from manifests.commands import build, check_manifest, split_labels
 
 __all__ = ["app", "main"]
 
@@ -35,33 +31,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 done and gates pass; 1 internal error; 2 input; 3 model; 4 storage; 5 gate failed; "
     "6 gate inconclusive; 7 some shards failed; 8 cluster; 9 another driver has the run; 130, 143 interrupted.",
 )
-app.add_typer(local_app, name="local")
-manifest_app = typer.Typer(name="manifest", help="Check and build manifests.", no_args_is_help=True)
-manifest_app.command("build", epilog="Example: evenhand manifest build professions.csv professions.parquet")(build)
-app.add_typer(manifest_app, name="manifest")
-
-
-@manifest_app.command("check", epilog="Example: evenhand manifest check professions.csv --model ./model")
-def check(
-    file: Annotated[Path, typer.Argument(help="Parquet or CSV.")],
-    labels: Annotated[str | None, typer.Option(help="The attribute's labels, separated by commas.")] = None,
-    model: Annotated[str | None, typer.Option(help="Also check lengths and alignment with its tokenizer.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
-) -> None:
-    """Check a manifest and report every fault at once. Exit code 0, or 2 if there is something to mend."""
-    checker = None
-    # A file that is not there needs no model to say so.
-    if model and file.is_file():
-        from infra.storage import StorageSettings
-        from jobs.models.files import load_tokenizers
-        from jobs.models.staging import stage
-        from jobs.runs.inputs import prompt_checker
-
-        with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
-            folder = stage(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
-            checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
-    code = check_manifest(file, name=str(file), labels=split_labels(labels), as_json=as_json, checker=checker)
-    raise typer.Exit(code)
+for group in (jobs.app, looking.app, keeping.app):
+    app.add_typer(group)
+app.add_typer(manifest.app)
+app.add_typer(local.app)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:
@@ -105,7 +78,3 @@ def _explained(error: Exception, console: Console) -> int:
         return int(ExitCode.FAULT)
     console.print(redact(f"error: {error}"), style="red", markup=False, highlight=False, soft_wrap=True)
     return int(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,6 @@
-"""Building manifests, the shipped one, and the command line."""
-
-import json
+"""Building manifests, and the shipped ones."""
 
 import pytest
-from typer.testing import CliRunner
 
 from manifests import manifest_table, read_manifest
 from manifests.build import (
@@ -15,9 +12,6 @@ from manifests.build import (
     shipped_manifest_by_gender_and_age_path,
     shipped_manifest_path,
 )
-from manifests.commands import app
-
-run = CliRunner().invoke
 
 
 @pytest.mark.parametrize(
@@ -66,47 +60,3 @@ def test_shipped_manifest_by_gender_and_age_is_what_the_command_builds(tmp_path)
     assert [row.destination for row in shipped.rows if row.profession == "attendant"] == [
         "a young female attendant", "an old female attendant", "a young male attendant", "an old male attendant",
     ]  # fmt: skip
-
-
-def test_check_command(tmp_path):
-    result = run(app, ["check", str(shipped_manifest_path()), "--labels", "female,male"])
-    assert (result.exit_code, "35 professions" in result.output) == (0, True)
-    bad = tmp_path / "[red]bad.csv"
-    bad.write_text("profession,source,destination,label,target,share,lam\nx,a x,,female,2,,0\n")
-    result = run(app, ["check", str(bad)])
-    assert result.exit_code == 2
-    assert all(word in result.output for word in ("destination", "target", "lam", "[red]"))
-    result = run(app, ["check", str(bad), "--json"])
-    found = json.loads(result.output)
-    assert (result.exit_code, found["ok"]) == (2, False)
-    assert [(fault["row"], fault["line"], fault["column"]) for fault in found["faults"]] == [
-        (1, 2, "destination"), (1, 2, "target"), (1, 2, "lam"),
-    ]  # fmt: skip
-    assert json.loads(run(app, ["check", str(shipped_manifest_path()), "--json"]).output)["professions"] == 35
-    result = run(app, ["check", str(tmp_path / "none.csv")])
-    assert (result.exit_code, result.output.count("\n")) == (2, 1)
-    assert result.output.startswith(f"{tmp_path / 'none.csv'} can't be opened: No such file or directory")
-    assert run(app, ["check", str(shipped_manifest_path()), "--labels", "old,young"]).exit_code == 2
-
-
-def test_faults_can_be_read_in_80_columns(tmp_path):
-    bad = tmp_path / "m.csv"
-    bad.write_text("profession_name_as_the_department_has_it_in_its_own_files,source,destination,label\n")
-    lines = run(app, ["check", str(bad)], env={"COLUMNS": "80"}).output.splitlines()
-    assert max(map(len, lines[1:])) <= 80
-    told = " ".join(line.rsplit("│", 2)[1].strip() for line in lines if line.startswith("│"))
-    assert "is not a column of a manifest; remove it; the columns are profession, source, destination" in told
-    assert len(lines) < 12
-
-
-def test_build_command(tmp_path):
-    names, table, again = tmp_path / "n.txt", tmp_path / "n.parquet", tmp_path / "n.csv"
-    names.write_text("CEO\n\nattendant\n")
-    assert run(app, ["build", str(names), str(table), "--labels", "female,male"]).exit_code == 0
-    assert run(app, ["build", str(table), str(again), "--json"]).exit_code == 0
-    assert read_manifest(again) == read_manifest(table)
-    names.write_text("CEO\nCEO\n")
-    result = run(app, ["build", str(names), str(tmp_path / "x.parquet"), "--json"])
-    assert result.exit_code == 2
-    assert json.loads(result.output)["ok"] is False
-    assert not (tmp_path / "x.parquet").exists()

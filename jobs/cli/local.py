@@ -1,50 +1,24 @@
-"""The `evenhand local` commands. Exit codes: 0 done (status: up), 1 a fault, 2 wrong usage, 4 status: not up."""
+"""The `evenhand local` commands. `status` and `env` end with the cluster's exit code where it is not up."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.local import cluster as local
-from infra.local.errors import LocalError
+from infra import local
+from infra.local.cluster import CONFLICTING
+from jobs.errors import ClusterError, ConfigError, ExitCode
 
 __all__ = ["app"]
 
-NOT_UP = 4
-
 app = typer.Typer(name="local", help="An S3 server and a one-node Ray on this machine.", no_args_is_help=True)
 _console = Console()
-_errors = Console(stderr=True)
-
-
-def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _mended() -> Iterator[None]:
-    """Turn what the user can mend into a message, and SIGTERM into an exit that stops what was started."""
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    except LocalError as error:
-        _errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        _errors.print("Interrupted; nothing was left running by this command.")
-        raise typer.Exit(130) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -56,7 +30,7 @@ def up(
 
     Example: evenhand local up --cpus 4
     """
-    with _mended(), _errors.status("Starting the S3 server and Ray ..."):
+    with Console(stderr=True).status("Starting the S3 server and Ray ..."):
         cluster = local.up(num_cpus=cpus, bucket=bucket)
     _console.print("[green]The cluster is up.[/green]")
     _show(cluster)
@@ -67,30 +41,18 @@ def up(
     )
 
 
-def _show(cluster: local.LocalCluster) -> None:
-    for name, value in (
-        ("home", cluster.home),
-        ("bucket", cluster.url),
-        ("S3", cluster.s3_endpoint),
-        ("Ray", cluster.dashboard_url),
-    ):
-        _console.print(f"  {name:7} {value}", markup=False, highlight=False, soft_wrap=True)
-
-
 @app.command()
 def down() -> None:
     """Stop the embedded cluster and all its jobs; the store's data stays."""
-    with _mended():
-        ran = local.down()
+    ran = local.down()
     _console.print("Stopped; the data is kept." if ran else "Nothing was running.")
     _console.print("Start again: evenhand local up. Delete the data: evenhand local wipe --yes")
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Ask both servers. Exits 0 when the cluster is up and 4 when it is not."""
-    with _mended():
-        found = local.status()
+    """Ask both servers. Exits 0 when the cluster is up and 8 when it is not."""
+    found = local.status()
     if as_json:
         fields = dataclasses.asdict(found) | {"up": found.is_up}
         _console.print_json(json.dumps(fields, default=str))
@@ -102,7 +64,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
             _show(found.cluster)
         else:
             _console.print("Start or repair it: evenhand local up")
-    raise typer.Exit(0 if found.is_up else NOT_UP)
+    raise typer.Exit(int(ExitCode.DONE if found.is_up else ExitCode.CLUSTER))
 
 
 @app.command()
@@ -111,12 +73,10 @@ def env() -> None:
 
     Example: eval "$(evenhand local env)"
     """
-    with _mended():
-        found = local.status()
+    found = local.status()
     if found.cluster is None:
-        _errors.print(f"The cluster at {found.home} is not up. Start it: evenhand local up", soft_wrap=True)
-        raise typer.Exit(NOT_UP)
-    typer.echo(f"unset {' '.join(local.CONFLICTING)}")
+        raise ClusterError(f"the cluster at {found.home} is not up. Start it: evenhand local up")
+    typer.echo(f"unset {' '.join(CONFLICTING)}")
     for name, value in found.cluster.environment().items():
         typer.echo(f"export {name}={shlex.quote(value)}")
 
@@ -125,8 +85,16 @@ def env() -> None:
 def wipe(yes: Annotated[bool, typer.Option("--yes", help="Really.")] = False) -> None:
     """Delete the store's data; the cluster must be down."""
     if not yes:
-        _errors.print("This deletes all objects in the embedded store. To do it: evenhand local wipe --yes")
-        raise typer.Exit(2)
-    with _mended():
-        local.wipe()
+        raise ConfigError("this deletes all objects in the embedded store. To do it: evenhand local wipe --yes")
+    local.wipe()
     _console.print("The store's data is deleted. Start again: evenhand local up")
+
+
+def _show(cluster: local.LocalCluster) -> None:
+    for name, value in (
+        ("home", cluster.home),
+        ("bucket", cluster.url),
+        ("S3", cluster.s3_endpoint),
+        ("Ray", cluster.dashboard_url),
+    ):
+        _console.print(f"  {name:7} {value}", markup=False, highlight=False, soft_wrap=True)
