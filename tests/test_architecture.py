@@ -1,8 +1,10 @@
-"""Imports point one way: jobs -> {infra, manifests, time_ops}, and `time_ops` knows neither Ray nor storage."""
+"""Imports point one way: jobs -> {infra, manifests, time_ops}, and inside jobs from each layer to those below it."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,22 @@ FORBIDDEN = {
     "manifests": {"jobs", "infra", "time_ops", "ray", "torch", "boto3"},
     "infra": {"jobs", "manifests", "time_ops"},
 }
+
+# Of `jobs`, from below. What stands in one line imports nothing else of that line. docs/architecture.md draws them.
+LAYERS = [
+    {"errors", "redact"},
+    {"config", "report"},
+    {"models"},
+    {"images"},
+    {"cluster"},
+    {"runs"},
+    {"auditing", "planning", "doctor", "sinks"},
+    {"editing", "evaluation", "exports"},
+    {"worker"},
+    {"audit"},
+    {"debias", "evaluate", "export", "scheduling"},
+    {"cli"},
+]
 
 
 def imported(path: Path) -> set[str]:
@@ -31,6 +49,72 @@ def test_no_package_imports_what_lies_above_or_beside_it(package: str) -> None:
     assert files
     wrong = {str(f.relative_to(ROOT)): sorted(imported(f) & FORBIDDEN[package]) for f in files}
     assert {name: found for name, found in wrong.items() if found} == {}
+
+
+def sources(package: str) -> dict[str, ast.Module]:
+    """The modules of a package by their names; those that only hand on what others define are left out."""
+    files = [path for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in zip(names, files, strict=True)}
+
+
+def parts_imported(tree: ast.Module) -> set[str]:
+    """Which modules and packages right below `jobs` are imported."""
+    return {name.split(".")[1] for name in names_imported(tree) if name.startswith("jobs.")}
+
+
+def names_imported(tree: ast.Module) -> set[str]:
+    """Modules, and what is taken from them, by whole names: in functions too, but not under a `__main__` guard."""
+    found = set()
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
+    for node in ast.walk(ast.Module(body, [])):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module whole"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_layers_are_those_of_the_tree_and_of_the_page_that_draws_them() -> None:
+    there = {path.stem for path in (ROOT / "jobs").glob("*.py")} | {
+        p.parent.name for p in (ROOT / "jobs").glob("*/*.py")
+    }
+    assert set().union(*LAYERS) == there - {"__init__"}
+    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS))
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = [set(re.findall(r"`(\w+)`", row.split("|")[2])) for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
+    assert drawn == LAYERS[::-1]
+
+
+def test_every_import_inside_jobs_leads_to_a_layer_below() -> None:
+    layer = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+    upward = set()
+    for name, tree in sources("jobs").items():
+        own = name.split(".")[1]
+        upward |= {f"{name} imports jobs.{o}" for o in parts_imported(tree) - {own} if layer[o] >= layer[own]}
+    assert upward == set()
+
+
+@pytest.mark.parametrize("package", ["infra", "jobs", "manifests", "time_ops"])
+def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
+    trees = sources(package)
+    taken = {name: names_imported(tree) for name, tree in trees.items()}
+    # A name is a module's, or of one.
+    below = {name: {n if n in trees else n.rpartition(".")[0] for n in found} for name, found in taken.items()}
+    TopologicalSorter({name: (found & trees.keys()) - {name} for name, found in below.items()}).prepare()
+
+
+def test_an_upward_import_would_be_seen() -> None:
+    code = """
+def f():
+    from jobs.cli.app import main
+    from jobs import debias
+
+if __name__ == "__main__":
+    import jobs.audit
+"""
+    assert parts_imported(ast.parse(code)) == {"cli", "debias"}
 
 
 @pytest.mark.parametrize(

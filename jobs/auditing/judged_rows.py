@@ -62,7 +62,8 @@ def read_judged(table: pa.Table, labels: int) -> tuple[np.ndarray, np.ndarray] |
     """What `judged_columns` wrote of labelled images.
 
     Returns:
-        [M, n] codes, as `swept_codes`, and [n, 4] bool as `jobs.auditing.tally.Judging` has it; None where nothing was written.
+        [M, n] codes, as `swept_codes`, and [n, 4] bool as `jobs.auditing.tally.Judging` has it; None where nothing was
+        written.
     """
     if "margins" not in table.column_names or len(table) == 0:
         return None

@@ -121,10 +121,10 @@ def test_an_address_that_is_no_dashboards(file: Path, capsys: pytest.CaptureFixt
 def test_a_ray_of_the_commands_own_asks_for_a_token(tmp_path: Path) -> None:
     """A process of its own: Ray's mode is that of its import."""
     code = (
-        "import os, sys; from jobs.cli import _guard\n"
+        "import os, sys; from jobs.cluster.connect import guard\n"
         "def said(command, **more):\n"
         "    for name in ('RAY_AUTH_MODE', 'RAY_AUTH_TOKEN', 'RAY_ADDRESS'): os.environ.pop(name, None)\n"
-        "    os.environ |= more; _guard(command)\n"
+        "    os.environ |= more; guard(command)\n"
         "    print(os.environ.get('RAY_AUTH_MODE'), len(os.environ.get('RAY_AUTH_TOKEN', '')))\n"
         "assert 'ray' not in sys.modules\n"
         "said('debias'); said('submit'); said('audit', RAY_ADDRESS='auto'); said('audit', RAY_AUTH_MODE='disabled')\n"

@@ -27,10 +27,12 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
 from infra.storage import LocalStore, StorageError, StorageSettings
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
+from jobs.editing import chunks
 from jobs.editing import solver as solving
 from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk, PreserveLams, edit_chunks
 from jobs.editing.solver import Mapper, Solver
 from jobs.errors import ClusterError
+from jobs.runs import inputs
 from jobs.runs.inputs import CHUNK_PROFESSIONS, run_manifest_bytes
 from manifests import Manifest, ManifestRow, read_manifest, resolved_shares
 from tests.jobs import helpers
@@ -223,7 +225,8 @@ PRESERVE_LAM = {
 def test_each_kind_of_prompt_has_its_lam_and_each_wording_its_blend(
     pool: Pool, output: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(solving, "CHUNK_PROFESSIONS", 2)
+    for module in (inputs, chunks, solving):
+        monkeypatch.setattr(module, "CHUNK_PROFESSIONS", 2)
     manifest = Manifest(tuple(row for words, _, _ in PROFESSIONS_OF_FOUR_CHUNKS for row in rows_of(*words)))
     lam = np.array([lam for _, lam, _ in PROFESSIONS_OF_FOUR_CHUNKS])
     shares = [np.array(shares) for _, _, shares in PROFESSIONS_OF_FOUR_CHUNKS]
