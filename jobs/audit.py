@@ -38,7 +38,6 @@ from jobs.images.recipe import Recipe
 from jobs.images.variants import Variant
 from jobs.report.reading import read_report
 from jobs.report.schema import ComponentEdit, Reference
-from jobs.runs.drawn_again import tell_drawn_again
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.identity import last_name
 from jobs.runs.inputs import read_bytes
@@ -172,7 +171,7 @@ class _Audit:
         elif self.edit is not None:
             variants = {"base": Variant.plain(), "edited": self.audited}
             session.generate(self.cells, None, "base audit")
-        tell_drawn_again(session, self.cells, self.audited)
+        session.say_what_is_drawn_again(self.cells, self.audited)
         session.generate(self.cells, self.edit, "audit")
         session.reporter.say("labelling and counting")
         texts = session.texts()

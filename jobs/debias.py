@@ -30,7 +30,6 @@ from jobs.images.variants import Variant
 from jobs.models.checksums import CHECKSUMS
 from jobs.models.publishing import promote, remove
 from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
-from jobs.runs.drawn_again import tell_drawn_again
 from jobs.worker.make import audit_worker
 from manifests import resolved_targets
 from time_ops import Mixture
@@ -82,7 +81,7 @@ class _Job:
     def run(self) -> Outcome:
         """All steps."""
         config, session = self.config, self.session
-        tell_drawn_again(session, self.cells, Variant.plain())
+        session.say_what_is_drawn_again(self.cells, Variant.plain())
         session.generate(self.cells, None, "base audit")
         solved = self._find()
         self.folder.put(f"{solved.name}.safetensors", solved.edit.to_bytes())

@@ -38,9 +38,10 @@ from jobs.exports.verify.driver import check_export, check_mixture
 from jobs.exports.write import RECORD, Dtype, ExportTask, main_file
 from jobs.images.cells import audit_cells
 from jobs.images.judging import models_of
+from jobs.models.files import is_single_file
 from jobs.models.publishing import promote
 from jobs.models.sources import refuse_pickled
-from jobs.models.staging import Origin, cache_folder, is_single_file
+from jobs.models.staging import Origin, cache_folder
 from jobs.report.schema import Shipped
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.lease import Lease

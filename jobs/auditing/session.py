@@ -24,6 +24,7 @@ from jobs.images.edits import Edit, operators_of, variant_of
 from jobs.images.recipe import Recipe
 from jobs.images.shards import ShardOutcome, ShardSpec, stored_keys
 from jobs.images.variants import Variant
+from jobs.runs.drawn_again import drawn_again
 from jobs.runs.identity import identity_of
 from jobs.runs.inputs import read_inputs, run_manifest_bytes
 from jobs.runs.run import Kind, Run, open_run
@@ -69,6 +70,15 @@ class Session(Run):
         operators = {o.digest: o for _, edit in wanted for o in operators_of(edit)}
         with self.reporter.stage(stage, sum(counts)) as advance:
             self.spent += self.pool.run(used, tuple(operators.values()), advance, len(counts))
+
+    def say_what_is_drawn_again(self, cells: Sequence[Cell], variant: Variant) -> None:
+        """In the terminal, before anything is drawn: see `jobs.runs.drawn_again`."""
+        digests = dict(self.probe.classifiers)
+        if not digests:
+            return
+        specs = self._specs(cells, variant, pictures=False)
+        if text := drawn_again(self.config, self.store, self.recipe, digests, specs):
+            self.reporter.say(f"{text}.")
 
     def _specs(self, cells: Sequence[Cell], variant: Variant, pictures: bool) -> Iterator[ShardSpec]:
         return shards_of(cells, self.recipe, variant, self.config, pictures=pictures)

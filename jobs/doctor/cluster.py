@@ -21,7 +21,7 @@ from jobs.doctor.schema import Finding, tried
 from jobs.errors import ClusterError
 from jobs.images.judging import models_of
 from jobs.images.recipe import KEYED_LIBRARIES
-from jobs.models.staging import is_single_file
+from jobs.models.files import is_single_file
 
 __all__ = ["Facts", "check_cluster", "facts_here", "gpus", "versions_of"]
 

@@ -21,8 +21,8 @@ from jobs.doctor.schema import Finding, tried
 from jobs.images.cells import check_held_out
 from jobs.images.judging import models_of, stage_classifiers
 from jobs.images.panel import Panel, check_panel
-from jobs.models.files import load_tokenizers, safetensors_header, weight_files, weight_variant
-from jobs.models.staging import cache_folder, is_single_file, stage_model
+from jobs.models.files import is_single_file, load_tokenizers, safetensors_header, weight_files, weight_variant
+from jobs.models.staging import cache_folder, stage_model
 from jobs.models.weights import check_pipeline
 from jobs.runs.inputs import read_bytes, read_inputs
 from manifests import read_manifest

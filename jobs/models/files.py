@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jobs.models.staging import UNMADE
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
 __all__ = [
     "PICKLED",
+    "UNMADE",
     "components_of",
     "is_pickled",
+    "is_single_file",
     "load_tokenizers",
     "pickled_advice",
     "safetensors_header",
@@ -23,6 +27,11 @@ __all__ = [
     "weight_variant",
 ]
 
+UNMADE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What the libraries raise of a configuration that makes no model: a list too short, a width of zero, a null."""
 _MOST_HEADER_BYTES = 100_000_000
 """As the format's own library has it."""
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -182,3 +191,8 @@ def _component_class(folder: Path, name: str) -> str:
     except (ModelError, KeyError):
         return ""
     return kind if library == "transformers" else ""
+
+
+def is_single_file(reference: str) -> bool:
+    """Whether a model is named as one .safetensors file, here or in a store, and no folder."""
+    return reference.lower().endswith(".safetensors") and not Path(reference).is_dir()

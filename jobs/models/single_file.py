@@ -19,9 +19,9 @@ from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from jobs.models.files import UNMADE
 from jobs.models.kinds import check_kind
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import UNMADE
 from jobs.models.weights import check_pipeline, component_class
 from time_ops.errors import ModelError
 from time_ops.files import json_of

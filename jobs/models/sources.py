@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jobs.models.files import safetensors_header
+from jobs.models.files import UNMADE, safetensors_header
 from jobs.models.names import is_pooled
-from jobs.models.staging import UNMADE
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 

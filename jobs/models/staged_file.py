@@ -13,7 +13,8 @@ from filelock import FileLock
 
 from infra.storage import ObjectMissing, StorageSettings, open_store
 from jobs.errors import ConfigError
-from jobs.models.staging import from_hub, is_single_file
+from jobs.models.files import is_single_file
+from jobs.models.hub import from_hub
 from time_ops.errors import ModelError
 
 __all__ = ["folder_from_file"]

@@ -11,27 +11,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
-from safetensors import SafetensorError
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
-from infra.storage.patience import patiently
 from jobs.models.checksums import verify_folder
 from jobs.models.classifier_kinds import class_named
-from jobs.models.files import PICKLED, pickled_advice
+from jobs.models.files import PICKLED, is_single_file, pickled_advice
+from jobs.models.hub import CARD, from_hub
+from jobs.models.staged_file import folder_from_file
 from time_ops.errors import ModelError
 
 if TYPE_CHECKING:
@@ -40,29 +33,16 @@ if TYPE_CHECKING:
     from jobs.config import RunConfig
 
 __all__ = [
-    "UNMADE",
     "Origin",
     "Staged",
     "age_out",
     "cache_folder",
-    "from_hub",
-    "is_single_file",
     "origin_of",
     "resolve_dtype",
     "stage",
     "stage_model",
     "staged_from",
 ]
-
-UNMADE = (
-    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError),
-    *(SafetensorError, StrictDataclassError),
-)
-"""What the libraries raise of a configuration that makes no model: a list too short, a width of zero, a null."""
-_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-
-
-_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,7 @@ def origin_of(folder: Path) -> Origin:
     if folder.parent.name == "snapshots" and place.startswith("models--"):
         hub_id, revision = place.removeprefix("models--").replace("--", "/"), folder.name
     with suppress(OSError, UnicodeDecodeError):
-        card = (folder / _CARD).read_text(encoding="utf-8")
+        card = (folder / CARD).read_text(encoding="utf-8")
     return Origin(hub_id, revision, card)
 
 
@@ -115,11 +95,6 @@ def _note_of(folder: Path) -> Path:
     return folder.with_suffix(".source.json")
 
 
-def is_single_file(reference: str) -> bool:
-    """Whether a model is named as one .safetensors file, here or in a store, and no folder."""
-    return reference.lower().endswith(".safetensors") and not Path(reference).is_dir()
-
-
 def stage_model(config: RunConfig, settings: StorageSettings, cache: Path) -> Path:
     """The folder of a run's model on this node; see `stage`."""
     return stage(config.model, settings, cache, pipeline=True, layout=config.model_layout)
@@ -143,8 +118,6 @@ def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: b
         StorageError: the object store can't be read.
     """
     if pipeline and is_single_file(reference):
-        from jobs.models.staged_file import folder_from_file  # which needs this module
-
         return folder_from_file(reference, layout, settings, cache)
     _refuse_single_file(reference)
     if reference.startswith("s3://"):
@@ -202,51 +175,6 @@ def _download(url: str, settings: StorageSettings, cache: Path) -> Path:
 
 def _tags(store: ObjectStore) -> dict[str, str]:
     return {name: store.stat(name).tag for name in store.list()}
-
-
-def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Sequence[str] = _HUB_FILES) -> Path:
-    """A hub's model in its cache on this node.
-
-    Args:
-        reference: `name/model` or `name/model@revision`.
-        pipeline: see `stage`.
-        patience_s: how long to try again while the hub is away.
-        patterns: what to fetch of what is no pipeline.
-
-    Raises:
-        ModelError: no such model, or it can't be reached.
-        StorageError: the hub is away.
-    """
-    name, _, revision = reference.partition("@")
-
-    def fetch() -> Any:
-        try:
-            if pipeline:
-                # It knows which files a pipeline needs, and costs 200 MB: only who names a hub model pays.
-                from diffusers import DiffusionPipeline
-
-                folder = DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True)
-                # No file that a pipeline needs: a model without one, or a hub that is away by now, is no fault.
-                with suppress(HfHubHTTPError, OSError, ValueError):
-                    hf_hub_download(name, _CARD, revision=Path(folder).name)
-                return folder
-            return snapshot_download(name, revision=revision or None, allow_patterns=[*patterns])
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if not is_offline_mode() and (status is None or status == 429 or status >= 500):
-                raise StorageError(f"{type(error).__name__}: {error}", retriable=True) from error
-            raise
-
-    try:
-        found = patiently(fetch, patience_s)
-    except HFValidationError as error:
-        raise ModelError(f"{reference!r} is neither a folder, nor an s3:// prefix, nor a hub id") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{reference}: there is no such folder here, and the model hub did not give it ({error}); "
-            "correct the name, or stage the model in a folder or under an s3:// prefix"
-        ) from error
-    return Path(found)
 
 
 def age_out(used: Path, days: float = 7.0) -> None:

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.models.classifier_kinds import EncoderKind, class_named, class_of, encoder_kind, labels_of
 from jobs.models.files import (
+    UNMADE,
     components_of,
     is_pickled,
     load_tokenizers,
@@ -38,7 +39,6 @@ from jobs.models.files import (
     weight_variant,
 )
 from jobs.models.kinds import check_kind
-from jobs.models.staging import UNMADE
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from infra.storage import ObjectStore
 from jobs.config import RunConfig
-from jobs.images.cells import Cell, shards_of
 from jobs.images.judging import Seen, classifier_name, seen_by
 from jobs.images.recipe import Recipe
 from jobs.images.shards import ShardSpec, stored_keys
-from jobs.images.variants import Variant
 
-if TYPE_CHECKING:  # a plan reads this module, and needs no Ray
-    from jobs.auditing.session import Session
-
-__all__ = ["drawn_again", "tell_drawn_again"]
+__all__ = ["drawn_again"]
 
 
 def drawn_again(
@@ -57,14 +51,3 @@ def drawn_again(
 
 def _told(seen: Seen) -> str:
     return classifier_name(seen.model) + ("" if seen.faces is None else ", on the largest face,")
-
-
-def tell_drawn_again(session: Session, cells: Iterable[Cell], variant: Variant) -> None:
-    """Say it in the terminal, before anything is drawn."""
-    digests = dict(session.probe.classifiers)
-    if not digests:
-        return
-    specs = shards_of(cells, session.recipe, variant, session.config, pictures=False)
-    text = drawn_again(session.config, session.store, session.recipe, digests, specs)
-    if text is not None:
-        session.reporter.say(f"{text}.")
