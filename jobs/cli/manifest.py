@@ -63,7 +63,10 @@ def check(
     model: Annotated[str | None, typer.Option(help="Also check lengths and alignment with its tokenizer.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a manifest and report every fault at once. Exit code 0, or 2 if there is something to mend."""
+    """Check a manifest and report every fault at once. Exit code 0, or 2 if there is something to mend.
+
+    A model that can't be had, or has no tokenizer, ends with 3, and a store that can't be read with 4.
+    """
     checker = None
     # A file that is not there needs no model to say so.
     if model and file.is_file():

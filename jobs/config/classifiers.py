@@ -72,7 +72,7 @@ _One = Annotated[Annotated[_Name, Tag("name")] | Annotated[ClassifierConfig, Tag
 ClassifierSetting = Annotated[
     Annotated[_Name, Tag("name")]
     | Annotated[ClassifierConfig, Tag("one")]
-    | Annotated[tuple[_One, ...], Field(min_length=1), Tag("several")],
+    | Annotated[tuple[_One, ...], Tag("several")],
     Discriminator(_form),
 ]
 TAGS = ("name", "one", "several")
@@ -87,6 +87,10 @@ def members_of(setting: str | ClassifierConfig | Sequence[str | ClassifierConfig
 
 def classifier_faults(members: Sequence[ClassifierConfig], labels: Sequence[str]) -> Iterator[str]:
     """What is wrong with the classifiers of an attribute's labels."""
+    if not members:
+        # Not a length of the field: where one of the list is faulty, pydantic would also call the list empty.
+        yield "it names none"
+        return
     for member in members:
         if member.labels is None:
             continue

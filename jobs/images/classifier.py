@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from jobs.images.generator import padded
 from jobs.models.classifier_kinds import encoder_kind
 from jobs.models.files import weight_variant
-from jobs.models.weights import check_classifier, component_class, load_processor
+from jobs.models.weights import UNLOADABLE, check_classifier, component_class, load_processor
 from time_ops import ModelError
+from time_ops.files import json_of
 
 __all__ = ["Classifier"]
 
@@ -41,7 +41,7 @@ class Classifier:
                 folder, variant=weight_variant(folder), dtype=torch.float32, **options
             )
             self._images, self._tokenizer = load_processor(folder, self._kind)
-        except (OSError, ValueError, TypeError) as error:
+        except UNLOADABLE as error:
             raise ModelError(f"the classifier can't be loaded as a {self._kind.model}: {error}") from error
         torch.nn.Module.to(self._model, device)
         self._model.train(False)
@@ -118,7 +118,7 @@ def _cleaned_as(folder: Path) -> Any:
     sees to that; the plain one that stands in for it here does not.
     """
     try:
-        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class") or ""
+        said = json_of((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class") or ""
     except (OSError, ValueError, AttributeError):
         said = ""
     if str(said).startswith("SiglipTokenizer"):

@@ -14,7 +14,7 @@ from jobs.config.classifiers import FacesConfig
 from jobs.images.generator import padded
 from jobs.models.classifier_kinds import class_of, labels_of
 from jobs.models.files import weight_variant
-from jobs.models.weights import check_image_model, component_class, load_image_processor
+from jobs.models.weights import UNLOADABLE, check_image_model, component_class, load_image_processor
 from time_ops import ModelError
 
 __all__ = ["DETECTOR", "HEAD", "FaceFinder", "Head"]
@@ -36,7 +36,7 @@ class _ImageModel:
                 folder, variant=weight_variant(folder), dtype=torch.float32, **options
             )
             self.processor = load_image_processor(folder)
-        except (OSError, ValueError, TypeError, ImportError) as error:
+        except UNLOADABLE as error:
             raise ModelError(f"{folder.name} can't be loaded as a {name}: {error}") from error
         torch.nn.Module.to(self.model, device)
         self.model.train(False)

@@ -5,13 +5,13 @@ A classifier is a dual encoder of images and texts, an image classifier with lab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from time_ops.errors import ModelError
+from time_ops.files import json_of
 
 __all__ = [
     "ENCODERS",
@@ -141,7 +141,7 @@ def embedding_width(folder: Path) -> int | None:
         if "projection_dim" in config:
             return int(config["projection_dim"])
         return int(config["vision_config"]["hidden_size"])
-    except (ModelError, KeyError, TypeError, ValueError):
+    except (ModelError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -162,7 +162,7 @@ def _refuse_other(config: Mapping[str, Any], said: str, wanted: str) -> None:
 
 def _config(folder: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"the classifier's config.json can't be read: {error}") from error
     if not isinstance(found, dict):

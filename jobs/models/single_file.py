@@ -103,6 +103,12 @@ def _copy_texts(layout: Path, out: Path, called: str) -> None:
         parts = {name: value for name, value in index.items() if isinstance(value, list)}
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{called}: model_index.json can't be read ({error}); give a diffusers folder") from error
+    kind = index.get("_class_name")
+    if kind == "StableDiffusionXLPipeline":
+        raise ModelError(
+            f"{called} is a {kind}, and single files are read of SD 1.x and 2.x alone. Give SDXL as a diffusers "
+            f"folder; diffusers.{kind}.from_single_file('FILE').save_pretrained('FOLDER') writes one"
+        )
     # No single file holds a safety checker, nor does `from_single_file` give one.
     held = {name: value for name, value in parts.items() if name in (*_FILES, "tokenizer", "scheduler")}
     index |= {name: value if name in held else [None, None] for name, value in parts.items()}

@@ -43,6 +43,7 @@ from time_ops.errors import ModelError
 from time_ops.files import json_of
 
 __all__ = [
+    "UNLOADABLE",
     "check_classifier",
     "check_image_model",
     "check_loaded",
@@ -53,7 +54,8 @@ __all__ = [
 ]
 
 _NOT_AS_SAID = "the classifier's files are not what its configuration says. Fetch both again, or give another model:"
-_UNLOADABLE = (*UNMADE, ImportError)
+UNLOADABLE = (*UNMADE, ImportError)
+"""What the libraries raise of files that they can't load, or not with what is installed here."""
 _SHOWN = 4
 _READ_BYTES = 1 << 24
 
@@ -127,7 +129,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
     if model is not None:
         try:
             images, tokenizer = load_processor(folder, kind)
-        except _UNLOADABLE as error:
+        except UNLOADABLE as error:
             faults.append(f"its processor can't be loaded: {_first_line(error)}")
         else:
             faults += _vocabulary_faults(tokenizer, model.text_model, "the text model", "its tokenizer")
@@ -158,7 +160,7 @@ def check_image_model(folder: Path, ending: str, *, finite: bool = True) -> None
     if _examined(folder, kind, (), faults, name="") is not None:
         try:
             load_image_processor(folder)
-        except (OSError, ValueError, TypeError, ImportError) as error:
+        except UNLOADABLE as error:
             faults.append(f"its image processor can't be loaded: {_first_line(error)}")
     if finite:
         faults += _infinite(folder, "")
@@ -169,7 +171,7 @@ def load_processor(folder: Path, kind: EncoderKind) -> tuple[Any, Any]:
     """Image processor and tokenizer of a dual encoder.
 
     Raises:
-        OSError, ValueError, TypeError, ImportError: they can't be loaded.
+        One of `UNLOADABLE`: they can't be loaded.
     """
     if kind.model == "CLIPModel":
         processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
@@ -248,7 +250,7 @@ def _examined(
         made, missing, wrong, more = (_from_transformers if issubclass(kind, PreTrainedModel) else _from_diffusers)(
             part, kind, files
         )
-    except _UNLOADABLE as error:
+    except UNLOADABLE as error:
         faults.append(f"{where}config.json makes no {kind.__name__} of {where}{files[0].name}: {_first_line(error)}")
         return None
     known = re.compile("|".join((*_HARMLESS, *harmless)))

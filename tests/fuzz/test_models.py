@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.models.checksums import parse_checksums
+from jobs.models.classifier_kinds import embedding_width
 from jobs.models.digests import content_digest
 from jobs.models.files import components_of
 from jobs.models.kinds import check_kind
 from jobs.models.sources import open_unet
 from jobs.models.staging import stage
-from jobs.models.weights import check_classifier, check_pipeline
+from jobs.models.weights import check_classifier, check_image_model, check_pipeline
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import DEEP, broken_bytes, broken_json, json_text, odd_texts, safetensors_file
+from tests.jobs.images.classifiers import save_head
 from time_ops import ModelError
 
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
@@ -133,3 +135,24 @@ def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     replaced(folder, "unet/config.json", DEEP.replace("[", "[" * 60).encode())
     with pytest.raises(ModelError, match=r"unet/config\.json can't be read"):
         check_kind(folder)
+
+
+def test_a_classifier_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    folder = linked(tmp_path, CLASSIFIER_PATH)
+    replaced(folder, "config.json", DEEP.replace("[", "[" * 60).encode())
+    with pytest.raises(ModelError, match=r"config\.json can't be read"):
+        check_classifier(folder)
+    assert embedding_width(folder) is None
+
+
+def test_a_width_without_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"projection_dim": 1e999}')
+    assert embedding_width(tmp_path) is None
+
+
+@pytest.mark.parametrize("said", ["[]", '{"image_processor_type": ["x"]}', DEEP.replace("[", "[" * 60)])
+def test_an_image_processor_that_is_none_is_a_fault_of_the_model(tmp_path: Path, said: str) -> None:
+    save_head("vit", tmp_path, ["a", "b"])
+    (tmp_path / "preprocessor_config.json").write_text(said)
+    with pytest.raises(ModelError, match="image processor can't be loaded"):
+        check_image_model(tmp_path, "ForImageClassification")

@@ -129,6 +129,14 @@ def test_a_classifier_is_a_name_a_mapping_or_a_list_of_both(monkeypatch: pytest.
     assert mixed.labels == {"female": ("W",), "male": ("N",)}
 
 
+def test_a_faulty_classifier_in_a_list_does_not_make_the_list_empty() -> None:
+    with pytest.raises(ConfigError, match="3 faults") as caught:
+        load_config("classifier: [{modle: h}, 3]", flags=NEEDED | {"classifier": None})
+    assert "at least 1 item" not in str(caught.value)
+    with pytest.raises(ConfigError, match="names none"):
+        load_config("classifier: []", flags=NEEDED | {"classifier": None})
+
+
 def test_a_set_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         load_config(flags=NEEDED, assignments=["seed"])

@@ -194,3 +194,11 @@ def test_one_in_a_store_is_fetched_and_made_once(s3, tmp_path: Path) -> None:  #
     again = stage(store.url("models/foo.safetensors"), s3.settings, tmp_path / "cache", **asked)
     assert again == folder
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_a_layout_of_sdxl_is_refused_by_its_name(staged: Callable[..., Path], tmp_path: Path) -> None:
+    layout = Path(shutil.copytree(PIPELINE_PATH, tmp_path / "xl"))
+    index = json.loads((layout / "model_index.json").read_text())
+    (layout / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(ModelError, match=r"single files are read of SD 1\.x and 2\.x alone"):
+        staged(WHOLE, str(layout))
