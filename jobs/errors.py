@@ -81,6 +81,7 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
     # Imported only when something has failed: they bring torch and boto3, and `evenhand --help` needs neither.
     from infra.local.errors import LocalError
     from infra.storage import InvalidKey, StorageError
+    from jobs.shards import ShardError
     from manifests.errors import ManifestError
     from time_ops.errors import EditError, ModelError
 
@@ -90,6 +91,7 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
         InvalidKey: ExitCode.INPUT,
         ModelError: ExitCode.MODEL,
         StorageError: ExitCode.STORAGE,
+        ShardError: ExitCode.STORAGE,
         LocalError: ExitCode.CLUSTER,
     }
     for kind, code in codes.items():

@@ -42,6 +42,7 @@ BASE = "base"
 """The operator's name where there is none."""
 STATUSES = ("ok", "black", "nan", "undecodable")
 """ok; blacked out by the safety checker; not finite; the VAE raised. Only `ok` images are ever labelled."""
+_MENDED = "the same command makes it again"
 _LOOK_UPS = 1000
 """Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
 _LOOK_UP_THREADS = 16
@@ -196,6 +197,7 @@ class Shard:
             "evenhand.pictures": f"{self.spec.pictures} {self.spec.picture_format}",
             "evenhand.provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
+        footer["evenhand.footer_sha256"] = _footer_checksum(footer)
         sink = pa.BufferOutputStream()
         # No dictionaries or statistics: embeddings do not repeat, and of pictures they would hold copies.
         pq.write_table(
@@ -225,6 +227,9 @@ class Shard:
         try:
             table = pq.read_table(pa.BufferReader(data))
             footer = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            own = footer.get("evenhand.footer_sha256")  # none in shards of before there was one
+            if own is not None and own != _footer_checksum(footer):
+                raise ShardError(f"shard {spec.digest}: the footer does not match its checksum; {_MENDED}")
             if footer.get("evenhand.key") != spec.key:
                 raise ShardError(f"shard {spec.digest} was made under another key")
             kept, _, kind = footer.get("evenhand.pictures", "0").partition(" ")
@@ -240,11 +245,17 @@ class Shard:
         except (pa.ArrowException, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
             if isinstance(error, ShardError):
                 raise
-            raise ShardError(f"shard {spec.digest} can't be read: {error}") from error
+            raise ShardError(f"shard {spec.digest} can't be read: {error}; {_MENDED}") from error
         shard = cls(spec, embeddings, statuses, pictures, provenance)
         if shard._checksum() != footer.get("evenhand.payload_sha256"):
-            raise ShardError(f"shard {spec.digest}: the payload does not match its checksum")
+            raise ShardError(f"shard {spec.digest}: the payload does not match its checksum; {_MENDED}")
         return shard
+
+
+def _footer_checksum(footer: Mapping[str, str]) -> str:
+    """Of what stands beside the images: a bit of the provenance would change a report, not a picture."""
+    names = ("key", "payload_sha256", "pictures", "provenance")
+    return hashlib.sha256("\n".join(footer.get(f"evenhand.{name}", "") for name in names).encode()).hexdigest()
 
 
 def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:
