@@ -32,7 +32,7 @@ class Total:
         self.kinds: Counter[Kind] = Counter()
         self.codes: Counter[int] = Counter()
         self.cycles: Counter[str] = Counter()
-        self.images = self.lost = self.doubled = self.twice = self.snapshots = 0
+        self.images = self.lost = self.doubled = self.twice = self.probes = 0
         self.seconds = 0.0
         self.wrong: list[str] = []
 
@@ -45,7 +45,7 @@ class Total:
         self.lost += result.verdict.lost
         self.doubled += result.verdict.doubled
         self.twice += result.verdict.twice
-        self.snapshots += result.snapshots
+        self.probes += result.verdict.probes
         self.wrong += [f"seed {self.seed}, cycle {number}: {what}" for what in result.verdict.wrong]
         codes = " ".join(f"{code}x{n}" for code, n in sorted(result.codes.items()))
         _say(
@@ -67,7 +67,7 @@ class Total:
             f"{self.kinds.total()} faults, seed {self.seed}, in {minutes:.1f} minutes: "
             f"{self.kinds.total() / minutes:.0f} a minute. Runs: {cycles}. Drivers by exit code: {codes}.",
             f"{self.images:,} images: {self.lost} lost, {self.doubled} doubled. {self.twice} shards were two "
-            f"workers' at once. {len(self.wrong)} checks failed.",
+            f"workers' at once, {self.probes} probes were left by killed drivers. {len(self.wrong)} checks failed.",
         ]
         return "\n".join([*lines, *self.wrong])
 

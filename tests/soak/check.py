@@ -37,6 +37,8 @@ class Finished:
     """Files whose digest is not what COMPLETE says."""
     leftovers: list[str]
     """What should be gone."""
+    probes: int
+    """Small objects by which a driver tries the store; one that is killed meanwhile leaves its own."""
     images: dict[str, str]
     """Key of each stored shard -> digest of its images by its own footer, or why it can't be read."""
 
@@ -63,7 +65,8 @@ def read_finished(store: ObjectStore) -> Finished:
         complete=complete,
         status=json.loads(store.get(f"{_RUN}/run.json"))["status"],
         wrong_files=[name for name, digest in digests.items() if complete["files"][name] != digest],
-        leftovers=[key for key in store.list() if "evenhand-probe" in key or key.endswith("/LEASE")],
+        leftovers=[key for key in store.list() if key.endswith("/LEASE")],
+        probes=sum(key.startswith("evenhand-probe-") for key in store.list()),
         images=images,
     )
 
@@ -91,13 +94,15 @@ class Verdict:
     """Rows beyond the first of an image."""
     twice: int = 0
     """Shards that two workers had in hand at once, so that both stored them; the same images each time."""
+    probes: int = 0
+    """See `Finished`."""
     wrong: list[str] = field(default_factory=list)
     """Everything that does not hold."""
 
 
 def compare(calm: Finished, now: Finished, ledger: Ledger) -> Verdict:
     """Compare a disturbed run with a calm one."""
-    verdict = Verdict()
+    verdict = Verdict(probes=now.probes)
     wanted, counted = calm.counted(), now.counted()
     verdict.lost = sum((wanted - counted).values())
     verdict.doubled = sum((counted - wanted).values())

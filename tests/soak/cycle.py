@@ -49,7 +49,6 @@ class Result:
     codes: Counter[int] = field(default_factory=Counter)
     verdict: Verdict = field(default_factory=Verdict)
     seconds: float = 0.0
-    snapshots: int = 0
 
 
 def run_calmly(world: World, job: Job) -> Calm:
@@ -100,7 +99,6 @@ class Cycle:
                 driver.kill()
             self._world.clock.write_text("0", "utf-8")
         self._result.seconds = time.monotonic() - begun
-        self._result.snapshots = len(self._snapshots)
         return self._result
 
     def _due(self, fault: Fault) -> float:
@@ -153,7 +151,7 @@ class Cycle:
         if fault.kind in OF_OBJECTS:
             return self._damage(fault)
         acts: dict[Kind, Callable[[float], bool | None]] = {
-            "no_room": lambda draw: proxy.fill(0.5 + 2 * draw),
+            "no_room": world.no_room,
             "worker": world.kill_worker,
             "raylet": world.kill_raylet,
             "store": world.restart_store,
@@ -235,7 +233,7 @@ class Cycle:
             # What was damaged after it had last been read is the one difference that the first time may have.
             unmended = [what for what in verdict.wrong if not what.startswith("shards differ")]
             verdict = compare(self._calm.finished, read_finished(store), ledger)
-            verdict.wrong += unmended
+            verdict.wrong += [what for what in unmended if what not in verdict.wrong]
         verdict.wrong += wrong + self._touched(ledger)
         result.verdict = verdict
 

@@ -14,7 +14,7 @@ from tests.soak.faults import KINDS, fault_list
 from tests.soak.wire import Ledger, Shard
 
 ROOT = Path(__file__).parents[2]
-FINISHED = Finished({}, {"a": [1]}, {"shards": ["x"]}, "done", [], [], {"shards/x": "0"})
+FINISHED = Finished({}, {"a": [1]}, {"shards": ["x"]}, "done", [], [], 0, {"shards/x": "0"})
 
 
 def test_the_list_is_the_seeds_and_has_every_kind() -> None:

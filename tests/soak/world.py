@@ -42,6 +42,9 @@ __all__ = ["Driver", "Job", "World"]
 NODES, NODE_CPUS, WORKERS = 2, 3, 2
 """Room for the workers of a driver, of one that is stopped, and of one that has just been killed."""
 SHARD_IMAGES = 12
+DISK_BYTES = 1 << 30
+REALLY_FULL = 0.25
+"""The share of `no_room` that fills the store's disk for real."""
 _WORDINGS = ["A painting of {source}", "{source} working", "{source} laughing", "{source} in the workplace"]
 
 
@@ -122,6 +125,7 @@ class World:
 
     def _start(self) -> None:
         self.server = Server(str(self.folder / "s3"))
+        self._disk = self._mount(self.server.home.store)
         self.server.start()
         self._held.callback(self.server.stop)
         self.proxy = self._held.enter_context(SoakProxy(self.server.endpoint, self.damage))
@@ -146,6 +150,14 @@ class World:
         environment = {**os.environ, "RAY_ADDRESS": self.nodes.address}
         command, pipe = [sys.executable, "-m", "tests.soak.driver"], subprocess.PIPE
         self._forks = self._held.enter_context(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe))
+
+    def _mount(self, folder: Path) -> Path | None:
+        """A small disk of the store's own, to be filled; None where this user may not mount one."""
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+            return None
+        self._held.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
+        return folder
 
     def store(self, prefix: str = "") -> ObjectStore:
         """The bucket, or a prefix of it, not through the proxy."""
@@ -194,6 +206,18 @@ class World:
         torn = data[:at]
         flipped = data[:at] + bytes([data[at] ^ 1 << (at % 8)]) + data[at + 1 :]
         store.put(key, torn if kind == "torn" else flipped)
+
+    def no_room(self, draw: float) -> None:
+        """The store's disk is full for a while; mostly it is the proxy that says so, as the real server needs a minute
+        to take writes again."""
+        if self._disk is None or draw > REALLY_FULL:
+            self.proxy.fill(0.5 + 2 * draw)
+            return
+        free, ballast = os.statvfs(self._disk), self._disk / "ballast"
+        with ballast.open("wb") as file, suppress(OSError):  # the store may have taken the last of it
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        time.sleep(1 + 2 * draw / REALLY_FULL)
+        ballast.unlink()
 
     def kill_worker(self, draw: float) -> bool:
         """SIGKILL one of the workers; False where there is none just now."""
