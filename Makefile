@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
-.PHONY: setup dev help run test test-fast fuzz check bench lint type docs clean
+.PHONY: setup dev help run test test-fast fuzz check bench soak lint type docs clean
 
 setup: ## .venv, with what running needs
 	@infra/setup.sh
@@ -34,6 +34,10 @@ bench: ## the benchmarks of docs/benchmarks.md that take minutes
 	.venv/bin/python -m tests.bench.bench_time_ops
 	.venv/bin/python -m tests.bench.bench_generation
 	.venv/bin/python -m tests.bench.bench_engine
+
+soak: ## a thousand random faults on real servers, each run compared with a calm one; see docs/operations.md
+	@infra/setup.sh test
+	.venv/bin/python -m tests.soak --faults 1000 --seed $(or $(SEED),1)
 
 lint: dev ## style, format, and that every dependency is pinned
 	.venv/bin/ruff check .

@@ -7,20 +7,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-__all__ = ["KINDS", "FaultyProxy"]
+__all__ = ["KINDS", "Fault", "FaultyProxy"]
 
-Fault = Literal["slow_down", "delay", "cut_answer", "cut_request"]
+Fault = Literal["slow_down", "delay", "cut_answer", "cut_request", "no_room"]
 KINDS: tuple[Fault, ...] = ("slow_down", "delay", "cut_answer", "cut_request")
 
 _BLOCK = 64 << 10
 _HOP_BY_HOP = {"connection", "keep-alive", "expect", "transfer-encoding", "proxy-connection", "te", "upgrade"}
-_SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>'
+_REFUSALS = {
+    "slow_down": (503, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"),
+    "no_room": (507, b"<Error><Code>InsufficientStorage</Code><Message>No space left on device</Message></Error>"),
+}
 
 
 class FaultyProxy:
@@ -29,6 +32,7 @@ class FaultyProxy:
     Every `every`th request meets a fault, the kinds taking turns: answered 503 SlowDown without being forwarded; held
     back for `delay_s`; forwarded, the answer cut off in its middle (one without a body is not sent at all); cut off
     in the middle of its own body, nothing forwarded whole. The client's Host header is kept: signatures cover it.
+    A subclass decides otherwise in `next_fault`, where a write may also be answered 507, and looks on in `answered`.
 
     Attributes:
         counts: how many faults of each kind there were.
@@ -63,7 +67,7 @@ class FaultyProxy:
         """Serve again."""
         self.reachable.set()
 
-    def next_fault(self) -> Fault | None:
+    def next_fault(self, command: str, path: str) -> Fault | None:
         """Count a request, and return what is to happen to it."""
         with self._lock:
             self._seen += 1
@@ -72,6 +76,11 @@ class FaultyProxy:
             fault = next(self._kinds)
             self.counts[fault] += 1
             return fault
+
+    def answered(
+        self, command: str, path: str, request: Mapping[str, str], status: int, answer: Mapping[str, str]
+    ) -> None:
+        """See what the server answered, with the headers of both sides, before the client does."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -101,11 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not proxy.reachable.is_set():
             self.close_connection = True
             return
-        fault = proxy.next_fault()
+        fault = proxy.next_fault(self.command, self.path)
         if fault == "cut_request":
             self._cut_request()
-        elif fault == "slow_down":
-            self._slow_down()
+        elif fault in _REFUSALS:
+            self._refuse(*_REFUSALS[fault])
         else:
             if fault == "delay":
                 time.sleep(proxy.delay_s)
@@ -138,15 +147,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(length // 2)
         self.close_connection = True
 
-    def _slow_down(self) -> None:
+    def _refuse(self, status: int, reason: bytes) -> None:
         for _ in self._body():
             pass
-        self.send_response(503)
+        self.send_response(status)
         self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(_SLOW_DOWN)))
+        self.send_header("Content-Length", str(len(reason)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(_SLOW_DOWN)
+            self.wfile.write(reason)
 
     def _forward(self, *, cut: bool) -> None:
         upstream = HTTPConnection(self.server.proxy.upstream, timeout=60)
@@ -160,7 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
                 upstream.endheaders(self._body(), encode_chunked=True)
             else:
                 upstream.endheaders(self._body())
-            self._answer(upstream.getresponse(), cut=cut)
+            answer = upstream.getresponse()
+            self.server.proxy.answered(self.command, self.path, self.headers, answer.status, answer.headers)
+            self._answer(answer, cut=cut)
         except (OSError, HTTPException):
             self.close_connection = True  # as the server or the client did
         finally:

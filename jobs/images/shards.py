@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import ObjectStore
+from jobs.errors import ExitCode, JobError
 from jobs.images.recipe import Recipe
 from jobs.images.tables import bounded_table
 from time_ops.files import json_of
@@ -33,14 +34,17 @@ BASE = "base"
 STATUSES = ("ok", "black", "nan", "undecodable")
 """ok; blacked out by the safety checker; not finite; the VAE raised. Only `ok` images are ever labelled."""
 _COLUMNS = ("embedding", "status", "picture")
+_MENDED = "the same command makes it again"
 _LOOK_UPS = 1000
 """Up to so many objects are looked up one by one; more are found by listing the folders they would lie in."""
 _LOOK_UP_THREADS = 16
 _LIST_THREADS = 8
 
 
-class ShardError(ValueError):
+class ShardError(JobError, ValueError):
     """An object that is not the shard it should be: truncated, altered, or made under another key."""
+
+    code = ExitCode.STORAGE
 
 
 def image_seed(seed: int, stream: str, prompt: str, index: int) -> int:
@@ -163,6 +167,7 @@ class Shard:
             "evenhand.pictures": f"{self.spec.pictures} {self.spec.picture_format}",
             "evenhand.provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
+        footer["evenhand.footer_sha256"] = _footer_checksum(footer)
         sink = pa.BufferOutputStream()
         # No dictionaries or statistics: embeddings do not repeat, and of pictures they would hold copies.
         pq.write_table(
@@ -192,6 +197,9 @@ class Shard:
         try:
             schema = pq.read_schema(pa.BufferReader(data))
             footer = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k.startswith(b"evenhand.")}
+            own = footer.get("evenhand.footer_sha256")  # none in shards of before there was one
+            if own is not None and own != _footer_checksum(footer):
+                raise ShardError(f"shard {spec.digest}: the footer does not match its checksum; {_MENDED}")
             if footer.get("evenhand.key") != spec.key:
                 raise ShardError(f"shard {spec.digest} was made under another key")
             kept, _, kind = footer.get("evenhand.pictures", "0").partition(" ")
@@ -208,11 +216,17 @@ class Shard:
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, ShardError):
                 raise
-            raise ShardError(f"shard {spec.digest} can't be read: {error}") from error
+            raise ShardError(f"shard {spec.digest} can't be read: {error}; {_MENDED}") from error
         shard = cls(spec, embeddings, statuses, pictures, provenance)
         if shard._checksum() != footer.get("evenhand.payload_sha256"):
-            raise ShardError(f"shard {spec.digest}: the payload does not match its checksum")
+            raise ShardError(f"shard {spec.digest}: the payload does not match its checksum; {_MENDED}")
         return shard
+
+
+def _footer_checksum(footer: Mapping[str, str]) -> str:
+    """Of what stands beside the images: a bit of the provenance would change a report, not a picture."""
+    names = ("key", "payload_sha256", "pictures", "provenance")
+    return hashlib.sha256("\n".join(footer.get(f"evenhand.{name}", "") for name in names).encode()).hexdigest()
 
 
 def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:

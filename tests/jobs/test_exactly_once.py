@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -35,18 +34,15 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 import ray
 from ray.cluster_utils import Cluster
 
-from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
-from infra.local import seaweed
-from infra.local.home import REGION, Home
-from infra.local.ports import SEAWEED_PORTS, choose_ports
-from infra.local.processes import stop
+from infra.local.home import REGION
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.config import RunConfig, load_config
 from jobs.debias import Outcome, debias
 from jobs.errors import ExitCode, LeaseHeldError, exit_code_of
 from manifests import write_manifest
 from tests.faults import FaultyProxy
-from tests.jobs.helpers import manifest
+from tests.jobs.helpers import but_for_times, manifest, small_job
+from tests.servers import BUCKET, Server, raylet, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,36 +50,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # draws 3 images of each profession in its one wording, and the same explicit prompts and control.
 AUDIT_SHARDS, ROUND_SHARDS = 31, 10
 SHARDS = 2 * AUDIT_SHARDS
-BUCKET = "tests"
 PATIENCE_S = 300
 """How long shards may take to come: workers start slowly where other tests have the cores."""
-
-
-class Server:
-    """A SeaweedFS that can be stopped and started again over the same data."""
-
-    def __init__(self, folder: str) -> None:
-        self.home = Home.at(folder)
-        self.home.create()
-        self._ports = choose_ports("seaweed", {}, int(self.home.marker, 16))
-        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
-        self.home.write_aws_config(self.endpoint)
-
-    def start(self) -> None:
-        self._server = seaweed.start_seaweed(self.home, BUCKET, {name: self._ports[name] for name in SEAWEED_PORTS})
-        seaweed.wait_ready(self.home, self._server, self.endpoint, BUCKET)
-
-    def stop(self) -> None:
-        stop(self.home, self._server, everything=True)
-
-    def environment(self, endpoint: str) -> dict[str, str]:
-        return {
-            "AWS_SHARED_CREDENTIALS_FILE": str(self.home.credentials_file),
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_REGION": REGION,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
 
 
 @pytest.fixture(scope="module")
@@ -119,27 +87,7 @@ class Run:
     @classmethod
     def at(cls, server: Server, folder: Path, lam: float | None = 500.0, **keys: Any) -> Run:
         write_manifest(manifest("nurse", "CEO", "mechanic", lam=lam), folder / "m.parquet")
-        values = {
-            "manifest": str(folder / "m.parquet"),
-            "model": str(PIPELINE_PATH),
-            "classifier": str(CLASSIFIER_PATH),
-            "output": f"s3://{BUCKET}/{uuid.uuid4().hex}",
-            "run": "r",
-            "form": "single",
-            "wordings": {
-                "edit": ["{source}", "A photo of {source}"],
-                "calibration": ["A sketch of {source}"],
-                "audit": ["A painting of {source}", "{source} at night"],
-            },
-            "controls": ["a photo of a tree"],
-            "images_per_cell": 12,
-            "explicit_images": 3,
-            "control_images": 3,
-            "shard_images": 3,
-            "sampler": {"steps": 12, "guidance_scale": 3.0, "height": 32, "width": 32, "batch_size": 12},
-            "calibration": {"images": 3, "control_images": 3, "base_rounds": 1, "search_rounds": 1, "verify_rounds": 1},
-            "pictures": {"per_cell": 2, "format": "png"},
-        }
+        values = small_job(folder / "m.parquet", f"s3://{BUCKET}/{uuid.uuid4().hex}")
         config = load_config(flags=values | keys)
         settings = StorageSettings(endpoint_url=server.endpoint, region=REGION)
         return cls(config, open_store(config.output, settings.model_copy(update={"patience_s": 60.0})))
@@ -156,11 +104,7 @@ class Run:
 
     def report(self) -> dict[str, Any]:
         """The report but for times and what a run found done."""
-        report: dict[str, Any] = json.loads(self.store.get("runs/r/report.json"))
-        del report["created"], report["cost"], report["provenance"]["workers"]
-        for variant in report["summary"].values():
-            del variant["seconds"]
-        return report
+        return but_for_times(self.store.get("runs/r/report.json"))
 
     def cost(self) -> dict[str, Any]:
         cost: dict[str, Any] = json.loads(self.store.get("runs/r/report.json"))["cost"]
@@ -209,17 +153,6 @@ def calm(server: Server, nodes: Cluster, tmp_path_factory: pytest.TempPathFactor
     outcome = run.go()
     assert (outcome.report.cost.shards, outcome.report.cost.shards_reused) == (SHARDS, 0)
     return run
-
-
-def raylet(node: Any) -> int:
-    return int(node.all_processes["raylet"][0].process.pid)
-
-
-def workers(raylets: Collection[int]) -> list[psutil.Process]:
-    """Under these raylets, one a node: another test's Ray may run beside."""
-    every = psutil.process_iter(["cmdline", "ppid"])
-    ours = [process for process in every if process.info["ppid"] in raylets]
-    return [process for process in ours if "ray::EvenhandWorker" in " ".join(process.info["cmdline"] or [])]
 
 
 @contextmanager
