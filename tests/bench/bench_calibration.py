@@ -8,7 +8,8 @@ main job runs as a user would run it: all shipped professions, fifty images per 
 on seeds that neither the solve nor the search has seen.
 
 *oracle*: each prompt is replaced by one of its own destinations at random, without any edit: the ceiling of a mixture.
-`--resample` audits what was found again, without a new solve, at other guidance scales and with another sampler.
+`--resample` audits what was found again, without a new solve, at other guidance scales and with another sampler, with
+`--resample-images` a cell.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ COLUMNS = (
     "images before the audit",
 )
 IMAGES = 50
+RESAMPLE_IMAGES = 16
+RESAMPLE_EXPLICIT = 4
+"""Of each explicit prompt and control, where the question is whether Delta holds."""
 FORMS = ("mixture", "single")
 SAMPLERS = {
     "guidance 1.5": ("sampler.guidance_scale=1.5",),
@@ -106,10 +110,11 @@ class Workplace:
     models: Path
     output: str
     images: int
+    resample_images: int
     assignments: tuple[str, ...]
     console: Console
 
-    def values(self, model: Model, form: str) -> dict[str, object]:
+    def values(self, model: Model, form: str, images: int, explicit: int) -> dict[str, object]:
         """The configuration of a model's run, as its YAML file has it."""
         pipeline, classifier = model.folders(self.models, self.console)
         values: dict[str, object] = yaml.safe_load(files("jobs.cli").joinpath("demo.yaml").read_text(encoding="utf-8"))
@@ -119,7 +124,8 @@ class Workplace:
             "classifier": str(classifier),
             "output": self.output,
             "form": form,
-            **dict.fromkeys(("images_per_cell", "explicit_images", "control_images", "shard_images"), self.images),
+            **dict.fromkeys(("images_per_cell", "shard_images"), images),
+            **dict.fromkeys(("explicit_images", "control_images"), explicit),
             # The full budget, not the demo's.
             "calibration": {},
             "mixture": {},
@@ -128,7 +134,7 @@ class Workplace:
 
     def debias(self, model: Model, form: str) -> tuple[str, Report]:
         """The main job on a model, on a Ray of its own; the same again goes on from what is stored."""
-        values = self.values(model, form)
+        values = self.values(model, form, self.images, self.images)
         config = load_config(yaml.safe_dump(values), assignments=self.assignments)
         content = (
             config.model_dump_json() + content_digest(Path(config.model)) + content_digest(Path(config.classifier))
@@ -141,7 +147,7 @@ class Workplace:
         name = "mixture" if form == "mixture" else "operator"
         run = f"{debiased}-{sampler.replace(' ', '-').replace('+', 'p')}"
         values = {
-            **self.values(model, form),
+            **self.values(model, form, self.resample_images, RESAMPLE_EXPLICIT),
             "run": run,
             "audit": {"operator": f"{self.output}/runs/{debiased}/{name}.safetensors"},
         }
@@ -161,7 +167,9 @@ class Workplace:
 
 def oracle(model: Model, place: Workplace) -> list[str]:
     """The ceiling: half of each cell's images of either destination prompt, drawn by the base model."""
-    config = load_config(yaml.safe_dump(place.values(model, "single")), assignments=place.assignments)
+    config = load_config(
+        yaml.safe_dump(place.values(model, "single", place.images, place.images)), assignments=place.assignments
+    )
     manifest, labels = read_manifest(shipped_manifest_path().read_bytes(), name="shipped"), list(config.attribute)
     sampler, wordings = config.sampler, config.wordings.audit
     pipe = load_pipeline(Path(config.model), sampler, torch.device("cpu"), torch.float32)
@@ -235,6 +243,9 @@ def _command(
     form: Annotated[list[str] | None, typer.Option(help="Of these forms alone.")] = None,
     images: Annotated[int, typer.Option(help="Per profession and wording, explicit prompt, and control.")] = IMAGES,
     resample: Annotated[bool, typer.Option(help="Audit again at other guidance scales and samplers.")] = False,
+    resample_images: Annotated[
+        int, typer.Option(help="Per profession and wording, where audited again.")
+    ] = RESAMPLE_IMAGES,
     with_oracle: Annotated[bool, typer.Option(help="Draw the ceiling too.")] = True,
     assign: Annotated[list[str] | None, typer.Option("--set", help="key=value changes of the configuration.")] = None,
 ) -> None:
@@ -244,7 +255,7 @@ def _command(
     cluster = local.up()
     try:
         os.environ |= {name: value for name, value in cluster.environment().items() if name.startswith("AWS_")}
-        place = Workplace(models, f"{cluster.url}/calibration", images, tuple(assign or ()), console)
+        place = Workplace(models, f"{cluster.url}/calibration", images, resample_images, tuple(assign or ()), console)
         for model in MODELS:
             if not only or model.name in only:
                 _print_model(model, place, form or FORMS, resample=resample, with_oracle=with_oracle)
