@@ -25,24 +25,7 @@ find_python() {
     return 2
 }
 
-# A setting of pip's, from its environment or its files; its lists are separated by white space.
-pip_setting() {
-    .venv/bin/python -m pip config list | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1
-}
-
-# uv takes a fraction of pip's time. It does not read pip's settings, so they are handed on. Where uv is absent or fails,
-# pip does the same with the same versions.
 install() {
-    if [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --constraint constraints.txt uv 2>/dev/null; then
-        local links index cert
-        links=$(pip_setting find-links) index=$(pip_setting index-url) cert=$(pip_setting cert)
-        if env ${links:+UV_FIND_LINKS="$(echo $links | tr -s ' ' ,)"} ${index:+UV_DEFAULT_INDEX="$index"} \
-            ${cert:+SSL_CERT_FILE="$cert"} UV_HTTP_TIMEOUT=180 \
-            .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt "$@"; then
-            return
-        fi
-        echo "setup: uv could not; pip does it"
-    fi
     .venv/bin/python -m pip install --quiet --constraint constraints.txt "$@"
 }
 
