@@ -1,6 +1,7 @@
 """Seconds of an edit at Stable Diffusion 1.4's layout: the published loop and ours, on the same tokens, in one run.
 
     python -m tests.bench.bench_time_ops
+    python -m tests.bench.bench_time_ops --wide 4096 --threads 2    # `solve` alone, at the width of SD3 and FLUX
 
 - published: as diffusers' StableDiffusionModelEditingPipeline.edit_model goes: float32, layer by layer, augmentation by
   augmentation, outer products of every token, torch.inverse for every layer. Measured for one and for a few
@@ -15,6 +16,7 @@ vocabulary, the 35 shipped professions. Prints markdown.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ import torch
 
 from tests.bench.common import conditions, show, table
 from tests.time_ops import sd14
-from time_ops import EditOperator, Problem, TokenPairs, encode_edits, solve
+from time_ops import EditOperator, Problem, PromptEdit, TokenPairs, encode_edits, solve
 from time_ops.surfaces import text_projections
 
 __all__ = ["main"]
@@ -99,6 +101,25 @@ def measure(pairs: Sequence[TokenPairs], published: int, repeats: int) -> dict[s
     return seconds
 
 
+def measure_wide(d: int, positions: int, wordings: int, edits: Sequence[PromptEdit]) -> str:
+    """Seconds and peak memory of one `solve` at any width, of random token pairs: no text encoder is needed."""
+    g = torch.Generator().manual_seed(0)
+    templates = tuple(f"{{source}} {i}" for i in range(wordings))
+    pairs = []
+    for edit in edits:
+        source = torch.randn(wordings * positions, d, generator=g)
+        pairs.append(TokenPairs(edit, source, (source + torch.randn(source.shape, generator=g))[None], templates))
+    wall, cpu = time.perf_counter(), time.process_time()
+    solve(pairs, LAM * len(pairs[0].source))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    held = sum(p.source.nbytes + p.destinations.nbytes for p in pairs) / 1024**3
+    row = [f"{wall:.3g}", f"{cpu:.3g}", f"{peak:.2f}", f"{held:.2f}"]
+    columns = ["seconds", "CPU-seconds", "process's peak, GiB", "of it token pairs, GiB"]
+    shape = {"d": d, "positions": positions, "wordings": wordings, "threads": torch.get_num_threads()}
+    return table(columns, {f"solve, {len(pairs)} professions": row}) + "\n\n" + conditions(**shape)
+
+
 def report(seconds: dict[str, list[float]], count: int, published: int, encoding: float, repeats: int) -> str:
     """Markdown: the table, then its conditions."""
 
@@ -135,7 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--layers", type=int, default=12, help="of the text encoder")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--wide", type=int, metavar="D", help="instead: one solve of random pairs of this width")
+    parser.add_argument("--positions", type=int, default=333, help="of --wide: positions of a prompt; SD3 has 333")
+    parser.add_argument("--wordings", type=int, default=4, help="of --wide: wordings of each edit")
+    parser.add_argument("--threads", type=int, help="default: torch's own")
     given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.wide:
+        edits = sd14.profession_edits()[: given.professions]
+        sys.stdout.write(measure_wide(given.wide, given.positions, given.wordings, edits) + "\n")
+        return
     pipe, edits = sd14.text_pipeline(given.layers), sd14.profession_edits()[: given.professions]
     start = time.perf_counter()
     pairs = encode_edits(pipe, edits)
