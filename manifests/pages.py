@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
@@ -26,6 +27,10 @@ _MOST_DEPTH = 16
 # Thrift's compact protocol, in which Parquet's headers are written.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _NUMBERS = (4, 5, 6)
+# Of a column's metadata: its bytes, its first page of data, and the dictionary before that.
+_STORED, _DATA, _DICTIONARY_AT = 7, 9, 11
+_TAIL_BYTES = 8
+"""At a file's end: the footer's length, and the format's name."""
 
 
 def oversize(
@@ -79,19 +84,16 @@ def longest_cell(file: pq.ParquetFile, stream: io.BufferedReader | io.BytesIO, c
 
 
 def _pages(file: pq.ParquetFile, stream: io.BufferedReader | io.BytesIO, columns: Collection[str]) -> Iterator[_Header]:
-    metadata = file.metadata
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group)
-        if rows.num_rows == 0:
+    metadata, groups = file.metadata, _Footer(_footer_of(stream)).groups()
+    if len(groups) != metadata.num_row_groups:
+        raise ValueError("the footer contradicts itself")
+    for group, chunks in enumerate(groups):
+        if metadata.row_group(group).num_rows == 0:
             continue  # no page need be there, and none is read
-        for place in range(rows.num_columns):
-            chunk = rows.column(place)
-            if chunk.path_in_schema.partition(".")[0] not in columns:
+        for chunk in chunks:
+            if chunk.column not in columns:
                 continue
-            at = chunk.data_page_offset
-            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-                at = chunk.dictionary_page_offset
-            end = at + chunk.total_compressed_size
+            at, end = chunk.at, chunk.at + chunk.stored
             while 0 <= at < end:
                 stream.seek(at)
                 header = _Header(stream.read(min(_HEADER_BYTES, end - at)))
@@ -99,26 +101,19 @@ def _pages(file: pq.ParquetFile, stream: io.BufferedReader | io.BytesIO, columns
                 at += header.length + header.stored
 
 
-class _Header:
-    """A page's header.
+def _footer_of(stream: io.BufferedReader | io.BytesIO) -> bytes:
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, end - _TAIL_BYTES))
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(max(0, end - _TAIL_BYTES - length))
+    return stream.read(min(length, max(0, end - _TAIL_BYTES)))
 
-    Attributes:
-        size: of its content, in bytes.
-        stored: likewise, as it is compressed.
-        length: of the header.
-        values: how many it holds; a dictionary's count for none.
-        is_shared: whether many rows may take the same bytes from it.
-    """
+
+class _Compact:
+    """A reader of Thrift's compact protocol."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
-        self._encodings: list[int] = []
-        self.values = 0
-        found = self._struct(0)
-        self.size, self.stored, self.length = found.get(2, -1), found.get(3, -1), self._at
-        self.is_shared = found.get(1) == _DICTIONARY or _PREFIXES in self._encodings
-        if self.size < 0 or self.stored < 0:
-            raise ValueError("a page says no size")
 
     def _byte(self) -> int:
         if self._at >= len(self._data):
@@ -141,25 +136,32 @@ class _Header:
         value = self._unsigned()
         return (value >> 1) ^ -(value & 1)
 
-    def _struct(self, depth: int) -> dict[int, int]:
-        """The integers among its fields, by number; all else is passed over."""
-        if depth > _MOST_DEPTH:
-            raise ValueError("a page's header is nested too deeply")
-        found: dict[int, int] = {}
+    def _fields(self) -> Iterator[tuple[int, int]]:
+        """Number and type of each field of a struct; whoever asks has to read or to pass over its value."""
         field = 0
         while kind := self._byte():
             step, kind = kind >> 4, kind & 0x0F
             field = field + step if step else self._signed()
-            if kind in _NUMBERS:
-                found[field] = self._signed()
-            elif kind == _STRUCT:
-                inside = self._struct(depth + 1)
-                if depth == 0 and field in _ENCODING:
-                    self._encodings.append(inside.get(_ENCODING[field], 0))
-                    self.values = max(0, inside.get(1, 0))
-            elif kind not in (_TRUE, _FALSE):
-                self._skip(kind, depth + 1)
-        return found
+            yield field, kind
+
+    def _items(self) -> Iterator[int]:
+        """The type of each item of a list, likewise."""
+        head = self._byte()
+        for _ in range(self._unsigned() if head >> 4 == 15 else head >> 4):
+            yield head & 0x0F
+
+    def _struct(self, depth: int) -> dict[int, int]:
+        """Pass over one."""
+        if depth > _MOST_DEPTH:
+            raise ValueError("a page's header is nested too deeply")
+        for _, kind in self._fields():
+            self._pass(kind, depth + 1)
+        return {}
+
+    def _pass(self, kind: int, depth: int) -> None:
+        """Pass over a field's value; that of a truth is its type."""
+        if kind not in (_TRUE, _FALSE):
+            self._skip(kind, depth)
 
     def _skip(self, kind: int, depth: int) -> None:
         if kind in (_TRUE, _FALSE, _BYTE):
@@ -181,3 +183,109 @@ class _Header:
             raise ValueError("a page's header has a map, which none has")
         else:
             raise ValueError("a page's header has a field of no known type")
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A column's pages in one row group: where they begin, and how many bytes they are."""
+
+    column: str
+    at: int
+    stored: int
+
+
+class _Footer(_Compact):
+    """A file's footer. Arrow's own reader of it, asked for a column of a damaged one, ends the process."""
+
+    def groups(self) -> list[list[_Chunk]]:
+        """The columns of each row group."""
+        found: list[list[_Chunk]] = []
+        for field, kind in self._fields():
+            if (field, kind) == (4, _LIST):
+                found = [self._group() for _ in self._items()]
+            else:
+                self._pass(kind, 1)
+        return found
+
+    def _group(self) -> list[_Chunk]:
+        found: list[_Chunk] = []
+        for field, kind in self._fields():
+            if (field, kind) == (1, _LIST):
+                found = [self._chunk() for _ in self._items()]
+            else:
+                self._pass(kind, 2)
+        return found
+
+    def _chunk(self) -> _Chunk:
+        found = None
+        for field, kind in self._fields():
+            if (field, kind) == (3, _STRUCT):
+                found = self._place()
+            else:
+                self._pass(kind, 3)
+        if found is None:
+            raise ValueError("the footer does not say where a column lies")
+        return found
+
+    def _place(self) -> _Chunk:
+        numbers: dict[int, int] = {}
+        path: list[str] = []
+        for field, kind in self._fields():
+            if kind in _NUMBERS:
+                numbers[field] = self._signed()
+            elif (field, kind) == (3, _LIST):
+                path = [self._text() for _ in self._items()]
+            else:
+                self._pass(kind, 4)
+        if not path or not {_STORED, _DATA} <= numbers.keys():
+            raise ValueError("the footer does not say where a column lies")
+        first = numbers.get(_DICTIONARY_AT, 0)
+        at = first if 0 < first < numbers[_DATA] else numbers[_DATA]
+        return _Chunk(path[0], at, numbers[_STORED])
+
+    def _text(self) -> str:
+        size = self._unsigned()
+        self._at += size
+        return self._data[self._at - size : self._at].decode("utf-8", "replace")
+
+
+class _Header(_Compact):
+    """A page's header.
+
+    Attributes:
+        size: of its content, in bytes.
+        stored: likewise, as it is compressed.
+        length: of the header.
+        values: how many it holds; a dictionary's count for none.
+        is_shared: whether many rows may take the same bytes from it.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._encodings: list[int] = []
+        self.values = 0
+        found = self._struct(0)
+        self.size, self.stored, self.length = found.get(2, -1), found.get(3, -1), self._at
+        self.is_shared = found.get(1) == _DICTIONARY or _PREFIXES in self._encodings
+        if self.size < 0 or self.stored < 0:
+            raise ValueError("a page says no size")
+
+    def _struct(self, depth: int) -> dict[int, int]:
+        """The integers among its fields, by number; all else is passed over."""
+        if depth > _MOST_DEPTH:
+            raise ValueError("a page's header is nested too deeply")
+        found: dict[int, int] = {}
+        field = 0
+        while kind := self._byte():
+            step, kind = kind >> 4, kind & 0x0F
+            field = field + step if step else self._signed()
+            if kind in _NUMBERS:
+                found[field] = self._signed()
+            elif kind == _STRUCT:
+                inside = self._struct(depth + 1)
+                if depth == 0 and field in _ENCODING:
+                    self._encodings.append(inside.get(_ENCODING[field], 0))
+                    self.values = max(0, inside.get(1, 0))
+            elif kind not in (_TRUE, _FALSE):
+                self._skip(kind, depth + 1)
+        return found
