@@ -16,6 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from infra.storage import LocalStore, StorageSettings
 from jobs.config import SamplerConfig
 from jobs.doctor.models import check_models
+from jobs.editing import chunks
 from jobs.editing import solver as solving
 from jobs.editing.chunks import ChunkEncoder
 from jobs.editing.solver import Solver
@@ -24,6 +25,7 @@ from jobs.images.shards import BASE
 from jobs.models.kinds import check_kind
 from jobs.models.pipelines import load_pipeline
 from jobs.models.weights import check_pipeline
+from jobs.runs import inputs
 from jobs.runs.inputs import run_manifest_bytes
 from tests.jobs.helpers import config, manifest
 from tests.time_ops.conftest import make_xl_pipe
@@ -181,7 +183,8 @@ def test_a_spread_solve_has_the_pooled_operator_of_one_solve(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two chunks, whose pooled lams are in units of the scale over both."""
-    monkeypatch.setattr(solving, "CHUNK_PROFESSIONS", 1)
+    for module in (solving, chunks, inputs):
+        monkeypatch.setattr(module, "CHUNK_PROFESSIONS", 1)
     monkeypatch.setattr(solving, "fetch", lambda given: given)
     monkeypatch.setattr(solving, "_add", Remote(lambda *parts: tuple(a + b for a, b in zip(*parts, strict=True))))
     monkeypatch.setattr(solving, "_solve", Remote(lambda totals: [solve_statistics(t) for t in totals]))
