@@ -75,6 +75,8 @@ def _name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):
         bounds = [_bound(entry) for meta in annotation.__metadata__ for entry in getattr(meta, "metadata", ())]
         return ", ".join([_name(annotation.__origin__), *(bound for bound in bounds if bound)])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

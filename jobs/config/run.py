@@ -54,8 +54,8 @@ class RunConfig(BaseSettings):
         "SD 1.x or 2.x, a path or s3://bucket/key, with `model_layout`"
     )
     classifier: ClassifierSetting = Field(
-        description="dual encoder for zero-shot labels (CLIP, SigLIP, ...): likewise; or a mapping as "
-        "`jobs.config.classifiers` has it, or a list of both, which have to agree"
+        description="dual encoder for zero-shot labels (CLIP, SigLIP, ...): likewise; or a mapping "
+        "(docs/classifiers.md); or a list of both, which have to agree"
     )
     output: str = Field(description="s3://bucket/prefix or a local folder")
     model_layout: str | None = Field(
