@@ -14,6 +14,11 @@ import pytest
 # Before torch and NumPy are loaded, and for every process that a test starts: models this small gain nothing from
 # threads, and threads that wait for a core which another test has cost tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before Ray is imported by whichever module is collected first, and for all that it starts: on loopback alone, for the
+# last of these decides what address a node takes for its own.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from infra import local
 from infra.local import seaweed

@@ -6,7 +6,6 @@ Small on purpose: whether the figures are right is tested where they are compute
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from rich.console import Console
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-import ray
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import LocalStore, ObjectStore, StorageSettings

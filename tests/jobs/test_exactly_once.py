@@ -24,15 +24,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from rich.console import Console
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
 import ray
+import yaml
 from ray.cluster_utils import Cluster
+from rich.console import Console
 
 from infra.local.home import REGION
 from infra.storage import ObjectStore, StorageSettings, open_store

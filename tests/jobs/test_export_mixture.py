@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
-from rich.console import Console
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
 import ray
+import yaml
 from diffusers import DiffusionPipeline
+from rich.console import Console
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from jobs.auditing.outcome import Outcome

@@ -15,11 +15,6 @@ from math import inf
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
 import ray
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import ClusterConfig

@@ -1,6 +1,5 @@
 """The spread solve is the solve: chunks, caches and lost workers change no digit."""
 
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +13,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from diffusers import StableDiffusionPipeline
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-import ray
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
 from infra.storage import LocalStore, StorageError, StorageSettings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,15 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-import ray
 
 from infra import local
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
