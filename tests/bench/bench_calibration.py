@@ -48,7 +48,7 @@ from manifests import read_manifest
 from manifests.build import shipped_manifest_path
 from tests.bench.common import conditions, table
 from time_ops.prompts import augment
-from time_ops.ratios import delta_bounds
+from time_ops.stats.bounds import delta_bounds
 
 COLUMNS = (
     "Delta, pooled",
