@@ -19,24 +19,12 @@ from jobs.auditing.gates import (
     regression_gates,
     shows_its_label,
 )
-from jobs.auditing.tally import MARGINS, Judging, Tallies
+from jobs.auditing.judged_rows import MARGINS
+from jobs.auditing.tally import Judging, Tallies
 from jobs.config import GatesConfig
 from jobs.images.judging import ONE_CLASSIFIER, PanelKind
-from jobs.report.schema import (
-    ComponentEdit,
-    Control,
-    DeltaFigure,
-    GateResult,
-    LabelCounts,
-    Movement,
-    Parity,
-    ProfessionReport,
-    RateFigure,
-    ShareFigure,
-    Summary,
-    VariantSummary,
-    WordingReport,
-)
+from jobs.report.figure_schema import ComponentEdit, DeltaFigure, GateResult, Parity, RateFigure, ShareFigure
+from jobs.report.schema import Control, LabelCounts, Movement, ProfessionReport, Summary, VariantSummary, WordingReport
 from time_ops.stats.bounds import delta_bounds, paired_deltas
 from time_ops.stats.deltas import delta, delta_within, rms_deviation
 from time_ops.stats.estimates import DeltaBounds, Estimate, PairedDeltas, Rate

@@ -11,7 +11,7 @@ import numpy as np
 
 from jobs.auditing.tally import CellTally, TallyTask
 from jobs.config import GatesConfig
-from jobs.report.schema import GateResult
+from jobs.report.figure_schema import GateResult
 from time_ops.stats.estimates import DeltaBounds, Estimate, PairedDeltas, Rate
 from time_ops.stats.inference import target_distances
 from time_ops.stats.intervals import paired_difference, paired_ratio, rate

@@ -8,7 +8,8 @@ import numpy as np
 
 from jobs.auditing.gates import finite
 from jobs.auditing.tally import Drawn, Tallies
-from jobs.report.schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights, RateFigure
+from jobs.report.figure_schema import RateFigure
+from jobs.report.mixture_schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights
 from manifests import Manifest
 from time_ops import Component, Mixture
 from time_ops.mixture import UNEDITED

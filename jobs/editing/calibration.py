@@ -24,7 +24,7 @@ from jobs.images.cells import Cell, calibration_cells
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.schema import Calibration as Section
+from jobs.report.search_schema import Calibration as Section
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
 from time_ops.search.calibration import Calibration

@@ -25,8 +25,8 @@ from jobs.images.components import components_of, tried_wordings
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.schema import ComponentEdit
-from jobs.report.schema import Saturation as Section
+from jobs.report.figure_schema import ComponentEdit
+from jobs.report.search_schema import Saturation as Section
 from manifests import Profession, resolved_shares, resolved_targets
 from time_ops import EditOperator, Mixture
 from time_ops.route import UNEDITED, WeightTable, source_words

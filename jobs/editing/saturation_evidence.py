@@ -16,8 +16,9 @@ from jobs.config import RunConfig
 from jobs.editing.calibration_evidence import EVIDENCE
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.tables import bounded_rows
-from jobs.report.schema import RateFigure, SaturatedProfession, SaturationRound
-from jobs.report.schema import Saturation as Section
+from jobs.report.figure_schema import RateFigure
+from jobs.report.search_schema import SaturatedProfession, SaturationRound
+from jobs.report.search_schema import Saturation as Section
 from manifests import Manifest
 from time_ops.mixture import UNEDITED
 from time_ops.search.saturation import Saturation, Seen, Trial

@@ -10,7 +10,8 @@ from jobs.auditing.gates import gate
 from jobs.auditing.tally import TallyTask
 from jobs.images.cells import Cell
 from jobs.images.shards import image_seed
-from jobs.report.schema import RateFigure, Shipped
+from jobs.report.figure_schema import RateFigure
+from jobs.report.schema import Shipped
 from time_ops.stats.intervals import rate
 
 __all__ = ["Compared", "Sample", "samples", "shipped"]

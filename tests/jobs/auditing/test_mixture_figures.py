@@ -12,7 +12,7 @@ import torch
 from jobs.auditing.mixture_figures import left_alone, mixture_report
 from jobs.auditing.tally import MARGINS, PartTally, Tallies, TallyTask
 from jobs.images.cells import Cell
-from jobs.report.schema import ComponentReport, MixtureReport
+from jobs.report.mixture_schema import ComponentReport, MixtureReport
 from manifests import Manifest, ManifestRow
 from time_ops import EditOperator, Mixture
 from time_ops.route import ROUTE_VERSION, UNEDITED
