@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from infra.storage import StorageSettings
+from jobs.auditing.api import TallyWorker
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
 from jobs.auditing.figures import EditedProfession, evaluate
 from jobs.auditing.outcome import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
@@ -162,7 +163,7 @@ class _Audit:
         if self.edit is not None:
             # Before any image: what is wrong with an operator is told at once.
             for operator in operators_of(self.edit):
-                session.pool.call("check_operator", operator)
+                session.pool.call(TallyWorker.check_operator, operator)
             name = "mixture" if isinstance(self.edit, Mixture) else "operator"
             self.folder.put(f"{name}.safetensors", self.edit.to_bytes())
         variants = {"base": self.audited}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.console import Console
 
@@ -19,10 +18,11 @@ from jobs.auditing.session import Session, open_session
 from jobs.config import RunConfig
 from jobs.editing.calibration import calibrate
 from jobs.editing.saturation import saturate
+from jobs.exports.api import ExportWorker
 from jobs.exports.export_card import NOT_CHECKED
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.exports.model_card import edited_title, model_card
-from jobs.exports.verify.driver import check_export, check_mixture
+from jobs.exports.verify.driver import Checking, check_export, check_mixture
 from jobs.images.cells import audit_cells
 from jobs.images.edits import Edit, variant_of
 from jobs.images.judging import PanelKind
@@ -154,19 +154,17 @@ class _Job:
         )
         title = edited_title(self.config.model, len(self.manifest.professions))
         tasks, say = session.tasks(self.cells), session.reporter.say
-        how: dict[str, Any] = {
-            "pool": session.pool, "config": self.config, "tasks": tasks, "texts": self.texts, "say": say
-        }  # fmt: skip
+        checking = Checking(session.pool, self.config, tasks, self.texts, say)
         if isinstance(edit, Mixture):
-            session.pool.call("write_mixture", edit, made, title, NOT_CHECKED, prefix)
-            return check_mixture(prefix, edit, **how)
-        session.pool.call("write_checkpoint", edit, made, title, NOT_CHECKED, prefix)
-        return check_export("diffusers", prefix, edit, **how)
+            session.pool.call(ExportWorker.write_mixture, edit, made, title, NOT_CHECKED, prefix)
+            return check_mixture("diffusers", prefix, edit, checking)
+        session.pool.call(ExportWorker.write_checkpoint, edit, made, title, NOT_CHECKED, prefix)
+        return check_export("diffusers", prefix, edit, checking)
 
     def _publish(self, report: Report) -> None:
         """`checkpoint/` once every gate passes; else it stays `candidate/`, and its card says that it is ungated."""
         self.session.lease.check()
-        origin = self.session.pool.call("origin")
+        origin = self.session.pool.call(ExportWorker.origin)
         card = model_card(
             report,
             self.config.model,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from infra.storage import StorageSettings
@@ -23,6 +22,7 @@ from jobs.auditing.outcome import cost_of
 from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
+from jobs.evaluation.api import EditSetWorker
 from jobs.evaluation.figures import figures_of, sentence
 from jobs.evaluation.inputs import EditInputs, read_edits
 from jobs.evaluation.operators import SolvedEdit
@@ -134,8 +134,8 @@ class _Evaluation:
             for i in range(0, len(asked), _SOLVED_AT_ONCE)
         ]
         found: dict[int, list[SolvedEdit]] = {}
-        for i, reference in self._run.pool.map("solve_edits", calls):
-            found[i] = ray.get(reference)
+        for i, of_call in self._run.pool.map(EditSetWorker.solve_edits, calls):
+            found[i] = of_call
         flat = iter([each for i in range(len(calls)) for each in found[i]])
         return solved_of(self._inputs.edit_set, self._config, [[next(flat) for _ in each] for each in asked])
 
@@ -155,17 +155,17 @@ class _Evaluation:
         run = self._run
         run.lease.check()
         controls = self._config.controls if self._config.evaluate.control_images else ()
-        texts = ray.put(run.pool.call("prompt_texts", texts_of(solved.edits, controls)))
+        texts = run.pool.share(run.pool.call(EditSetWorker.prompt_texts, texts_of(solved.edits, controls)))
         frame = MeasureFrame(run.recipe, self._config.evaluate.lam, frozenset(run.spent.failed))
         parts = list(parts_of(tasks, len(frame.variants)))
         calls = ((part, frame, texts, f"{run.folder.prefix}/{part_name(i)}") for i, part in enumerate(parts))
         found: dict[int, PartMeasures] = {}
-        for i, reference in run.pool.map("measure", calls):
-            found[i] = ray.get(reference)
-            if (digest := found[i].sha256) is not None:
+        for i, measured in run.pool.map(EditSetWorker.measure, calls):
+            found[i] = measured
+            if (digest := measured.sha256) is not None:
                 run.folder.note(part_name(i), digest)
-            self._statuses += found[i].statuses
-            self._makers += found[i].makers
+            self._statuses += measured.statuses
+            self._makers += measured.makers
         return [measures for i in range(len(parts)) for measures in found[i].measures]
 
     def _pictures(self, solved: Solved) -> tuple[list[PictureRow], dict[str, bytes]]:

@@ -16,25 +16,25 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.audit import audit
+from jobs.auditing.api import TallyWorker
 from jobs.auditing.session import tally_tasks, text_embeddings
-from jobs.auditing.tally import TallyTask
 from jobs.cluster.pool import Pool
 from jobs.config import AuditConfig, RunConfig, load_config
 from jobs.errors import ConfigError, ExitCode, NotPassedError
+from jobs.exports.api import ExportWorker
 from jobs.exports.export_card import NOT_CHECKED, REVERT, export_card
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.exports.mixture.forms import LOW_RANK_FILE
 from jobs.exports.mixture.parts import MIXTURE_FILE
 from jobs.exports.model_card import edited_title, licence_of, model_card
 from jobs.exports.schema import FORMS, Exported, Form, RankAudit
-from jobs.exports.verify.driver import check_export, check_mixture
+from jobs.exports.verify.driver import Checking, check_export, check_mixture
 from jobs.exports.write import RECORD, Dtype, ExportTask, main_file
 from jobs.images.cells import audit_cells
 from jobs.images.judging import models_of
@@ -224,28 +224,27 @@ class _Export:
                     f"{self.config.model} is not the base model of {self.earlier.run}: its tensors differ "
                     f"({probe.model[:12]}, the run's were {base[:12]}); give the one that was edited"
                 )
-            pool.call("check_operator", self.edit)
-            origin: Origin = pool.call("origin")
+            pool.call(TallyWorker.check_operator, self.edit)
+            origin = pool.call(ExportWorker.origin)
             texts = text_embeddings(pool, self.earlier.manifest, self.config)
             tasks = tally_tasks(audit_cells(self.earlier.manifest, self.config), self.earlier.manifest, self.config)
+            checking = Checking(pool, self.config, tasks, texts, self._say)
             for form in self.wanted.forms:
                 check()
                 self._say(f"writing {form}")
                 beside = tuple(f"runs/{self.earlier.run}/{name}" for name in ("checkpoint", "candidate"))
-                exported: Exported = pool.call("write_export", self._task(form, origin), beside)
-                shipped = self._compared(pool, exported, tasks, texts)
+                exported = pool.call(ExportWorker.write_export, self._task(form, origin), beside)
+                shipped = self._compared(exported, checking)
                 found.append((exported.model_copy(update={"shipped": shipped}), origin))
         return found
 
-    def _compared(self, pool: Pool, exported: Exported, tasks: Sequence[TallyTask], texts: Any) -> Shipped:
+    def _compared(self, exported: Exported, checking: Checking) -> Shipped:
         """What was stored, opened again and drawn with beside the audited edit."""
-        form, asked = exported.form, {"config": self.config, "tasks": tasks, "texts": texts, "say": self._say}
+        form, prefix = exported.form, self._candidate(exported.form)
         approximate = (exported.error or 0.0) > _CLOSE
         if isinstance(self.edit, Mixture):
-            return check_mixture(
-                self._candidate(form), self.edit, form=form, pool=pool, approximate=approximate, **asked
-            )
-        return check_export(form, self._candidate(form), self.edit, pool=pool, approximate=approximate, **asked)
+            return check_mixture(form, prefix, self.edit, checking, approximate=approximate)
+        return check_export(form, prefix, self.edit, checking, approximate=approximate)
 
     def _task(self, form: Form, origin: Origin) -> ExportTask:
         report, wanted = self.earlier.report, self.wanted

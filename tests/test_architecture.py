@@ -135,6 +135,15 @@ def test_what_takes_seconds_to_import_is_imported_where_it_is_used(modules: str,
     assert found.stdout.split() == []
 
 
+def test_results_are_fetched_where_lost_ones_are_made_again() -> None:
+    """A result that is lost with its node has to be asked for again, which only the pool can."""
+    uses = {
+        name for name, tree in sources("jobs").items() if any(n.split(".")[0] == "ray" for n in names_imported(tree))
+    }
+    # The doctor asks whether there is a cluster, and gives it no work.
+    assert {name for name in uses if not name.startswith("jobs.cluster.")} == {"jobs.doctor.cluster"}
+
+
 def test_no_pickled_weights_and_no_remote_code() -> None:
     assert not [p for p in ROOT.rglob("*.bin") if ".venv" not in p.parts and ".evenhand" not in p.parts]
     sources = [p for name in ("infra", "jobs", "manifests", "time_ops") for p in (ROOT / name).rglob("*.py")]

@@ -11,16 +11,17 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from infra.storage import StorageSettings
+from jobs.auditing.api import TallyWorker
 from jobs.auditing.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, check_held_out, shards_of
 from jobs.images.components import check_mixture
 from jobs.images.edits import Edit, operators_of, variant_of
+from jobs.images.labels import TextEmbeddings
 from jobs.images.recipe import Recipe
 from jobs.images.shards import ShardOutcome, ShardSpec, stored_keys
 from jobs.images.variants import Variant
@@ -98,8 +99,8 @@ class Session(Run):
             else:
                 self.spent.failed[spec.digest] = "given up by an earlier attempt"
 
-    def texts(self) -> Any:
-        """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
+    def texts(self) -> TextEmbeddings:
+        """The classifier's text embeddings, shared with the pool."""
         return text_embeddings(self.pool, self.manifest, self.config)
 
     def tasks(self, cells: Sequence[Cell]) -> list[TallyTask]:
@@ -110,7 +111,7 @@ class Session(Run):
         self,
         tasks: Sequence[TallyTask],
         variants: dict[str, Variant],
-        texts: Any,
+        texts: TextEmbeddings,
         *,
         written: bool,
         first_part: int = 0,
@@ -133,9 +134,9 @@ class Session(Run):
             for part, name in zip(parts, names, strict=True)
         )
         found: dict[int, PartTally] = {}
-        for i, reference in self.pool.map("tally", calls):
-            found[i] = ray.get(reference)
-            if (digest := found[i].sha256) is not None:
+        for i, part_tally in self.pool.map(TallyWorker.tally, calls):
+            found[i] = part_tally
+            if (digest := part_tally.sha256) is not None:
                 self.folder.note(names[i], digest)
         return Tallies(tasks, [found[i] for i in range(len(parts))])
 
@@ -162,10 +163,10 @@ class _ManifestInputs:
         return {"manifest.parquet": run_manifest_bytes(self.manifest)}
 
 
-def text_embeddings(pool: Pool, manifest: Manifest, config: RunConfig) -> Any:
-    """Reference of the classifier's text embeddings, see `TextEmbeddings`."""
+def text_embeddings(pool: Pool, manifest: Manifest, config: RunConfig) -> TextEmbeddings:
+    """The classifier's text embeddings, shared with the pool: calls that are given them send a reference."""
     subjects = [(p.name, p.source) for p in manifest.professions]
-    return ray.put(pool.call("texts", subjects, config.controls))
+    return pool.share(pool.call(TallyWorker.texts, subjects, config.controls))
 
 
 def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) -> list[TallyTask]:

@@ -44,9 +44,9 @@ class EvenhandWorker:
         self.worker = make(*args)
 
 
-def _invoke(actor: EvenhandWorker, method: str, *args: Any) -> tuple[None, Any]:
+def _invoke(actor: EvenhandWorker, method: str, *args: Any, **kwargs: Any) -> tuple[None, Any]:
     """The result behind a marker, so that whoever waits can see success without fetching the result."""
-    return None, getattr(actor.worker, method)(*args)
+    return None, getattr(actor.worker, method)(*args, **kwargs)
 
 
 class Crew:
@@ -228,7 +228,8 @@ class Crew:
         where = self._where.get(number)
         return where is not None and where not in placement.nodes()
 
-    def send(self, number: int, method: str, *args: Any) -> tuple[Any, Any]:
+    def send(self, number: int, method: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Call a method of a worker: (reference that is ready, or fails, with the call; reference of its result)."""
-        done, result = self._actors[number].__ray_call__.options(num_returns=2).remote(_invoke, method, *args)
+        call = self._actors[number].__ray_call__.options(num_returns=2)
+        done, result = call.remote(_invoke, method, *args, **kwargs)
         return done, result

@@ -82,6 +82,7 @@ class Dispatch(Generic[T]):
         max_failures: once more items than this are given up, the rest is left undone.
 
     Attributes:
+        key: what an item is counted by.
         failures: items that were given up, in the order in which they were.
 
     Raises:
@@ -99,7 +100,7 @@ class Dispatch(Generic[T]):
         max_attempts: int,
         max_failures: int = 0,
     ) -> None:
-        self._crew, self._pieces, self._send, self._key = crew, iter(pieces), send, key
+        self._crew, self._pieces, self._send, self.key = crew, iter(pieces), send, key
         self._max_attempts, self._max_failures = max_attempts, max_failures
         self._calls: dict[Any, _Call[T]] = {}
         self._again: deque[_Piece[T]] = deque()
@@ -110,6 +111,10 @@ class Dispatch(Generic[T]):
         self._sure: set[object] = set()
         self._sent = 0
         self.failures: list[Failure[T]] = []
+
+    def again(self, items: tuple[T, ...]) -> None:
+        """Have a piece done once more, whose result is lost; while iterating."""
+        self._again.append(_Piece(items))
 
     def __iter__(self) -> Iterator[tuple[tuple[T, ...], Any]]:
         self._ahead: tuple[T, ...] | None = next(self._pieces, None)
@@ -188,7 +193,7 @@ class Dispatch(Generic[T]):
         """
         worker = call.worker
         errors = self._errors[worker]
-        errors.update(self._key(item) for item in call.piece.items[:1])
+        errors.update(self.key(item) for item in call.piece.items[:1])
         is_proved = worker in self._crew.proved
         if is_proved or len(errors) >= _MAX_ERRORS:
             self._again.extend(other.piece for other in self._take_back(call))
@@ -230,11 +235,11 @@ class Dispatch(Generic[T]):
             raise error  # the worker has waited for the store already
         for item in call.piece.items:
             if on_proved:
-                self._sure.add(self._key(item))
+                self._sure.add(self.key(item))
             self._count(item, error, self._attempts, self._max_attempts)
 
     def _count(self, item: T, error: Exception, counts: Counter[object], most: int) -> None:
-        key = self._key(item)
+        key = self.key(item)
         counts[key] += 1
         is_sure = counts is self._losses or key in self._sure or not self._crew.proved
         if counts[key] < most or not is_sure:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import ray
 from ray.exceptions import RayTaskError
 
 from infra.storage import StorageSettings
+from jobs.cluster.api import ShardWorker
 from jobs.cluster.crew import Crew
 from jobs.cluster.dispatch import LOST, UNPLACEABLE, Dispatch, Failure
 from jobs.cluster.progress import Advance
 from jobs.cluster.remote import raised_there
+from jobs.cluster.shared import Shared
+from jobs.cluster.tree import Tree
 from jobs.config import RunConfig
 from jobs.errors import ClusterError, ShardsFailedError
 from jobs.images.recipe import Probe
@@ -25,12 +30,23 @@ from time_ops import EditOperator
 
 __all__ = ["Pool", "Tallied"]
 
+_log = logging.getLogger(__name__)
+
 # A piece holds enough images to fill a device's batches, and not so many that a lost worker costs much.
 _PIECE_IMAGES = 64
 _MOST_IMAGES = 256
 _MOST_WASTE = 0.1
 # So many failed shards above the limit are no accident: what is left would fail too, and cost as much.
 _HOPELESS = 10
+# A result that is lost with its node so often is no accident either.
+_ATTEMPTS = 3
+
+W = TypeVar("W")
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass
@@ -94,6 +110,7 @@ class Pool:
     ) -> None:
         self._config = config
         self._expected: Probe | None = None
+        self._shared = Shared()
 
         def arguments() -> tuple[Any, ...]:
             threads = None if self._crew.demand.gpus else max(1, int(config.workers.num_cpus))
@@ -113,65 +130,111 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self._crew.close()
+        self._shared = Shared()
 
     def probe(self) -> Probe:
         """One worker's answer: which models, which device. The others are then held to the same."""
-        probe: Probe = self.call("probe")
+        probe = self.call(ShardWorker.probe)
         self._expected = probe
         self._crew.grow()
         return probe
 
-    def call(self, method: str, *args: Any) -> Any:
+    def share(self, value: T) -> T:
+        """Lay a value into the cluster's store while the pool lasts. Calls given what comes back send its reference."""
+        return self._shared.put(value)
+
+    def call(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """One method of one worker, errors as they were raised there; on a lost worker another one is asked.
+
+        Args:
+            method: unbound, of a protocol that the worker follows. Its name is what is sent.
+            args: of the method.
+            kwargs: of the method.
 
         Raises:
             ClusterError: workers die of it, or none can be started.
         """
-        attempts = self._config.workers.max_attempts
+        name, attempts = method.__name__, self._config.workers.max_attempts
         for attempt in range(1, attempts + 1):
             number = self._crew.wait()[0]
-            done, result = self._crew.send(number, method, *args)
+            done, result = self._crew.send(number, name, *self._shared.sent(args), **kwargs)
             try:
                 ray.get(done)
                 self._crew.proved.add(number)
-                return ray.get(result)
+                answer: R = ray.get(result)
+                return answer
             except RayTaskError as error:
                 # The error is in both; one that nobody asks for is printed by Ray, traceback and all.
                 with suppress(RayTaskError):
                     ray.get(result)
                 raise raised_there(error) from error
             except UNPLACEABLE as error:
-                raise ClusterError(f"no worker answers to {method}: {type(error).__name__}: {error}") from error
+                raise ClusterError(f"no worker answers to {name}: {type(error).__name__}: {error}") from error
             except LOST as error:
                 self._crew.replace(number)
                 if attempt == attempts:
-                    raise ClusterError(f"{attempt} workers died in {method}; the last one: {error}") from error
-        raise ClusterError(f"no worker answered to {method}")
+                    raise ClusterError(f"{attempt} workers died in {name}; the last one: {error}") from error
+        raise ClusterError(f"no worker answered to {name}")
 
-    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+    def map(self, method: Callable[[W, *Ts], R], calls: Iterable[tuple[*Ts]]) -> Iterator[tuple[int, R]]:
         """One call of a method for each tuple of arguments, spread over the workers, taken as they are needed.
 
+        Args:
+            method: as of `call`.
+            calls: arguments of each call.
+
         Yields:
-            Index of the call and the reference of its result, as they are done.
+            Index of the call and its result, as they are done. One that is lost with its node is made again.
 
         Raises:
             As `Dispatch`; an error that a call keeps raising is raised as it was there.
+            ClusterError: also where a call's result is lost again and again.
         """
+        work = self._dispatch(method.__name__, calls)
+        for ((index, _),), result in _fetched(work, method.__name__):
+            yield index, result
+        _check(work, method.__name__)
 
-        def send(worker: int, items: tuple[tuple[int, Sequence[Any]], ...]) -> tuple[Any, Any]:
-            return self._crew.send(worker, method, *items[0][1])
+    def reduce(
+        self,
+        method: Callable[[W, *Ts], R],
+        calls: Callable[[], Iterable[tuple[*Ts]]],
+        count: int,
+        add: Callable[[Sequence[R]], R],
+        finish: Callable[[R], S],
+    ) -> S:
+        """As `map`, but results are added up in the cluster, in an order that their number decides.
+
+        Args:
+            method: as of `call`.
+            calls: gives the arguments of each call, from the first one at each attempt.
+            count: how many calls they are.
+            add: sums neighbouring results; a module's function.
+            finish: what it makes of the whole sum is the result; a module's function, run in the cluster too.
+
+        Raises:
+            As `map`. Where results are lost with their node all is begun again, as sums may hold them already.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                work, tree = self._dispatch(method.__name__, calls()), Tree(count, add)
+                for ((index, _),), reference in work:
+                    tree.add(index, reference)
+                _check(work, method.__name__)
+                return tree.finish(finish)
+            except LOST as error:
+                lost: Exception = error
+            _log.warning("results of %s were lost, attempt %d of %d: %s", method.__name__, attempt, _ATTEMPTS, lost)
+        raise ClusterError(f"results of {method.__name__} were lost {_ATTEMPTS} times; the last time: {lost}") from lost
+
+    def _dispatch(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Dispatch[tuple[int, tuple[Any, ...]]]:
+        """The calls of a method, each a piece by itself."""
+
+        def send(worker: int, items: tuple[tuple[int, tuple[Any, ...]], ...]) -> tuple[Any, Any]:
+            return self._crew.send(worker, method, *self._shared.sent(items[0][1]))
 
         pieces = (((i, args),) for i, args in enumerate(calls))
-        work: Dispatch[tuple[int, Sequence[Any]]] = Dispatch(
-            self._crew, pieces, send, lambda item: item[0], self._config.workers.max_attempts
-        )
-        for ((index, _),), result in work:
-            yield index, result
-        if work.failures:
-            error = work.failures[0].error
-            if isinstance(error, LOST):
-                raise ClusterError(f"workers die of {method}; the last one: {error}") from error
-            raise error
+        return Dispatch(self._crew, pieces, send, lambda item: item[0], self._config.workers.max_attempts)
 
     def run(
         self,
@@ -201,38 +264,12 @@ class Pool:
         """
         start = time.monotonic()
         most = int(self._config.workers.failed_shards * total)
-        reference = ray.put(tuple(operators))
-        batch = self._config.sampler.batch_size
-        # Chosen by the worker, a batch divides a shard, or holds several whole.
-        size = self._config.shard_images if batch == "auto" else int(batch)
-
-        def send(worker: int, items: tuple[ShardSpec, ...]) -> tuple[Any, Any]:
-            if edits is None:
-                return self._crew.send(worker, "run", items, reference)
-            named = {spec.operator: edits[spec.operator] for spec in items if spec.operator in edits}
-            return self._crew.send(worker, "run", items, reference, named)
-
-        work: Dispatch[ShardSpec] = Dispatch(
-            self._crew,
-            _pieces(specs, size),
-            send,
-            lambda spec: spec.digest,
-            self._config.workers.max_attempts,
-            max_failures=max(most, _HOPELESS),
-        )
-        tallied = Tallied()
-
-        def tell_failures() -> None:
-            for failure in work.failures[len(tallied.failed) :]:
-                tallied.failed[failure.item.digest] = _why(failure)
-                advance(failure.item.count, shard_failed=True)
-
-        for _, result in work:
-            for outcome in ray.get(result):
-                tallied.add(outcome)
-                advance(outcome.images, outcome.reused, outcome.failed_images)
-            tell_failures()
-        tell_failures()
+        shared = self._shared.put(tuple(operators))
+        try:
+            work = self._shard_work(specs, shared, edits, max(most, _HOPELESS))
+            tallied = _committed(work, advance)
+        finally:
+            self._shared.drop(shared)
         tallied.wall_s = time.monotonic() - start
         if len(work.failures) > most:
             some = "\n".join(f"  {why}" for why in list(tallied.failed.values())[:5])
@@ -241,6 +278,71 @@ class Pool:
                 f"goes on from there. First failures:\n{some}"
             )
         return tallied
+
+    def _shard_work(
+        self,
+        specs: Iterable[ShardSpec],
+        operators: tuple[EditOperator, ...],
+        edits: Mapping[str, EditRequest] | None,
+        max_failures: int,
+    ) -> Dispatch[ShardSpec]:
+        batch, name = self._config.sampler.batch_size, ShardWorker.run.__name__
+        # Chosen by the worker, a batch divides a shard, or holds several whole.
+        size = self._config.shard_images if batch == "auto" else int(batch)
+
+        def send(worker: int, items: tuple[ShardSpec, ...]) -> tuple[Any, Any]:
+            (reference,) = self._shared.sent([operators])
+            if edits is None:
+                return self._crew.send(worker, name, items, reference)
+            named = {spec.operator: edits[spec.operator] for spec in items if spec.operator in edits}
+            return self._crew.send(worker, name, items, reference, named)
+
+        attempts = self._config.workers.max_attempts
+        return Dispatch(self._crew, _pieces(specs, size), send, lambda spec: spec.digest, attempts, max_failures)
+
+
+def _fetched(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
+    """Each piece with its result; one whose result is lost on the way is done again, a few times at most."""
+    lost: Counter[tuple[object, ...]] = Counter()
+    for items, reference in work:
+        try:
+            result = ray.get(reference)
+        except LOST as error:
+            key = tuple(map(work.key, items))
+            lost[key] += 1
+            _log.warning("a result of %s was lost, attempt %d of %d: %s", name, lost[key], _ATTEMPTS, error)
+            if lost[key] == _ATTEMPTS:
+                raise ClusterError(f"results of {name} were lost {_ATTEMPTS} times; the last time: {error}") from error
+            work.again(items)
+        else:
+            yield items, result
+
+
+def _check(work: Dispatch[Any], name: str) -> None:
+    """Raise what a call kept raising, where every one of them is needed."""
+    if work.failures:
+        error = work.failures[0].error
+        if isinstance(error, LOST):
+            raise ClusterError(f"workers die of {name}; the last one: {error}") from error
+        raise error
+
+
+def _committed(work: Dispatch[ShardSpec], advance: Advance) -> Tallied:
+    """Do the work, and count it; shards that are given up too."""
+    tallied = Tallied()
+
+    def tell_failures() -> None:
+        for failure in work.failures[len(tallied.failed) :]:
+            tallied.failed[failure.item.digest] = _why(failure)
+            advance(failure.item.count, shard_failed=True)
+
+    for _, outcomes in _fetched(work, ShardWorker.run.__name__):
+        for outcome in outcomes:
+            tallied.add(outcome)
+            advance(outcome.images, outcome.reused, outcome.failed_images)
+        tell_failures()
+    tell_failures()
+    return tallied
 
 
 def _why(failure: Failure[ShardSpec]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from jobs.config import RunConfig
 from jobs.editing.calibration_evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
 from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, calibration_cells
+from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
 from jobs.report.schema import Calibration as Section
@@ -47,7 +47,7 @@ class Calibrated:
     section: Section | None
 
 
-def calibrate(session: Session, texts: Any) -> Calibrated:
+def calibrate(session: Session, texts: TextEmbeddings) -> Calibrated:
     """Search until the rules end it. Where the manifest leaves nothing open, that is at once.
 
     Args:
@@ -61,7 +61,7 @@ def calibrate(session: Session, texts: Any) -> Calibrated:
 
 
 class _Search:
-    def __init__(self, session: Session, texts: Any) -> None:
+    def __init__(self, session: Session, texts: TextEmbeddings) -> None:
         self.session, self.texts = session, texts
         self.config, self.manifest = session.config, session.manifest
         self.labels = list(self.config.attribute)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from jobs.editing.saturation_evidence import EVIDENCE, Tried, evidence_bytes, se
 from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.components import components_of, tried_wordings
+from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
 from jobs.report.schema import ComponentEdit
@@ -54,7 +54,7 @@ class Saturated:
     section: Section | None
 
 
-def saturate(session: Session, base: Sequence[Cell], texts: Any) -> Saturated:
+def saturate(session: Session, base: Sequence[Cell], texts: TextEmbeddings) -> Saturated:
     """Search until the rules end it, and solve what was found on all wordings.
 
     Args:
@@ -69,7 +69,7 @@ def saturate(session: Session, base: Sequence[Cell], texts: Any) -> Saturated:
 
 
 class _Search:
-    def __init__(self, session: Session, base: Sequence[Cell], texts: Any) -> None:
+    def __init__(self, session: Session, base: Sequence[Cell], texts: TextEmbeddings) -> None:
         self.session, self.texts = session, texts
         self.config, self.manifest = session.config, session.manifest
         self.labels = list(self.config.attribute)

@@ -12,25 +12,21 @@ weaker than their edit, the unconditional prompt twice as heavily as all edits t
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import add
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 
 from jobs.auditing.session import Session
-from jobs.cluster.dispatch import LOST
-from jobs.cluster.remote import fetch
+from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
-from jobs.editing.chunks import ChunkStrengths, ComponentStrengths, PreserveLams, edit_chunks, named_prompts
-from jobs.errors import ClusterError
+from jobs.editing.api import ChunkWorker
+from jobs.editing.chunks import ChunkStrengths, ComponentStrengths, EditChunk, PreserveLams, edit_chunks, named_prompts
 from jobs.runs.inputs import CHUNK_PROFESSIONS
 from manifests import Manifest, resolved_shares
 from time_ops import EditError, EditOperator, Statistics, solve_statistics
@@ -39,23 +35,7 @@ from time_ops.prompts import MOST_OVERSHOOT
 from time_ops.rows import checked_blends
 from time_ops.solver import check_lams, pooled_ratio
 
-__all__ = ["Mapper", "Solver", "solver_of"]
-
-_log = logging.getLogger(__name__)
-
-# Statistics added by one task: few tasks, and at SDXL's width (67 MB each) little memory in each.
-_FAN_IN = 4
-_ATTEMPTS = 3
-
-T = TypeVar("T")
-
-
-class Mapper(Protocol):
-    """What is asked of `jobs.cluster.pool.Pool`."""
-
-    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
-        """Index and reference of each result, as they are done."""
-        ...
+__all__ = ["Solver", "solver_of"]
 
 
 class Solver:
@@ -64,13 +44,13 @@ class Solver:
     Repeated solves give the same bits: chunks, and the order in which they are added, are fixed.
 
     Args:
-        pool: workers that have `chunk_statistics` and `chunk_norms`, as `jobs.worker.worker.AuditWorker`.
+        pool: workers that are `ChunkWorker`s.
         manifest: the run's.
         config: its configuration.
         manifest_key: where `run_manifest_bytes(manifest)` lies in the run's store.
     """
 
-    def __init__(self, pool: Mapper, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
+    def __init__(self, pool: Pool, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
         self._pool = pool
         self._preserve, self._named = config.preserve, named_prompts(config)
         self._unconditional = {"", config.sampler.negative_prompt}
@@ -89,8 +69,7 @@ class Solver:
     @cached_property
     def _norms(self) -> list[tuple[list[float], list[float]]]:
         """Norms of each chunk's edits: of their token states, and of their pooled embeddings where there are any."""
-        calls = [(chunk,) for chunk in self._chunks]
-        return self._retried(lambda: [fetch(reference) for _, reference in self._pool.map("chunk_norms", calls)])
+        return [norms for _, norms in self._pool.map(ChunkWorker.chunk_norms, ((chunk,) for chunk in self._chunks))]
 
     @property
     def _ratio(self) -> float:
@@ -178,20 +157,13 @@ class Solver:
         """Solve them from one pass over the chunks' tokens."""
         ratio = self._ratio
 
-        def calls() -> Iterator[tuple[Any, ...]]:
+        def calls() -> Iterator[tuple[EditChunk, tuple[ChunkStrengths, ...], tuple[bool, ...] | None]]:
             for i, chunk in enumerate(self._chunks):
                 part = slice(i * CHUNK_PROFESSIONS, (i + 1) * CHUNK_PROFESSIONS)
                 parts = (one.of_chunk(part, named=bool(chunk.preserved)) for one in operators)
                 yield chunk, tuple(replace(one, ratio=ratio) for one in parts), wordings
 
-        def solved() -> list[EditOperator]:
-            tree = _Tree(len(self._chunks))
-            for index, statistics in self._pool.map("chunk_statistics", calls()):
-                tree.add(index, statistics)
-            operators: list[EditOperator] = fetch(_solve.remote(tree.root))
-            return operators
-
-        return self._retried(solved)
+        return self._pool.reduce(ChunkWorker.chunk_statistics, calls, len(self._chunks), _sum, _solved)
 
     def _preserve_lams(self, lams: Sequence[float], for_all: float | None, wordings: int) -> PreserveLams:
         """Of all named prompts and all professions; see `solve`."""
@@ -215,16 +187,6 @@ class Solver:
             ),
         )
 
-    def _retried(self, attempt: Callable[[], T]) -> T:
-        """Begin again where results that were made already are lost with their node; tokens of other nodes are kept."""
-        for number in range(1, _ATTEMPTS + 1):
-            try:
-                return attempt()
-            except LOST as error:
-                lost: Exception = error
-            _log.warning("results of the solve were lost, attempt %d of %d: %s", number, _ATTEMPTS, lost)
-        raise ClusterError(f"results of the solve were lost {_ATTEMPTS} times; the last time: {lost}") from lost
-
 
 def solver_of(session: Session) -> Solver:
     """What solves the edits of a session's manifest, as its run's folder holds it."""
@@ -247,38 +209,11 @@ class _Operator:
         return ChunkStrengths(tuple(self.lams[part]), tuple(self.blends[part]), kept, push)
 
 
-class _Tree:
-    """Sums references of statistics as they come, neighbours with neighbours, whatever order they come in."""
-
-    def __init__(self, leaves: int) -> None:
-        self._widths = [leaves]
-        while self._widths[-1] > 1:
-            self._widths.append(-(-self._widths[-1] // _FAN_IN))
-        self._waiting: dict[tuple[int, int], Any] = {}
-
-    @property
-    def root(self) -> Any:
-        """Reference of the whole sum, once all leaves are in."""
-        return self._waiting[len(self._widths) - 1, 0]
-
-    def add(self, index: int, reference: Any, level: int = 0) -> None:
-        """Take one node in, and add it up with its siblings once they are all there."""
-        self._waiting[level, index] = reference
-        parent = index // _FAN_IN
-        siblings = range(parent * _FAN_IN, min((parent + 1) * _FAN_IN, self._widths[level]))
-        if self._widths[level] > 1 and all((level, i) in self._waiting for i in siblings):
-            parts = [self._waiting.pop((level, i)) for i in siblings]
-            self.add(parent, _add.remote(*parts) if len(parts) > 1 else parts[0], level + 1)
-
-
-# No CPU of their own, as the workers may hold all there are.
-@ray.remote(num_cpus=0)
-def _add(*parts: Sequence[Statistics]) -> tuple[Statistics, ...]:
+def _sum(parts: Sequence[tuple[Statistics, ...]]) -> tuple[Statistics, ...]:
     return tuple(reduce(add, of_operator) for of_operator in zip(*parts, strict=True))
 
 
-@ray.remote(num_cpus=0)
-def _solve(totals: Sequence[Statistics]) -> list[EditOperator]:
+def _solved(totals: Sequence[Statistics]) -> list[EditOperator]:
     # A process that Ray reuses may have been started with more threads, and another number of them gives other bits.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.worker.api import WorkerApi
+
 __all__ = ["audit_worker"]
 
 
-def audit_worker(*args: Any) -> object:
+def audit_worker(*args: Any) -> WorkerApi:
     """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
     from jobs.worker.worker import AuditWorker
 

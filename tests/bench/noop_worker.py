@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,15 +55,16 @@ class NoClassifier:
 class NoopWorker(AuditWorker):
     """A worker whose models cost nothing."""
 
-    @cached_property
-    def _generator(self) -> Any:
-        return NoGenerator()
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.resident.generator = cast("Any", NoGenerator())
+        self.shards.maker = self._maker()
 
-    @cached_property
     def _maker(self) -> ShardMaker:
-        generator: Any = NoGenerator()
+        here = self.resident
+        generator: Any = here.generator
         classifier: Any = NoClassifier()
-        return ShardMaker(generator, classifier, self._store, self._models, CELL, auto=False, provenance={})
+        return ShardMaker(generator, classifier, here.store, here.models, CELL, auto=False, provenance={})
 
     def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
         """Random directions."""

@@ -146,7 +146,7 @@ def test_a_batch_of_many_operators_draws_what_each_draws_alone(done: Done, tmp_p
     spec = ShardSpec(
         recipe_of(config, worker.probe()), solved.digest, "audit", "a boat", 0, 3, pictures=1, picture_format="png"
     )
-    solver = EditSolver(lambda: worker._pipe, worker._models)
+    solver = EditSolver(lambda: worker.resident.pipe, worker.resident.models)
     worker.run([spec], [solver.solved(solved.digest, request)])
     one = Shard.from_bytes(LocalStore(tmp_path).get(spec.object_key), spec)
     other = Shard.from_bytes(done.store.get(spec.object_key), spec)

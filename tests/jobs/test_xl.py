@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from jobs.models.weights import check_pipeline
 from jobs.runs import inputs
 from jobs.runs.inputs import run_manifest_bytes
 from tests.jobs.helpers import config, manifest
+from tests.jobs.here_pool import HerePool
 from tests.time_ops.conftest import make_xl_pipe
 from time_ops import EditOperator, ModelError, PromptEdit, Statistics, encode_edits, solve, solve_statistics
 from time_ops.rows import Strengths, encode_rows
@@ -166,17 +166,16 @@ def test_the_doctor_tries_both_encoders(folder: Path, monkeypatch: pytest.Monkey
 
 
 class Here:
-    """Workers' part and the statistics' tree, in this process."""
+    """A worker that encodes chunks, and does no more."""
 
     def __init__(self, encoder: ChunkEncoder) -> None:
         self._encoder = encoder
 
-    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
-        for i, call in enumerate(calls):
-            if method == "chunk_norms":
-                yield i, (self._encoder.norms(*call), self._encoder.pooled_norms(*call))
-            else:
-                yield i, self._encoder.statistics(*call)
+    def chunk_norms(self, chunk: chunks.EditChunk) -> tuple[list[float], list[float]]:
+        return self._encoder.norms(chunk), self._encoder.pooled_norms(chunk)
+
+    def chunk_statistics(self, *arguments: Any) -> tuple[Statistics, ...]:
+        return self._encoder.statistics(*arguments)
 
 
 def test_a_spread_solve_has_the_pooled_operator_of_one_solve(
@@ -185,16 +184,13 @@ def test_a_spread_solve_has_the_pooled_operator_of_one_solve(
     """Two chunks, whose pooled lams are in units of the scale over both."""
     for module in (solving, chunks, inputs):
         monkeypatch.setattr(module, "CHUNK_PROFESSIONS", 1)
-    monkeypatch.setattr(solving, "fetch", lambda given: given)
-    monkeypatch.setattr(solving, "_add", Remote(lambda *parts: tuple(a + b for a, b in zip(*parts, strict=True))))
-    monkeypatch.setattr(solving, "_solve", Remote(lambda totals: [solve_statistics(t) for t in totals]))
     there = manifest("ceo", "nurse")
     store = LocalStore(tmp_path / "store")
     store.put("m.parquet", run_manifest_bytes(there))
     wordings = ("{source}", "A photo of {source}")
     asked = config(wordings={"edit": wordings, "calibration": wordings}, preserve={"explicit": False}, form="single")
     encoder = ChunkEncoder(store, lambda: pipe, threading_lock(), tmp_path / "cache")
-    found = Solver(Here(encoder), there, asked, "m.parquet").solve([2.0, 3.0], preserve_lam=4.0)
+    found = Solver(HerePool(Here(encoder)), there, asked, "m.parquet").solve([2.0, 3.0], preserve_lam=4.0)
     edits = [PromptEdit(f"a {n}", {f"a female {n}": 0.5, f"a male {n}": 0.5}) for n in ("ceo", "nurse")]
     rows = encode_rows(pipe, edits, [""], augmentations=wordings)
     total: Statistics = rows.component_statistics([Strengths([2.0, 3.0], None, 4.0, None, rows.pooled_ratio)])[0]
@@ -205,13 +201,6 @@ def test_a_spread_solve_has_the_pooled_operator_of_one_solve(
     for one, other in ((found, expected), (found.pooled, expected.pooled)):
         assert torch.linalg.norm(one.matrix - other.matrix) < 1e-5 * torch.linalg.norm(other.matrix)
     assert isinstance(pipe, StableDiffusionXLPipeline)
-
-
-class Remote:
-    """A function with Ray's way to call it."""
-
-    def __init__(self, function: Any) -> None:
-        self.remote = function
 
 
 def threading_lock() -> Any:

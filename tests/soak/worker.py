@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -48,13 +47,12 @@ class SeededWorker(NoopWorker):
     def probe(self) -> Probe:
         """As an `AuditWorker`'s, without a look at the weights, which takes the models' libraries."""
         versions = {name: version(name) for name in (*KEYED_LIBRARIES, "ray", "evenhand")}
-        return Probe(*self._digests, self._dtype(), "none", 1, platform.node(), versions)
+        return Probe(*self.resident.digests, self.resident.dtype, "none", 1, platform.node(), versions)
 
-    @cached_property
     def _maker(self) -> ShardMaker:
+        here = self.resident
         generator: Any = SeededGenerator()
         classifier: Any = PixelClassifier()
-        size = self._config.sampler.batch_size
-        return ShardMaker(
-            generator, classifier, self._store, self._models, int(size), auto=False, provenance={"device": "none"}
-        )
+        size = int(here.config.sampler.batch_size)
+        where = {"device": "none"}
+        return ShardMaker(generator, classifier, here.store, here.models, size, auto=False, provenance=where)

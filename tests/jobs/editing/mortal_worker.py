@@ -14,7 +14,7 @@ class MortalWorker(AuditWorker):
     """Dies in `chunk_statistics` of the row group that a file `kill-at-N` names; the file goes with it."""
 
     def chunk_statistics(self, chunk: EditChunk, *arguments: Any) -> tuple[Statistics, ...]:
-        order = Path(self._config.output) / f"kill-at-{chunk.row_group}"
+        order = Path(self.resident.config.output) / f"kill-at-{chunk.row_group}"
         if order.exists():
             order.unlink()
             os.kill(os.getpid(), signal.SIGKILL)

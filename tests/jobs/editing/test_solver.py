@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 from itertools import islice, product
@@ -24,7 +24,7 @@ from jobs.config import RunConfig
 from jobs.editing import chunks
 from jobs.editing import solver as solving
 from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk, PreserveLams, edit_chunks
-from jobs.editing.solver import Mapper, Solver
+from jobs.editing.solver import Solver
 from jobs.errors import ClusterError
 from jobs.runs import inputs
 from jobs.runs.inputs import CHUNK_PROFESSIONS, run_manifest_bytes
@@ -91,7 +91,7 @@ def pool(output: Path) -> Iterator[Pool]:
     ray.shutdown()
 
 
-def solver_of(pool: Mapper, output: Path, manifest: Manifest, *wordings: str, **preserve: Any) -> Solver:
+def solver_of(pool: Pool, output: Path, manifest: Manifest, *wordings: str, **preserve: Any) -> Solver:
     key = f"runs/{len(manifest.rows)}/manifest.parquet"
     LocalStore(output).put(key, run_manifest_bytes(manifest))
     return Solver(pool, manifest, config_of(output, *wordings, **preserve), key)
@@ -269,31 +269,35 @@ class Holder:
 
 
 class Forgetful:
-    """A pool that reports a result as made, but whoever holds it is gone before it is used."""
+    """Sends calls of a crew; reports some results of a method as made, but whoever holds them is gone."""
 
-    def __init__(self, pool: Pool, times: int) -> None:
-        self._pool, self._times = pool, times
+    def __init__(self, send: Any, method: str, times: int) -> None:
+        self._send, self._method, self.times = send, method, times
 
-    def map(self, method: str, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
-        for index, reference in self._pool.map(method, calls):
-            if index == 1 and self._times > 0:
-                self._times -= 1
-                holder = Holder.remote()
-                lost = holder.hold.remote()
-                ray.kill(holder)
-                yield index, lost
-            else:
-                yield index, reference
+    def __call__(self, number: int, method: str, *args: Any) -> tuple[Any, Any]:
+        done, result = self._send(number, method, *args)
+        if method == self._method and args[0].row_group == 1 and self.times > 0:
+            self.times -= 1
+            holder = Holder.remote()
+            result = holder.hold.remote()
+            ray.kill(holder)
+        return done, result
 
 
 @pytest.mark.slow
-def test_lost_results_are_made_again_but_not_for_ever(pool: Pool, output: Path) -> None:
+@pytest.mark.parametrize("method", ["chunk_norms", "chunk_statistics"])
+def test_lost_results_are_made_again_but_not_for_ever(
+    pool: Pool, output: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     manifest = manifest_of(130)
     expected = solver_of(pool, output, manifest).solve([30.0] * 130)
-    found = solver_of(Forgetful(pool, 2), output, manifest).solve([30.0] * 130)
-    assert found.checksum == expected.checksum
-    with pytest.raises(ClusterError, match="lost 3 times"):
-        solver_of(Forgetful(pool, 3), output, manifest).solve([30.0] * 130)
+    forgetful = Forgetful(pool._crew.send, method, 2)
+    monkeypatch.setattr(pool._crew, "send", forgetful)
+    found = solver_of(pool, output, manifest).solve([30.0] * 130)
+    assert (found.checksum, forgetful.times) == (expected.checksum, 0)
+    forgetful.times = 3
+    with pytest.raises(ClusterError, match=f"results of {method} were lost 3 times"):
+        solver_of(pool, output, manifest).solve([30.0] * 130)
 
 
 class Encoders:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +14,16 @@ from safetensors.torch import save_file
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
+from jobs.auditing.api import TallyWorker
 from jobs.config import RunConfig, SamplerConfig
+from jobs.exports.api import ExportWorker
 from jobs.exports.forms.header import Provenance, lams_digest
-from jobs.exports.verify import driver as checking
 from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
 from jobs.worker.worker import AuditWorker
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of
+from tests.jobs.here_pool import HerePool
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
 from time_ops import EditOperator, Mixture, PromptEdit, encode_edits, solve
 from time_ops.mixture import UNEDITED
@@ -135,19 +136,6 @@ SAMPLER = SamplerConfig(steps=4, guidance_scale=3.0, height=32, width=32)
 PROFESSIONS = [("nurse", "a nurse"), ("CEO", "a CEO")]
 
 
-class HerePool:
-    """A pool whose only worker is in this process."""
-
-    def __init__(self, worker: AuditWorker) -> None:
-        self.worker = worker
-
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self.worker, method)(*args)
-
-    def map(self, method: str, calls: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
-        return ((i, self.call(method, *each)) for i, each in enumerate(calls))
-
-
 @dataclass(frozen=True)
 class DemoRun:
     """A worker of the demo model, its configuration, and the zero-shot prompts."""
@@ -182,8 +170,7 @@ def demo_run(demo_mixture: Mixture, tmp_path_factory: pytest.TempPathFactory) ->
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVENHAND_CACHE", str(output / "cache"))
-        patch.setattr(checking, "ray", SimpleNamespace(get=lambda result: result))
         pool = HerePool(AuditWorker(config, StorageSettings(), "test", threads=1))
         made = Provenance(content_digest(PIPELINE_PATH), "m" * 64, lams_digest(demo_mixture), "r", "pass")
-        pool.call("write_mixture", demo_mixture, made, "an edit", "# Not checked\n", PREFIX)
-        yield DemoRun(pool, config, pool.call("texts", PROFESSIONS, []))
+        pool.call(ExportWorker.write_mixture, demo_mixture, made, "an edit", "# Not checked\n", PREFIX)
+        yield DemoRun(pool, config, pool.call(TallyWorker.texts, PROFESSIONS, []))

@@ -17,13 +17,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from infra.demo import PIPELINE_PATH
+from jobs.exports.api import ExportWorker
 from jobs.exports.export_card import export_card
 from jobs.exports.forms.header import Provenance, lams_digest, not_alone
 from jobs.exports.mixture.forms import LOW_RANK_FILE
 from jobs.exports.mixture.loading import mixture_loading
 from jobs.exports.mixture.parts import component_place
 from jobs.exports.schema import FORMS, Exported, Form
-from jobs.exports.verify.driver import check_mixture
+from jobs.exports.verify.driver import Checking, check_mixture
 from jobs.exports.verify.samples import Compared, shipped
 from jobs.exports.write import ExportTask, main_file
 from jobs.images.generator import ImageRequest
@@ -82,7 +83,7 @@ def test_every_form_is_what_was_audited_and_its_example_runs(
     form: Form, demo_run: DemoRun, demo_mixture: Mixture, base_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = task(form, demo_mixture, base_file)
-    exported: Exported = demo_run.pool.call("write_export", asked)
+    exported: Exported = demo_run.pool.call(ExportWorker.write_export, asked)
     folder = Path(demo_run.config.output) / asked.prefix
     verify_folder(folder, form)
     assert (folder / main_file(form, mixture=True)).is_file()
@@ -90,15 +91,8 @@ def test_every_form_is_what_was_audited_and_its_example_runs(
     assert [each.place for each in exported.components] == [
         component_place(form, "female"), component_place(form, "male"), None
     ]  # fmt: skip
-    found = check_mixture(
-        asked.prefix,
-        demo_mixture,
-        form=form,
-        pool=demo_run.pool,  # type: ignore[arg-type]
-        config=demo_run.config,
-        tasks=tasks(),
-        texts=demo_run.texts,
-    )
+    checking = Checking(demo_run.pool, demo_run.config, tasks(), demo_run.texts)
+    found = check_mixture(form, asked.prefix, demo_mixture, checking)
     assert found.gate.outcome == "pass"
     assert found.images == 4 * (3 if form in ("diffusers", "operator") else 2)
     text = export_card("# Card\n", exported.model_copy(update={"shipped": found}), mixture=reported(demo_mixture))
@@ -117,7 +111,7 @@ def runs_as_it_stands(
     @wraps(plain)
     def few(self: Any, *args: Any, **options: Any) -> Any:
         self.set_progress_bar_config(disable=True)
-        self.scheduler = demo_run.pool.worker._pipe.scheduler
+        self.scheduler = demo_run.pool.worker.resident.pipe.scheduler
         size = {"height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
         found = plain(self, *args, **{**options, **size})
         drawn.append(found.images)
@@ -129,7 +123,7 @@ def runs_as_it_stands(
         monkeypatch.delitem(sys.modules, name, raising=False)
     exec(code, {"BASE": str(PIPELINE_PATH), "FOLDER": str(folder)})  # noqa: S102 - it is what users run
     seeds = [7] if form != "diffusers" else list(range(4))
-    generator = demo_run.pool.worker._generator
+    generator = demo_run.pool.worker.resident.generator
     requests = []
     for seed in seeds:
         component = mixture.components[mixture.component_of(seed, "a photo of a CEO")]
@@ -146,7 +140,7 @@ def test_every_file_says_that_it_is_one_component(
     form: Form, demo_run: DemoRun, demo_mixture: Mixture, base_file: Path
 ) -> None:
     asked = replace(task(form, demo_mixture, base_file, licence="openrail"), prefix=f"y/{form}")
-    exported: Exported = demo_run.pool.call("write_export", asked)
+    exported: Exported = demo_run.pool.call(ExportWorker.write_export, asked)
     folder = Path(demo_run.config.output) / asked.prefix
     for label in ("female", "male"):
         file = folder / component_place(form, label)
@@ -170,7 +164,7 @@ def test_loras_of_a_rank_come_with_the_mixture_that_they_are(
     demo_run: DemoRun, demo_mixture: Mixture, base_file: Path
 ) -> None:
     asked = replace(task("lora", demo_mixture, base_file, rank=2), prefix="z/lora")
-    exported: Exported = demo_run.pool.call("write_export", asked)
+    exported: Exported = demo_run.pool.call(ExportWorker.write_export, asked)
     assert exported.components is not None
     female, male, unedited = exported.components
     assert (female.rank, male.rank, unedited.rank, exported.rank) == (2, 2, None, 2)
@@ -182,9 +176,7 @@ def test_loras_of_a_rank_come_with_the_mixture_that_they_are(
         shift = cut.operator.matrix - torch.eye(low.d, dtype=torch.float64)
         assert torch.linalg.matrix_rank(shift) == (0 if whole.is_identity else 2)
     # The LoRAs draw what that mixture draws.
-    found = check_mixture(
-        "z/lora", low, form="lora", pool=demo_run.pool, config=demo_run.config, tasks=tasks(), texts=demo_run.texts  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = check_mixture("lora", "z/lora", low, Checking(demo_run.pool, demo_run.config, tasks(), demo_run.texts))
     assert found.gate.outcome == "pass"
 
 

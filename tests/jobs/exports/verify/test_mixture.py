@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs.exports.verify.driver import check_mixture
+from jobs.exports.verify.driver import Checking, check_mixture
 from jobs.exports.verify.samples import Compared, shipped
 from jobs.models.checksums import CHECKSUMS, checksums_text, sha256_of
 from jobs.report.schema import Shipped
@@ -18,11 +17,9 @@ from time_ops.mixture import UNEDITED
 
 
 def checked(demo_run: DemoRun, demo_mixture: Mixture, said: list[str] | None = None) -> Shipped:
-    pool: Any = demo_run.pool
     told = [] if said is None else said
-    return check_mixture(
-        PREFIX, demo_mixture, pool=pool, config=demo_run.config, tasks=tasks(), texts=demo_run.texts, say=told.append
-    )
+    checking = Checking(demo_run.pool, demo_run.config, tasks(), demo_run.texts, told.append)
+    return check_mixture("diffusers", PREFIX, demo_mixture, checking)
 
 
 def folder_of(demo_run: DemoRun) -> Path:
@@ -59,7 +56,7 @@ def test_another_route_is_told(demo_run: DemoRun, demo_mixture: Mixture) -> None
 def test_what_was_tampered_with_is_not_opened(demo_run: DemoRun, demo_mixture: Mixture, name: str) -> None:
     file = folder_of(demo_run) / name
     before = file.read_bytes()
-    demo_run.pool.worker._part = None
+    demo_run.pool.worker.exports.close()
     try:
         file.write_bytes(before + b" ")
         with pytest.raises(ModelError, match="differs from its checksum"):
