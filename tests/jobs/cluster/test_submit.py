@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobs.cli import main
+from jobs.cluster.submit import _follow
 from jobs.errors import ExitCode
 
 ROOT = Path(__file__).parents[3]
@@ -113,6 +117,20 @@ def test_an_address_that_is_no_dashboards(file: Path, capsys: pytest.CaptureFixt
         main(["submit", str(file), "--address", "ray://head:10001"])
     assert ended.value.code == ExitCode.CLUSTER
     assert "give --address http://host:8265" in capsys.readouterr().err
+
+
+def test_what_ray_says_of_itself_is_not_shown() -> None:
+    class Client:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "2026-11-28 16:39:16,106\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entry"
+            yield f"point for job {job}: python -m jobs.debias run.yaml\n35 professions, 2 worker(s)\n"
+            yield "2026-11-28 16:39:17,000 WARNING of a library\nthe end"
+
+    said = io.StringIO()
+    asyncio.run(_follow(Client(), "raysubmit_1", Console(file=said, width=200)))  # type: ignore[arg-type]
+    assert said.getvalue().splitlines() == [
+        *("35 professions, 2 worker(s)", "2026-11-28 16:39:17,000 WARNING of a library", "the end"),
+    ]
 
 
 def test_a_ray_of_the_commands_own_asks_for_a_token(tmp_path: Path) -> None:
