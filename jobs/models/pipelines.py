@@ -38,8 +38,8 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
 
     Attention is scaled dot-product, diffusers' default. On a GPU the VAE's layout is channels-last, and TF32 is allowed
-    unless the dtype is float32. How many images are decoded together is the generator's choice. A compiled UNet
-    compiles at its first batch, and again for every other batch size.
+    unless the dtype is float32. How many images are decoded together is the generator's choice, whether the UNet is
+    compiled the worker's.
 
     Components whose weights are there in a variant alone, as fp16, are loaded from that.
 
@@ -99,8 +99,4 @@ def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: tor
         # The UNet stays in its own layout: on an H200 channels-last cost it a tenth, in bfloat16 with batches of 16.
         pipe.vae.to(memory_format=torch.channels_last)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-    if sampler.compile:
-        # Without CUDA graphs, which overwrite the outputs of earlier steps that multistep schedulers keep. Compiling
-        # took 52 s on an H200; workers of one node share what it made, in inductor's own cache.
-        pipe.unet.compile(fullgraph=True, dynamic=False)
     return pipe

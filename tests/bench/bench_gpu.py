@@ -34,6 +34,7 @@ import torch
 
 from infra.storage import StorageSettings, open_store
 from jobs.config import RunConfig, SamplerConfig, load_config
+from jobs.images.compiling import compile_unet
 from jobs.images.generator import Generator, ImageRequest, auto_batch_size
 from jobs.images.maker import ShardMaker
 from jobs.images.panel import Panel
@@ -75,8 +76,10 @@ class Bench:
 
     def pipeline(self, *, compiled: bool = False) -> Any:
         """As a worker loads it."""
-        sampler = self.sampler.model_copy(update={"compile": compiled})
-        return load_pipeline(self.folder / "pipeline", sampler, self.device, self.dtype)
+        pipe = load_pipeline(self.folder / "pipeline", self.sampler, self.device, self.dtype)
+        if compiled:
+            compile_unet(pipe)
+        return pipe
 
 
 @dataclass(frozen=True)
