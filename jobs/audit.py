@@ -37,8 +37,9 @@ from jobs.images.edits import Edit, operators_of, variant_of
 from jobs.images.judging import PanelKind
 from jobs.images.recipe import Recipe
 from jobs.images.variants import Variant
+from jobs.report.figure_schema import ComponentEdit
 from jobs.report.reading import read_report
-from jobs.report.schema import ComponentEdit, Reference
+from jobs.report.schema import Reference
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.identity import last_name
 from jobs.runs.inputs import read_bytes

@@ -29,7 +29,9 @@ from jobs.images.judging import PanelKind
 from jobs.images.variants import Variant
 from jobs.models.checksums import CHECKSUMS
 from jobs.models.publishing import promote, remove
-from jobs.report.schema import Calibration, Report, Saturation, Shipped, Verdict
+from jobs.report.figure_schema import Verdict
+from jobs.report.schema import Report, Shipped
+from jobs.report.search_schema import Calibration, Saturation
 from jobs.worker.make import audit_worker
 from manifests import resolved_targets
 from time_ops import Mixture

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts, encode_texts
     from time_ops.errors import EditError, ModelError
     from time_ops.families import TextEmbeddings
+    from time_ops.folding import Fold
     from time_ops.mixture import Component, Mixture
     from time_ops.mixture_solver import solve_mixture
-    from time_ops.operator import EditOperator, Fold
+    from time_ops.operator import EditOperator
     from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, PromptFault, check_prompts
-    from time_ops.solver import Problem, Statistics, solve, solve_statistics
+    from time_ops.solver import Problem, solve
+    from time_ops.statistics import Statistics, solve_statistics
 
 __all__ = [
     "DEFAULT_AUGMENTATIONS",
@@ -65,11 +67,13 @@ _HOMES = {
     "encoding": ("TokenPairs", "encode_edits", "encode_preserved", "encode_prompts", "encode_texts"),
     "errors": ("EditError", "ModelError"),
     "families": ("TextEmbeddings",),
+    "folding": ("Fold",),
     "mixture": ("Component", "Mixture"),
     "mixture_solver": ("solve_mixture",),
-    "operator": ("EditOperator", "Fold"),
+    "operator": ("EditOperator",),
     "prompts": ("DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "check_prompts"),
-    "solver": ("Problem", "Statistics", "solve", "solve_statistics"),
+    "solver": ("Problem", "solve"),
+    "statistics": ("Statistics", "solve_statistics"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

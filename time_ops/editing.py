@@ -19,7 +19,8 @@ import torch
 from time_ops.encoders import text_encoders
 from time_ops.encoding import encode_edits
 from time_ops.errors import EditError, ModelError
-from time_ops.operator import EditOperator, check_loaded
+from time_ops.folding import check_loaded
+from time_ops.operator import EditOperator
 from time_ops.prompts import PromptEdit
 from time_ops.solver import solve
 from time_ops.surfaces import Projection, check_pipeline, denoiser_of, text_entries

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from time_ops.errors import EditError, ModelError
-from time_ops.operator import EditOperator, Inputs
+from time_ops.operator import EditOperator
+from time_ops.records import Inputs
 
 __all__ = ["LowRank", "truncate"]
 

@@ -16,14 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from time_ops.calibration import scale_of
 from time_ops.errors import EditError
+from time_ops.lams import scale_of
 from time_ops.mixture import Mixture
 from time_ops.operator import EditOperator
 from time_ops.prompts import NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS, PromptEdit, augment
 from time_ops.route import UNEDITED
-from time_ops.rows import Strengths, TokenRows, encode_rows
-from time_ops.solver import solve_statistics
+from time_ops.row_encoding import encode_rows
+from time_ops.rows import TokenRows
+from time_ops.statistics import solve_statistics
+from time_ops.strengths import Strengths
 
 __all__ = ["solve_mixture"]
 
@@ -51,7 +53,7 @@ def solve_mixture(
     Args:
         pipe: As for `encode_edits`.
         edits: Label -> source prompt -> destination prompt. With one label, the unedited model is the second component.
-        lam: Strength, in units of the edits' own scale (`time_ops.calibration.scale_of`); smaller is stronger.
+        lam: Strength, in units of the edits' own scale (`time_ops.lams.scale_of`); smaller is stronger.
         overshoot: How far an edit goes; 1 is the destination itself.
         ratio: How much weaker than the edit other labels' destinations are held.
         push: How far other labels' destinations are pushed away from their source, see `Strengths`.

@@ -12,14 +12,10 @@ operator of its own: `matrix` is that of the token states, `pooled` an operator 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,18 +28,10 @@ from safetensors.torch import save as safetensors_bytes
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
 from time_ops.files import json_of, write_beside
-from time_ops.surfaces import Projection, text_entries
+from time_ops.records import Inputs, canonical_json, canonical_step, from_json_number, json_number, step_from
+from time_ops.transform import Transform
 
-__all__ = [
-    "ChangedWeight",
-    "EditOperator",
-    "EditRecord",
-    "Fold",
-    "Inputs",
-    "check_loaded",
-    "operator_from_header",
-    "operator_header",
-]
+__all__ = ["EditOperator", "operator_from_header", "operator_header"]
 
 _FORMAT = "evenhand-operator/1"
 # With a pooled operator beside: a reader that knows only the first would leave that one out.
@@ -53,90 +41,8 @@ _UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, Over
 """What a header raises that says other things than an operator's does."""
 
 
-@dataclass(frozen=True)
-class EditRecord:
-    """What of one edit decides the operator.
-
-    Attributes:
-        source: Source prompt.
-        destinations: (prompt, share), sorted by prompt; the source itself is one where it keeps a share.
-        lam: Its strength; inf: left out of the solve. None in statistics that have no lam yet.
-        augmentations: Templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
-        alignment: Rule of the token correspondence.
-        tokens: sha256 of the embeddings where no known encoder made them, else "".
-
-    """
-
-    source: str
-    destinations: tuple[tuple[str, float], ...]
-    lam: float | None
-    augmentations: tuple[str, ...] = ("{source}",)
-    alignment: str = "published"
-    tokens: str = ""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that decides one solve, in canonical order.
-
-    Attributes:
-        edits: Sorted records of the edits.
-        preserved: Sorted records of the preserved prompts, each with its lam.
-        encoder: The text encoder; None where embeddings were made by hand.
-        values_only: Only the value projections are edited.
-        rank: Of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
-            weights of the model that it is for.
-
-    """
-
-    edits: tuple[EditRecord, ...]
-    preserved: tuple[EditRecord, ...] = ()
-    encoder: EncoderDigest | None = None
-    values_only: bool = False
-    rank: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", tuple(sorted(self.edits, key=_sort_key)))
-        object.__setattr__(self, "preserved", tuple(sorted(self.preserved, key=_sort_key)))
-
-
-@dataclass(frozen=True)
-class ChangedWeight:
-    """One edited projection.
-
-    Attributes:
-        name: Its path in the model.
-        shape: [out, d].
-        dtype: "float16" and so on.
-        relative_change: |W' - W| / |W|, Frobenius, as stored.
-
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dtype: str
-    relative_change: float
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What a fold changed.
-
-    Attributes:
-        weights: Every projection that was visited, in the model's order.
-
-    """
-
-    weights: tuple[ChangedWeight, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights in these projections."""
-        return sum(out * d for out, d in (w.shape for w in self.weights))
-
-
 @dataclass(frozen=True, eq=False)
-class EditOperator:
+class EditOperator(Transform):
     """A solved edit.
 
     Attributes:
@@ -182,17 +88,6 @@ class EditOperator:
         return cls(torch.eye(d, dtype=torch.float64), condition=1.0)
 
     @property
-    def d(self) -> int:
-        """Width of the embeddings."""
-        return self.matrix.shape[0]
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it leaves every embedding as it is."""
-        own = bool(torch.equal(self.matrix, torch.eye(self.d, dtype=torch.float64)))
-        return own and (self.pooled is None or self.pooled.is_identity)
-
-    @property
     def values_only(self) -> bool:
         """Whether keys are left alone; then it is no plain transform of the embeddings."""
         return any(step.values_only for step in self.steps)
@@ -205,10 +100,10 @@ class EditOperator:
     @property
     def digest(self) -> str:
         """sha256 in hex of the canonical inputs: equal on every machine and for every order of rows."""
-        canonical: dict[str, Any] = {"d": self.d, "steps": [_canonical_step(step) for step in self.steps]}
+        canonical: dict[str, Any] = {"d": self.d, "steps": [canonical_step(step) for step in self.steps]}
         if self.pooled is not None:
             canonical["pooled"] = self.pooled.digest
-        return hashlib.sha256(_json(canonical).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(canonical).encode()).hexdigest()
 
     @property
     def checksum(self) -> str:
@@ -242,154 +137,6 @@ class EditOperator:
         return EditOperator(
             self.matrix @ second.matrix, self.steps + second.steps, max(conditions, default=None), self.versions, pooled
         )
-
-    def transform(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """Compute A c for every token: what the unedited model must read to act as the edited one.
-
-        Transform the conditional and the unconditional (or negative) embeddings alike. The pooled embedding of SDXL,
-        SD3 and FLUX enters the model elsewhere, and has an operator of its own: see `transform_pooled`.
-
-        Args:
-            prompt_embeds: [..., d], floating point, on any device.
-
-        Returns:
-            [..., d], same dtype and device. Multiplied in float64 (float32 on MPS, which has no float64), cast once.
-
-        Raises:
-            EditError: The operator is values-only: keys would read A c as well. Use `attached` or fold it.
-            ModelError: The embeddings' width or dtype does not fit.
-
-        """
-        if self.values_only:
-            raise EditError(
-                "a values-only operator is no transform of the embeddings, as keys read them unchanged: "
-                "use operator.attached(unet) or operator.fold_into(unet)"
-            )
-        return self._applied(prompt_embeds)
-
-    def transform_pooled(self, pooled_prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """Compute A c for pooled embeddings, those of the negative prompt alike; without a pooled operator they stay.
-
-        Args:
-            pooled_prompt_embeds: [..., p], floating point, on any device.
-
-        Returns:
-            [..., p], same dtype and device; see `transform`.
-
-        Raises:
-            ModelError: The embeddings' width or dtype does not fit.
-
-        """
-        return pooled_prompt_embeds if self.pooled is None else self.pooled._applied(pooled_prompt_embeds)
-
-    def entries(self, module: Any) -> list[Projection]:
-        """What of a model this edit changes, in the model's order.
-
-        Args:
-            module: A UNet, or SD3's or FLUX's transformer.
-
-        Raises:
-            ModelError: The model can't be edited, or by an operator of other widths; all reasons are named.
-
-        """
-        pooled = None if self.pooled is None else self.pooled.d
-        found = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
-        return [p for p in found if p.kind == "tokens" or self.pooled is not None]
-
-    @contextmanager
-    def attached(self, module: Any) -> Iterator[None]:
-        """Within the block, a model acts as if edited: its entries read A c. Weights stay untouched.
-
-        The way to audit a values-only operator; for others `transform` does the same at less cost.
-
-        Args:
-            module: As for `fold_into`.
-
-        Raises:
-            ModelError: As for `fold_into`.
-
-        """
-        hooks = [
-            entry.layer.register_forward_pre_hook(partial(_read_edited, self._of(entry), entry.width))
-            for entry in self.entries(module)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def edited(self, weight: torch.Tensor) -> torch.Tensor:
-        """Compute W A for one projection of token states: bit for bit what `fold_into` puts in its place.
-
-        Args:
-            weight: [out, d], of any dtype and device.
-
-        Returns:
-            [out, d], same dtype and device; multiplied in float64, cast once. It may overflow its dtype.
-
-        Raises:
-            ModelError: It reads embeddings of another width.
-
-        """
-        if weight.ndim != 2 or weight.shape[1] != self.d:
-            raise ModelError(f"a projection of shape {list(weight.shape)} does not fit an operator of width {self.d}")
-        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
-        wide = weight.to(device=device, dtype=torch.float64)
-        return torch.addmm(wide, wide, self._shift(device)).to(device=weight.device, dtype=weight.dtype)
-
-    def edited_pooled(self, weight: torch.Tensor) -> torch.Tensor:
-        """Compute the same for a layer that reads the pooled embedding by its first p inputs; all others stay.
-
-        Args:
-            weight: [out, in] with in at least p, of any dtype and device.
-
-        Returns:
-            [out, in]; see `edited`.
-
-        Raises:
-            ModelError: It has fewer inputs than the pooled embedding.
-
-        """
-        if self.pooled is None:
-            return weight.clone()
-        p = self.pooled.d
-        if weight.ndim != 2 or weight.shape[1] < p:
-            raise ModelError(f"a layer of shape {list(weight.shape)} does not read pooled embeddings of width {p}")
-        return torch.cat([self.pooled.edited(weight[:, :p]), weight[:, p:]], dim=1)
-
-    def edited_entry(self, entry: Projection) -> torch.Tensor:
-        """Give an entry's edited weight, [out, in]; see `edited` and `edited_pooled`."""
-        return (self.edited_pooled if entry.kind == "pooled" else self.edited)(entry.layer.weight)
-
-    def fold_into(self, module: Any) -> Fold:
-        """Edit a model's entries in place: W becomes W A, in float64, cast once.
-
-        Nothing is changed unless everything can be. Fold once: folding again edits the edited weights.
-
-        Args:
-            module: A `UNet2DConditionModel`, or SD3's or FLUX's transformer, in float16, bfloat16, float32 or float64.
-
-        Returns:
-            What was changed, and by how much.
-
-        Raises:
-            ModelError: The model can't be edited (all reasons named), its weights are not in memory, an edited weight
-                overflows its dtype, or the weights did not change although the operator is not the identity.
-
-        """
-        entries = self.entries(module)
-        check_loaded(module)
-        with torch.no_grad():
-            edited = [self.edited_entry(p) for p in entries]
-            overflowing = [p.name for p, w in zip(entries, edited, strict=True) if not bool(torch.isfinite(w).all())]
-            if overflowing:
-                dtype = entries[0].layer.weight.dtype
-                raise ModelError(f"edited weights are not finite in {dtype}: {', '.join(overflowing[:4])}")
-            before = [p.layer.weight.detach().clone() for p in entries]
-            for entry, weight in zip(entries, edited, strict=True):
-                entry.layer.weight.copy_(weight)
-        return self._verified(module, before, edited)
 
     def check_encoder(self, pipe: Any) -> None:
         """Refuse a pipeline whose text encoder is not the one that the operator was solved for.
@@ -433,7 +180,7 @@ class EditOperator:
         form = _FORMAT if self.pooled is None else _FORMAT_POOLED
         header = {"format": form, "d": self.d, **operator_header(self, dtype=dtype)}
         # One metadata key: safetensors keeps several in no fixed order, and the bytes shall be.
-        return safetensors_bytes(tensors, metadata={_HEADER: _json(header)})
+        return safetensors_bytes(tensors, metadata={_HEADER: canonical_json(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EditOperator:
@@ -471,50 +218,6 @@ class EditOperator:
             raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
         return operator_from_header(matrix, header, str(name), pooled)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {}}
-
-    def _applied(self, embeds: torch.Tensor) -> torch.Tensor:
-        if embeds.shape[-1] != self.d:
-            raise ModelError(f"embeddings have width {embeds.shape[-1]}, the operator {self.d}")
-        if not embeds.dtype.is_floating_point:
-            raise ModelError(f"embeddings are {embeds.dtype}, not floating point")
-        shift = self._shift(embeds.device)
-        wide = embeds.to(shift.dtype)
-        # c + (A - I) c: a weak edit loses no digits, and the identity gives back the very bits.
-        return (wide + wide @ shift.T).to(embeds.dtype)
-
-    def _shift(self, device: torch.device) -> torch.Tensor:
-        """Place A - I on a device, in its widest dtype; kept, as every denoising batch asks for it."""
-        if device not in self._placed:
-            shift = self.matrix - torch.eye(self.d, dtype=torch.float64)
-            self._placed[device] = shift.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        return self._placed[device]
-
-    def _of(self, entry: Projection) -> EditOperator:
-        """Choose the operator of what an entry reads."""
-        return self.pooled if entry.kind == "pooled" and self.pooled is not None else self
-
-    def _verified(self, module: Any, before: Sequence[torch.Tensor], edited: Sequence[torch.Tensor]) -> Fold:
-        """Read the weights back from the model: an edit that did not take is the fault of the published pipeline."""
-        rows, unheld = [], []
-        for projection, old, wanted in zip(self.entries(module), before, edited, strict=True):
-            now = projection.layer.weight.detach()
-            if not torch.equal(now, wanted):
-                unheld.append(projection.name)
-            base, moved = old.double().cpu(), now.double().cpu()
-            norm = float(torch.linalg.norm(base))
-            change = float(torch.linalg.norm(moved - base)) / norm if norm > 0 else 0.0
-            dtype = str(now.dtype).removeprefix("torch.")
-            rows.append(ChangedWeight(projection.name, (now.shape[0], now.shape[1]), dtype, change))
-        if unheld:
-            raise ModelError(f"weights did not take the edit: {', '.join(unheld[:4])} ({len(unheld)} in all)")
-        if not self.is_identity and all(torch.equal(old, new) for old, new in zip(before, edited, strict=True)):
-            raise ModelError(
-                f"no weight changed: the edit is below the resolution of {rows[0].dtype}. Lower lam, or fold in float32"
-            )
-        return Fold(tuple(rows))
-
 
 def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, Any]:
     """What a file says of an operator that it holds in this dtype: provenance and checksums.
@@ -528,10 +231,10 @@ def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, 
     return {
         "digest": operator.digest,
         "checksum": _stored(operator, dtype).checksum,
-        "condition": _number(operator.condition),
+        "condition": json_number(operator.condition),
         "values_only": operator.values_only,
         "versions": dict(operator.versions),
-        "steps": [_canonical_step(step) for step in operator.steps],
+        "steps": [canonical_step(step) for step in operator.steps],
         **({} if operator.pooled is None else {"pooled": operator_header(operator.pooled, dtype=dtype)}),
     }
 
@@ -552,9 +255,9 @@ def operator_from_header(
 
     """
     try:
-        steps = tuple(_step_from(step) for step in header["steps"])
+        steps = tuple(step_from(step) for step in header["steps"])
         second = None if pooled is None else operator_from_header(pooled, header["pooled"], f"{name}, pooled")
-        found = EditOperator(matrix, steps, _from_number(header["condition"]), header["versions"], second)
+        found = EditOperator(matrix, steps, from_json_number(header["condition"]), header["versions"], second)
         checks = {"checksum": found.checksum, "digest": found.digest}
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
     except _UNREADABLE as error:
@@ -570,96 +273,6 @@ def _stored(operator: EditOperator, dtype: torch.dtype) -> EditOperator:
     """Round an operator as a file of this dtype does."""
     pooled = None if operator.pooled is None else _stored(operator.pooled, dtype)
     return replace(operator, matrix=operator.matrix.to(dtype), pooled=pooled)
-
-
-def _read_edited(
-    operator: EditOperator, width: int, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...]:
-    """Give a layer A c for c, its first `width` inputs; those behind are no text."""
-    states, *others = inputs
-    text = operator._applied(states[..., :width])
-    return (torch.cat([text, states[..., width:]], dim=-1), *others)
-
-
-def check_loaded(module: torch.nn.Module) -> None:
-    """Refuse a model whose weights are elsewhere between its runs, where an edit would be lost without a word.
-
-    Args:
-        module: A UNet or a text encoder. `enable_model_cpu_offload` moves its weights whole, which does no harm.
-
-    Raises:
-        ModelError: Sequential offload (weights on the meta device) or group offload; it says what to do.
-
-    """
-    name = type(module).__name__
-    meta = [path for path, weight in module.named_parameters() if weight.is_meta]
-    if meta:
-        raise ModelError(
-            f"{name} has {len(meta)} weights on the meta device ({', '.join(meta[:4])}): after enable_sequential_cpu_"
-            "offload() call pipe.remove_all_hooks(), edit, and enable it again; with a device_map, load without one"
-        )
-    # Group offload keeps a second copy of the weights, pinned or on disk, and runs from that one.
-    hooks = (getattr(child, "_diffusers_hook", None) for child in module.modules())
-    if any(h is not None and any("group_offloading" in key for key in h.hooks) for h in hooks):
-        raise ModelError(f"{name} is offloaded in groups, which keep weights of their own: edit first, then enable it")
-
-
-def _sort_key(record: EditRecord) -> str:
-    return _json(_canonical_record(record))
-
-
-def _canonical_record(record: EditRecord) -> dict[str, Any]:
-    return {
-        **asdict(record),
-        "lam": _number(record.lam),
-        "destinations": sorted([prompt, share] for prompt, share in record.destinations),
-        "augmentations": sorted(record.augmentations),
-    }
-
-
-def _canonical_step(step: Inputs) -> dict[str, Any]:
-    return {
-        "edits": [_canonical_record(r) for r in step.edits],
-        "preserved": [_canonical_record(r) for r in step.preserved],
-        "encoder": None if step.encoder is None else asdict(step.encoder),
-        "values_only": step.values_only,
-        **({} if step.rank is None else {"rank": step.rank}),
-    }
-
-
-def _step_from(stored: Mapping[str, Any]) -> Inputs:
-    encoder = stored["encoder"]
-    return Inputs(
-        tuple(_record_from(r) for r in stored["edits"]),
-        tuple(_record_from(r) for r in stored["preserved"]),
-        None if encoder is None else EncoderDigest(**encoder),
-        bool(stored["values_only"]),
-        stored.get("rank"),
-    )
-
-
-def _record_from(stored: Mapping[str, Any]) -> EditRecord:
-    return EditRecord(
-        source=stored["source"],
-        destinations=tuple((prompt, float(share)) for prompt, share in stored["destinations"]),
-        lam=_from_number(stored["lam"]),
-        augmentations=tuple(stored["augmentations"]),
-        alignment=stored["alignment"],
-        tokens=stored["tokens"],
-    )
-
-
-def _number(value: float | None) -> float | str | None:
-    """JSON has no infinity; shortest round-trip digits otherwise, the same on every machine."""
-    return value if value is None or math.isfinite(value) else str(value)
-
-
-def _from_number(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _said(error: Exception) -> str:

@@ -10,10 +10,9 @@ Edits too many for one process are cut into parts, each is encoded where there i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -27,50 +26,21 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as arrays_bytes
 
 from time_ops.alignment import Alignment
-from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
-from time_ops.encoding import Encoded, encode_checked
 from time_ops.errors import EditError
 from time_ops.files import header_of, json_of
-from time_ops.operator import EditRecord
-from time_ops.prompts import DEFAULT_AUGMENTATIONS, MOST_OVERSHOOT, PromptEdit, augment
-from time_ops.solver import Device, Rows, Statistics, Sums, check_lams, pooled_ratio, spectral_norm
+from time_ops.lams import check_lams, pooled_ratio, scale_of
+from time_ops.prompts import MOST_OVERSHOOT, PromptEdit, augment
+from time_ops.records import EditRecord
+from time_ops.statistics import Statistics
+from time_ops.strengths import SHARE_TOLERANCE, Floats, Strengths, checked_blends
+from time_ops.sums import Device, Rows, Sums, spectral_norm
 
-__all__ = ["Strengths", "TokenRows", "checked_blends", "encode_rows"]
+__all__ = ["TokenRows"]
 
 Places = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float64]
 
 _ARRAYS = ("tokens", "sources", "destinations", "kept")
-
-# As for `PromptEdit`, whose shares are given here too: a sum is 1 if it is within this of 1.
-_SHARE_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Strengths:
-    """How one operator is solved from token rows.
-
-    Attributes:
-        lam: Of each edit.
-        shares: Of each edit's destinations; None: its own. See `TokenRows.statistics`.
-        preserve_lam: Of all preserved prompts, or of each.
-        push: Of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
-            away from the source, c* = c + push (c - c_source), to make up for what the edit takes. None: nowhere.
-        ratio: Lam of the pooled embeddings, in units of all these lams; see `TokenRows.pooled_ratio`.
-
-    """
-
-    lam: Sequence[float]
-    shares: Sequence[npt.ArrayLike] | None
-    preserve_lam: float | Sequence[float]
-    push: Sequence[Sequence[float]] | None = None
-    ratio: float = 1.0
-
-    def of_pooled(self) -> Strengths:
-        """Strengths of the pooled embeddings."""
-        kept = np.multiply(self.preserve_lam, self.ratio).tolist()
-        return Strengths([self.ratio * float(s) for s in self.lam], self.shares, kept, self.push)
 
 
 @dataclass(frozen=True)
@@ -376,7 +346,7 @@ class TokenRows:
         for shares, template in zip(blend.tolist(), self.augmentations, strict=True):
             blended = dict(zip(edit.destinations, shares, strict=True))
             rest = 1 - math.fsum(shares)
-            if abs(rest) > _SHARE_TOLERANCE:
+            if abs(rest) > SHARE_TOLERANCE:
                 blended[edit.source] = blended.get(edit.source, 0.0) + rest
             templates.setdefault(tuple(sorted(blended.items())), []).append(template)
         for destinations, those in templates.items():
@@ -406,136 +376,3 @@ class TokenRows:
         distinct, counts = np.unique(self.kept[np.asarray(which)], return_counts=True)
         none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
         return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)
-
-
-def checked_blends(
-    sources: Sequence[str],
-    destinations: Sequence[int],
-    augmentations: int,
-    shares: Sequence[npt.ArrayLike],
-    most: float = 1.0,
-) -> list[Floats]:
-    """Shares of each edit's destinations in each augmentation, once they are known to be usable.
-
-    Args:
-        sources: Source prompt of each edit.
-        destinations: Its number of destinations, K.
-        augmentations: Number of augmentations, W.
-        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most `most`.
-        most: 1, or more where edits may overshoot.
-
-    Returns:
-        For each edit [W, K] float64, read only.
-
-    Raises:
-        EditError: Shares are not as above; all bad edits are named.
-
-    """
-    if len(shares) != len(sources):
-        raise EditError(f"{len(sources)} edits, but shares for {len(shares)}: give them for each")
-    blends: list[Floats] = []
-    faults: list[str] = []
-    for source, count, given in zip(sources, destinations, shares, strict=True):
-        try:
-            values = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError):
-            faults.append(f"edit of {source!r}: shares must be numbers, [{count}] or [{augmentations}, {count}]")
-            continue
-        if values.shape not in ((count,), (augmentations, count)):
-            faults.append(
-                f"edit of {source!r} has {count} destinations and {augmentations} augmentations, so its shares are "
-                f"[{count}] or [{augmentations}, {count}], not {list(values.shape)}"
-            )
-            continue
-        rows = np.atleast_2d(values)
-        with np.errstate(invalid="ignore", over="ignore"):
-            good = ((rows >= 0) & np.isfinite(rows)).all(axis=1) & (rows.sum(axis=1) <= most + _SHARE_TOLERANCE)
-        if not good.all():
-            bad = rows[~good].tolist()
-            faults.append(
-                f"edit of {source!r}: shares must be finite, not negative and sum to at most {most:g}, not {bad}"
-            )
-        blends.append(np.broadcast_to(values, (augmentations, count)))
-    if faults:
-        raise EditError.listing("these shares must be mended:", faults)
-    return blends
-
-
-def encode_rows(
-    pipe: object,
-    edits: Sequence[PromptEdit],
-    preserved: Sequence[str] = (),
-    *,
-    augmentations: Sequence[str] = DEFAULT_AUGMENTATIONS,
-    alignment: Alignment = "published",
-    batch_size: int = 32,
-) -> TokenRows:
-    """What `encode_edits` and `encode_preserved` give, each distinct prompt encoded once and each token kept once.
-
-    Args:
-        pipe: As for `encode_edits`.
-        edits: The edits; at least one.
-        preserved: Prompts that must keep their embeddings, as they will be drawn. Repeated ones are taken once.
-        augmentations: As for `encode_edits`.
-        alignment: As for `encode_edits`.
-        batch_size: Prompts encoded at a time.
-
-    Raises:
-        EditError: A prompt is too long or can't be aligned; all of them are named. Or there is no edit.
-        ModelError: As for `encode_edits`.
-
-    """
-    if not edits:
-        raise EditError("no edits to encode")
-    templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
-    encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
-    numbered = _distinct(encoded.embeddings.numpy())
-    found = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
-    if encoded.pooled is None:
-        return found
-    only = np.zeros(1, np.int64)
-    numbered = _distinct(encoded.pooled[:, None].numpy())
-    return replace(found, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
-
-
-def _placed(
-    numbered: tuple[npt.NDArray[np.float32], Places],
-    encoded: Encoded,
-    edits: Sequence[PromptEdit],
-    kept: tuple[str, ...],
-    templates: tuple[str, ...],
-    alignment: Alignment,
-    positions: Callable[[str, str], npt.ArrayLike],
-) -> TokenRows:
-    """Rows of the embeddings of one kind: distinct ones [u, d], and the number of each prompt's, [P, n]."""
-    tokens, numbers = numbered
-    rows = {prompt: numbers[place] for prompt, place in encoded.places.items()}
-    sources, destinations = [], []
-    for edit in edits:
-        rendered = [augment(t, edit.source) for t in templates]
-        sources.append(np.concatenate([rows[s] for s in rendered]))
-        for name in edit.destinations:
-            targets = [augment(t, name) for t in templates]
-            aligned = [rows[d][np.asarray(positions(s, d))] for s, d in zip(rendered, targets, strict=True)]
-            destinations.append(np.concatenate(aligned))
-    return TokenRows(
-        tokens=tokens,
-        edits=tuple(edits),
-        sources=np.stack(sources),
-        destinations=np.stack(destinations),
-        preserved=kept,
-        kept=np.stack([rows[p] for p in kept]) if kept else np.zeros((0, numbers.shape[1]), np.int32),
-        augmentations=templates,
-        alignment=alignment,
-        encoder=encoded.encoder,
-    )
-
-
-def _distinct(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Places]:
-    """Distinct rows of [P, n, d]: [u, d], and the number of each row, [P, n]."""
-    flat = np.ascontiguousarray(embeddings.reshape(-1, embeddings.shape[-1]))
-    # By a digest, as the rows themselves would be held a second time as keys.
-    seen: dict[bytes, int] = {}
-    numbers = [seen.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(seen)) for row in flat]
-    _, first = np.unique(numbers, return_index=True)
-    return flat[first], cast(Places, np.asarray(numbers, np.int32).reshape(embeddings.shape[:2]))

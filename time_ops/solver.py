@@ -12,32 +12,26 @@ vector for each prompt in place of its tokens. Its lam is the edit's in units of
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as tensors_bytes
-from scipy.linalg import lapack
 
-from time_ops.calibration import scale_of
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
-from time_ops.files import header_of, json_of
-from time_ops.operator import EditOperator, EditRecord, Inputs
+from time_ops.factor import factored, token_form
+from time_ops.lams import Lams, check_lams, pooled_ratio, scale_of
+from time_ops.operator import EditOperator
+from time_ops.records import Inputs
+from time_ops.statistics import check_preserved, one_encoder, record_of
+from time_ops.sums import Device, Rows, Sums, spectral_norm
 
-__all__ = ["Problem", "Statistics", "solve", "solve_statistics"]
+__all__ = ["Problem", "solve"]
 
-Device = str | torch.device
-Lams = float | Sequence[float]
 
 # Up to here `Problem` keeps G_p and B_p of every edit (9.4 MB an edit and destination at d = 768); above, it sums the
 # token matrices anew for every solve.
@@ -88,164 +82,11 @@ def _solved(plan: _Plan, strengths: Sequence[float], device: Device) -> EditOper
     """Solve for the embeddings of one kind."""
     used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
     if sum(len(pair.source) for pair, _ in used) < plan.d:
-        return plan.operator(*_token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
+        return plan.operator(*token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
     sums = Sums(plan.d, device)
     for pair, weight in used:
         sums.add(Rows.of(pair), weight)
-    return plan.operator(*_factored(*sums.total(), strengths), strengths)
-
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Sums over token pairs, of one edit or of many.
-
-    Attributes:
-        G: sum c c^T, [d, d] float64; divided by lam once weighted.
-        B: sum (c* - c) c^T, [d, d] float64; likewise.
-        edits: Records of the edits in the sums.
-        preserved: Records of the preserved prompts in the sums.
-        encoder: The text encoder, where known.
-        pooled: The same of the pooled embeddings; None where the model reads none.
-
-    """
-
-    G: torch.Tensor
-    B: torch.Tensor
-    edits: tuple[EditRecord, ...] = ()
-    preserved: tuple[EditRecord, ...] = ()
-    encoder: EncoderDigest | None = None
-    pooled: Statistics | None = None
-
-    def __post_init__(self) -> None:
-        square = self.G.ndim == 2 and self.G.shape[0] == self.G.shape[1] and self.G.shape == self.B.shape
-        if not square or {self.G.dtype, self.B.dtype} != {torch.float64}:
-            raise EditError("statistics are two [d, d] float64 matrices of one d")
-
-    @classmethod
-    def of(cls, pairs: TokenPairs, *, preserved: bool = False) -> Statistics:
-        """Statistics of one edit, not yet weighted.
-
-        Args:
-            pairs: Its tokens.
-            preserved: It is a preserved prompt.
-
-        Raises:
-            EditError: It is said to be preserved, but c* differs from c.
-
-        """
-        if preserved:
-            _check_preserved([pairs])
-        sums = Sums(pairs.source.shape[1], "cpu")
-        sums.add(Rows.of(pairs), 1.0)
-        record = (_record(pairs, None),)
-        second = None if pairs.pooled is None else cls.of(pairs.pooled, preserved=preserved)
-        return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder, second)
-
-    def weighted(self, lam: float, ratio: float = 1.0) -> Statistics:
-        """Divide by lam (inf gives zeros), which is then on record.
-
-        Args:
-            lam: The strength.
-            ratio: The pooled statistics' lam, in units of this one; see `time_ops.rows.TokenRows.pooled_ratio`.
-
-        Raises:
-            EditError: lam is not positive, or they have a lam already.
-
-        """
-        check_lams([lam], "lam")
-        if any(r.lam is not None for r in (*self.edits, *self.preserved)):
-            raise EditError("these statistics have their lam already")
-        weight = 1 / lam
-        return replace(
-            self,
-            G=self.G * weight,
-            B=self.B * weight,
-            edits=tuple(replace(r, lam=float(lam)) for r in self.edits),
-            preserved=tuple(replace(r, lam=float(lam)) for r in self.preserved),
-            pooled=None if self.pooled is None else self.pooled.weighted(ratio * lam),
-        )
-
-    def __add__(self, other: Statistics) -> Statistics:
-        """Merge; associative and commutative up to rounding.
-
-        Raises:
-            EditError: Another width or another text encoder.
-
-        """
-        if not isinstance(other, Statistics):
-            return NotImplemented
-        if self.G.shape != other.G.shape:
-            raise EditError(f"statistics of width {self.G.shape[0]} and {other.G.shape[0]} do not merge")
-        if (self.pooled is None) != (other.pooled is None):
-            raise EditError("statistics with pooled embeddings and without do not merge")
-        encoder = _one_encoder([self.encoder, other.encoder])
-        return Statistics(
-            self.G + other.G,
-            self.B + other.B,
-            self.edits + other.edits,
-            self.preserved + other.preserved,
-            encoder,
-            None if self.pooled is None or other.pooled is None else self.pooled + other.pooled,
-        )
-
-    def to_bytes(self) -> bytes:
-        """As safetensors."""
-        parts = {"": self} if self.pooled is None else {"": self, "pooled.": self.pooled}
-        records: dict[str, Any] = {"encoder": None if self.encoder is None else asdict(self.encoder)}
-        stored: dict[str, torch.Tensor] = {}
-        for prefix, part in parts.items():
-            records[f"{prefix}edits"] = [asdict(r) for r in part.edits]
-            records[f"{prefix}preserved"] = [asdict(r) for r in part.preserved]
-            # Clones, as safetensors refuses tensors that share memory, which zeros and views may.
-            stored |= {f"{prefix}{name}": getattr(part, name).cpu().contiguous().clone() for name in ("B", "G")}
-        return tensors_bytes(stored, metadata={"statistics": json.dumps(records, sort_keys=True)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Statistics:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            EditError: The bytes are no statistics.
-
-        """
-        try:
-            tensors = load_tensors(data)
-            records = json_of(header_of(data)["statistics"])
-            encoder = None if records["encoder"] is None else EncoderDigest(**records["encoder"])
-            parts: dict[str, Statistics] = {}
-            for prefix in ("pooled.", "") if "pooled.G" in tensors else ("",):
-                parts[prefix] = cls(
-                    tensors[f"{prefix}G"],
-                    tensors[f"{prefix}B"],
-                    tuple(_stored_record(r) for r in records[f"{prefix}edits"]),
-                    tuple(_stored_record(r) for r in records[f"{prefix}preserved"]),
-                    encoder,
-                    parts.get("pooled."),
-                )
-            return parts[""]
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise EditError(f"these bytes are no statistics: {error!r}") from error
-
-
-def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOperator:
-    """Solve merged, weighted statistics.
-
-    Args:
-        total: The sum of `Statistics.of(...).weighted(lam)` over all edits and preserved prompts.
-        values_only: As for `solve`.
-
-    Raises:
-        EditError: Some statistics were merged without a lam, or the sums can't be factored in float64.
-
-    """
-    missing = [r.source for r in (*total.edits, *total.preserved) if r.lam is None]
-    if missing:
-        raise EditError.listing("statistics were merged without a lam:", [repr(s) for s in missing])
-    strengths = [r.lam for r in (*total.edits, *total.preserved) if r.lam is not None]
-    matrix, condition = _factored(total.G.clone(), total.B, strengths)
-    pooled = None if total.pooled is None else solve_statistics(total.pooled)
-    step = Inputs(total.edits, total.preserved, total.encoder, values_only)
-    return EditOperator(matrix, (step,), condition, pooled=pooled)
+    return plan.operator(*factored(*sums.total(), strengths), strengths)
 
 
 class Problem:
@@ -334,15 +175,15 @@ class Problem:
         kept_weight = 1 / strengths[-1] if plan.kept else 0.0
         if self._sums is not None:
             G, B = self._reweighted(self._sums, weights, kept_weight, plan)
-            return plan.operator(*_factored(G, B, strengths), strengths)
+            return plan.operator(*factored(G, B, strengths), strengths)
         blends = (rows.blended(pair.shares) for rows, pair in zip(self._rows, plan.edits, strict=True))
         used = chain(zip(blends, weights, strict=True), [(self._kept, kept_weight)])
         if self._gram is not None:
-            return plan.operator(*_token_form(list(used), plan.d, self._device, self._gram), strengths)
+            return plan.operator(*token_form(list(used), plan.d, self._device, self._gram), strengths)
         sums = Sums(plan.d, self._device)
         for rows, weight in used:
             sums.add(rows, weight)
-        return plan.operator(*_factored(*sums.total(), strengths), strengths)
+        return plan.operator(*factored(*sums.total(), strengths), strengths)
 
     def _reweighted(
         self, stored: torch.Tensor, weights: Sequence[float], kept_weight: float, plan: _Plan
@@ -370,139 +211,6 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Distinct token rows of one edit.
-
-    Attributes:
-        tokens: [u, d], in the pairs' dtype.
-        counts: How often each occurs, [u] float64.
-        shifts: Sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
-
-    """
-
-    tokens: torch.Tensor
-    counts: torch.Tensor
-    shifts: torch.Tensor
-
-    @classmethod
-    def each(cls, pairs: TokenPairs) -> Rows:
-        """With the shifts of every destination apart."""
-        return cls._made(pairs, np.eye(len(pairs.shares)).tolist())
-
-    @classmethod
-    def of(cls, pairs: TokenPairs) -> Rows:
-        """With the blend of the destinations; sum_k a_k (c*_k - c)."""
-        return cls._made(pairs, [pairs.shares.tolist()])
-
-    @classmethod
-    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> Rows:
-        source = pairs.source.detach().cpu().numpy()
-        first, repeats, counts = _distinct(source)
-        tokens = torch.from_numpy(source[first])
-        if pairs.is_preserved:
-            return cls(tokens, counts, torch.zeros(0, *tokens.shape, dtype=torch.float64))
-        shifts = np.zeros((len(blends), *source.shape))
-        destinations = pairs.destinations.detach().cpu().numpy()
-        for shift, shares in zip(shifts, blends, strict=True):
-            for share, destination in zip(shares, destinations, strict=True):
-                if share == 1.0 and sum(shares) == 1.0:
-                    # In place and widened on the fly: fresh temporaries cost more than the arithmetic.
-                    np.subtract(destination, source, out=shift, dtype=np.float64)
-                elif share != 0.0:
-                    shift += share * np.subtract(destination, source, dtype=np.float64)
-        for again, place in repeats:
-            shifts[:, place] += shifts[:, again]
-        return cls(tokens, counts, torch.from_numpy(shifts if len(first) == len(source) else shifts[:, first]))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Rows], d: int) -> Rows:
-        """Rows of several preserved prompts, those that they share summed once."""
-        if not parts:
-            empty = torch.zeros(0, d, dtype=torch.float64)
-            return cls(empty, torch.zeros(0, dtype=torch.float64), empty.reshape(0, 0, d))
-        tokens, counts = torch.cat([p.tokens for p in parts]), torch.cat([p.counts for p in parts])
-        first, repeats, _ = _distinct(tokens.numpy())
-        for again, place in repeats:
-            counts[place] += counts[again]
-        return cls(tokens[first], counts[first], torch.zeros(0, len(first), d, dtype=torch.float64))
-
-    def blended(self, shares: torch.Tensor) -> Rows:
-        """With one shift, the blend of those of the destinations."""
-        if len(self.shifts) == 0:
-            return self
-        return replace(self, shifts=torch.einsum("k,kud->ud", shares, self.shifts)[None])
-
-
-class Sums:
-    """Weighted G and B over many rows, a few hundred of one weight multiplied at a time.
-
-    Products of float32 tokens are exact in float64, so a weight is applied to sums of them, never to tokens; and sums
-    are formed apart and then added, as each addition to a large total rounds with it. At 35 edits and a first token of
-    thirty times the others' norm, 2e-10 of the edit is lost so; one running sum of scaled rows lost 5e-9.
-
-    Args:
-        d: Width.
-        device: Where to sum.
-        shifts: How many shifts each row has, K; G is summed once for all of them.
-
-    """
-
-    _CAPACITY = 320
-
-    def __init__(self, d: int, device: Device, shifts: int = 1) -> None:
-        self._G = torch.zeros(d, d, dtype=torch.float64, device=device)
-        self._B = torch.zeros(shifts, d, d, dtype=torch.float64, device=device)
-        self._tokens = torch.empty(self._CAPACITY, d, dtype=torch.float64, device=device)
-        self._counted = torch.empty_like(self._tokens)
-        self._shifts = torch.empty(shifts, self._CAPACITY, d, dtype=torch.float64, device=device)
-        self._filled, self._weight = 0, 0.0
-
-    def add(self, rows: Rows, weight: float) -> None:
-        """G += weight sum c c^T, B_k += weight sum (c*_k - c) c^T; rows have K shifts, or none where nothing moves."""
-        if weight == 0:
-            return
-        if weight != self._weight:
-            self._flush()
-            self._weight = weight
-        counts = rows.counts.to(self._tokens.device)[:, None]
-        for start in range(0, len(rows.tokens), self._CAPACITY):
-            part = slice(start, start + self._CAPACITY)
-            count = len(rows.tokens[part])
-            if self._filled + count > self._CAPACITY:
-                self._flush()
-            to = slice(self._filled, self._filled + count)
-            self._tokens[to].copy_(rows.tokens[part])
-            torch.mul(self._tokens[to], counts[part], out=self._counted[to])
-            if len(rows.shifts):
-                self._shifts[:, to].copy_(rows.shifts[:, part])
-            else:
-                self._shifts[:, to].zero_()
-            self._filled += count
-
-    def add_shifts(self, tokens: torch.Tensor, shifts: torch.Tensor, weight: float) -> None:
-        """B += weight sum (c* - c) c^T of tokens [u, d] that G counts elsewhere, with their shifts [u, d] float64."""
-        device = self._B.device
-        self._B[0].addmm_(shifts.to(device).T, tokens.to(device, torch.float64), alpha=weight)
-
-    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """G [d, d] and the B of each shift [K, d, d], float64."""
-        self._flush()
-        return self._G, self._B
-
-    def total(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """G and the B of the only shift, [d, d] float64."""
-        G, B = self.totals()
-        return G, B[0]
-
-    def _flush(self) -> None:
-        tokens, counted = self._tokens[: self._filled], self._counted[: self._filled]
-        self._G.add_(tokens.T @ counted, alpha=self._weight)
-        for B, shifts in zip(self._B, self._shifts, strict=True):
-            B.add_(shifts[: self._filled].T @ tokens, alpha=self._weight)
-        self._filled = 0
-
-
-@dataclass(frozen=True, eq=False)
 class _Plan:
     """Checked inputs of a solve, and the way from a matrix to an operator that knows them."""
 
@@ -524,8 +232,8 @@ class _Plan:
         widths = {p.source.shape[1] for p in every}
         if len(widths) > 1:
             raise EditError(f"token pairs are of different widths d: {sorted(widths)}")
-        _check_preserved(preserve)
-        encoder = _one_encoder([p.encoder for p in every])
+        check_preserved(preserve)
+        encoder = one_encoder([p.encoder for p in every])
         return cls(tuple(pairs), tuple(preserve), values_only, widths.pop(), encoder)
 
     def pooled(self, weaker: float) -> tuple[_Plan, float] | None:
@@ -577,148 +285,7 @@ class _Plan:
         return lams + [float(preserve_lam)] * len(self.kept)
 
     def operator(self, matrix: torch.Tensor, condition: float, strengths: Sequence[float]) -> EditOperator:
-        records = [_record(pair, lam) for pair, lam in zip(self.pairs, strengths, strict=True)]
+        records = [record_of(pair, lam) for pair, lam in zip(self.pairs, strengths, strict=True)]
         count = len(self.edits)
         step = Inputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
         return EditOperator(matrix, (step,), condition)
-
-
-def _factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> tuple[torch.Tensor, float]:
-    """Compute A = I + B (I + G)^-1 of sums already weighted (G is overwritten), and the condition number of I + G."""
-    G.diagonal().add_(1.0)
-    solve_with, condition = _cholesky(G, strengths)
-    matrix = solve_with(B.T).T
-    matrix.diagonal().add_(1.0)
-    return matrix, condition
-
-
-def _token_form(
-    used: Sequence[tuple[Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
-) -> tuple[torch.Tensor, float]:
-    """Compute the same A from a system as large as the number of tokens, where those are fewer than d.
-
-    With token rows C, their weights w on the diagonal of S^2, and shifts E already weighted,
-    E^T C (I + C^T S^2 C)^-1 = E^T S^-1 (I + S C C^T S)^-1 S C.
-    """
-    identity = torch.eye(d, dtype=torch.float64, device=device)
-    weights = torch.cat([rows.counts * w for rows, w in used] or [torch.zeros(0, dtype=torch.float64)])
-    present = weights > 0
-    if not bool(present.any()):
-        return identity, 1.0
-    tokens = torch.cat([rows.tokens.double() for rows, _ in used])[present].to(device)
-    shifts = torch.cat([rows.shifts[0] * w if len(rows.shifts) else torch.zeros_like(rows.tokens) for rows, w in used])
-    shifts = shifts[present].to(device)
-    scale = weights[present].sqrt().to(device)
-    if gram is None:
-        gram = tokens @ tokens.T
-    else:
-        at = present.nonzero()[:, 0].to(gram.device)
-        gram = gram[at][:, at]
-    system = scale[:, None] * gram * scale
-    system.diagonal().add_(1.0)
-    solve_with, condition = _cholesky(system, [1 / w for _, w in used if w > 0])
-    return identity + (shifts / scale[:, None]).T @ solve_with(scale[:, None] * tokens), condition
-
-
-def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
-    """Solver for a symmetric positive definite matrix, and its estimated condition number (1-norm).
-
-    Raises:
-        EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
-
-    """
-    norm = float(torch.linalg.matrix_norm(system, 1))
-    smallest = min(strengths, default=math.inf)
-    if not math.isfinite(norm):
-        raise EditError(f"lam {smallest:g} is too small: the weighted sums overflow float64")
-    lower, info = torch.linalg.cholesky_ex(system)
-    reciprocal = 0.0
-    if int(info) == 0:
-        # LAPACK is column-major: the row-major lower factor is its upper one.
-        found, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
-        reciprocal = float(found) if status == 0 else 0.0
-    if reciprocal < np.finfo(np.float64).eps:
-        enough = smallest * norm * np.finfo(np.float64).eps * 1e3
-        raise EditError(
-            f"lam {smallest:g} is too small: I + sum G / lam can't be factored in float64 (its norm is {norm:.1e}). "
-            f"Raise it (to {enough:.1e}, say), or weaken the strongest edits"
-        )
-    return (lambda right: torch.cholesky_solve(right, lower)), 1 / reciprocal
-
-
-def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]], torch.Tensor]:
-    """Places of the distinct rows, (place, first place) of each repeated one, how often each distinct occurs [u]."""
-    seen: dict[bytes, int] = {}
-    first: list[int] = []
-    counts: list[float] = []
-    repeats: list[tuple[int, int]] = []
-    for i, row in enumerate(np.ascontiguousarray(rows)):
-        number = seen.setdefault(row.tobytes(), len(first))
-        if number < len(first):
-            repeats.append((i, first[number]))
-            counts[number] += 1
-        else:
-            first.append(i)
-            counts.append(1)
-    return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
-
-
-def pooled_ratio(pooled: float, tokens: float) -> float:
-    """Lam of pooled embeddings in units of the token states', by their scales; see `time_ops.calibration.scale_of`.
-
-    To six digits, so that it is one number on all machines though norms differ in their last bits.
-    """
-    return float(f"{pooled / tokens:.6g}")
-
-
-def spectral_norm(rows: Rows) -> float:
-    """Largest singular value of sum (c* - c) c^T, for the first of the rows' shifts."""
-    if len(rows.shifts) == 0:
-        return 0.0
-    moved = rows.shifts[0].any(dim=1)
-    if not bool(moved.any()):
-        return 0.0
-    # |E^T C| = |R_E R_C^T| for the QR factors of E^T and C^T: as small as the number of tokens that move.
-    factors = [torch.linalg.qr(m[moved].double().T, mode="r").R for m in (rows.shifts[0], rows.tokens)]
-    return float(torch.linalg.matrix_norm(factors[0] @ factors[1].T, ord=2))
-
-
-def check_lams(lams: Sequence[float], name: str, sources: Sequence[str] | None = None, *, of: str = "edit") -> None:
-    """Refuse strengths that are not positive; all of them are named, by the edits' source prompts where given."""
-    faults = []
-    for i, value in enumerate(lams):
-        # 1 / lam must be a number too, which it is not for the least subnormal ones.
-        if not value > 0 or 1 / value == math.inf:
-            what = f"{of} {i} ({sources[i]!r}): " if sources is not None else ""
-            faults.append(f"{what}{name} {value!r}")
-    if faults:
-        raise EditError.listing(f"{name} must be positive (inf leaves the {of} out):", faults)
-
-
-def _check_preserved(preserve: Sequence[TokenPairs]) -> None:
-    moved = [repr(p.edit.source) for p in preserve if not p.is_preserved]
-    if moved:
-        raise EditError.listing("preserved prompts must have themselves as destination (c* = c):", moved)
-
-
-def _one_encoder(encoders: Sequence[EncoderDigest | None]) -> EncoderDigest | None:
-    known = list(dict.fromkeys(e for e in encoders if e is not None))
-    if len(known) > 1:
-        raise EditError.listing("token pairs are of several text encoders:", [e.exact for e in known])
-    return known[0] if known else None
-
-
-def _record(pairs: TokenPairs, lam: float | None) -> EditRecord:
-    return EditRecord(
-        source=pairs.edit.source,
-        destinations=tuple(sorted(pairs.edit.destinations.items())),
-        lam=lam,
-        augmentations=tuple(sorted(pairs.augmentations)),
-        alignment=pairs.alignment,
-        tokens="" if pairs.encoder is not None else pairs.tokens_digest,
-    )
-
-
-def _stored_record(stored: Mapping[str, Any]) -> EditRecord:
-    destinations = tuple((prompt, float(share)) for prompt, share in stored["destinations"])
-    return EditRecord(**{**stored, "destinations": destinations, "augmentations": tuple(stored["augmentations"])})

@@ -191,6 +191,52 @@ def _percent(hits: int, n: int) -> dict[str, float | int]:
     return {"percent": round(100 * hits / n, 1), "n": n}
 
 
+def _base(demo: Demo, seed: int, each: int) -> tuple[Readings, dict[str, float | int], NDArray[np.uint8]]:
+    """What the base wording shows of every profession, how fast it was drawn, and the pictures."""
+    subjects = [name for name in _NAMES for _ in range(each)]
+    by_name = {profession.name: profession for profession in PROFESSIONS}
+    demo.generate(["a nurse"] * _BATCH, seed)
+    start = time.perf_counter()
+    pictures = demo.generate([fill(BASE_WORDING, by_name[s].source) for s in subjects], seed)
+    generated = time.perf_counter() - start
+    base = demo.read(pictures, subjects)
+    labelled = time.perf_counter() - start
+    speed: dict[str, float | int] = {
+        "images_per_s": round(len(subjects) / generated, 1),
+        "images_per_s_with_labels": round(len(subjects) / labelled, 1),
+        "threads": torch.get_num_threads(),
+    }
+    return base, speed, pictures
+
+
+def _base_figures(base: Readings, each: int) -> dict[str, Any]:
+    """Figures of the base wording, `each` images of every profession."""
+    subjects = [name for name in _NAMES for _ in range(each)]
+    professions = {}
+    for i, name in enumerate(_NAMES):
+        rows = slice(i * each, (i + 1) * each)
+        professions[name] = {
+            "pixel": _share(base.pixel[rows]),
+            "classifier": _share(base.classifier[rows]),
+            "old_percent_pixel": _old_percent(base.pixel_age[rows]),
+            "old_percent_classifier": _old_percent(base.classifier_age[rows]),
+            "recognised_percent": round(100 * base.recognised_profession[rows].count(name) / each, 1),
+        }
+    return {
+        "wording": BASE_WORDING,
+        "delta_pixel": _delta(subjects, base.pixel),
+        "delta_classifier": _delta(subjects, base.classifier),
+        "age_delta_pixel": _age_delta(subjects, base.pixel_age),
+        "age_delta_classifier": _age_delta(subjects, base.classifier_age),
+        "recognition": _percent(
+            sum(a == b for a, b in zip(base.recognised_profession, subjects, strict=True)), len(subjects)
+        ),
+        "undetermined_pixel": _percent(base.pixel.count("undetermined"), len(subjects)),
+        "undetermined_classifier": _percent(base.classifier.count("undetermined"), len(subjects)),
+        "professions": professions,
+    }
+
+
 def measure(
     weights: Path,
     out: Path,
@@ -208,42 +254,9 @@ def measure(
         "sampler": {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "size_px": SIZE_PX, "seed": seed},
         "margin": MARGIN,
     }
-
-    subjects = [name for name in _NAMES for _ in range(effort.base)]
     by_name = {profession.name: profession for profession in PROFESSIONS}
-    demo.generate(["a nurse"] * _BATCH, seed)
-    start = time.perf_counter()
-    pictures = demo.generate([fill(BASE_WORDING, by_name[s].source) for s in subjects], seed)
-    generated = time.perf_counter() - start
-    base = demo.read(pictures, subjects)
-    labelled = time.perf_counter() - start
-    report["speed"] = {
-        "images_per_s": round(len(subjects) / generated, 1),
-        "images_per_s_with_labels": round(len(subjects) / labelled, 1),
-        "threads": torch.get_num_threads(),
-    }
-    report["base"] = {
-        "wording": BASE_WORDING,
-        "delta_pixel": _delta(subjects, base.pixel),
-        "delta_classifier": _delta(subjects, base.classifier),
-        "age_delta_pixel": _age_delta(subjects, base.pixel_age),
-        "age_delta_classifier": _age_delta(subjects, base.classifier_age),
-        "recognition": _percent(
-            sum(a == b for a, b in zip(base.recognised_profession, subjects, strict=True)), len(subjects)
-        ),
-        "undetermined_pixel": _percent(base.pixel.count("undetermined"), len(subjects)),
-        "undetermined_classifier": _percent(base.classifier.count("undetermined"), len(subjects)),
-        "professions": {},
-    }
-    for i, name in enumerate(_NAMES):
-        rows = slice(i * effort.base, (i + 1) * effort.base)
-        report["base"]["professions"][name] = {
-            "pixel": _share(base.pixel[rows]),
-            "classifier": _share(base.classifier[rows]),
-            "old_percent_pixel": _old_percent(base.pixel_age[rows]),
-            "old_percent_classifier": _old_percent(base.classifier_age[rows]),
-            "recognised_percent": round(100 * base.recognised_profession[rows].count(name) / effort.base, 1),
-        }
+    base, speed, pictures = _base(demo, seed, effort.base)
+    report |= {"speed": speed, "base": _base_figures(base, effort.base)}
     _save_grid(pictures, effort.base, out / "grid.png")
 
     report["classifier"] = _agreement(base)

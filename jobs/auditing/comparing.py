@@ -146,61 +146,88 @@ def match(
     Raises:
         EarlierRunError: images are missing, twice there, or of other seeds; or see `Earlier.parts`.
     """
-    places: dict[tuple[str, ...], int] = {(c.kind, c.subject, c.wording, c.prompt): i for i, c in enumerate(cells)}
-    starts = np.cumsum([0, *(cell.images for cell in cells)])
-    failed = pack(np.array([FAILED]), np.array([False]), np.array([False]))[0]
-    packed = np.full(starts[-1], failed, np.uint8)
-    seen = np.zeros(starts[-1], bool)
-    swept = np.zeros((len(cells), len(MARGINS), len(labels) + 1), np.int32)
-    judged = np.zeros((len(cells), len(Judging)), np.int32)
-    bad: Counter[str] = Counter()
-    first: dict[Cell, dict[str, tuple[str, int]]] = {}
-    drawn, components = _weights_of(earlier)
+    matching = _Matching(earlier, cells, labels, seed)
     for table in earlier.parts():
-        used = np.zeros(len(table), bool)
-        for start, rows in _by_cell(table, labels):
-            if (place := places.get(rows.cell)) is None:
-                continue
-            cell = cells[place]
-            if len(np.unique(rows.index)) != len(rows.index):
-                raise _damaged(earlier, cell, "some images twice")
-            keep, within = rows.places(cell, drawn, components)
-            if drawn is not None and keep.sum() != cell.images:
-                raise _damaged(earlier, cell, "too few images together")
-            at = starts[place] + within
-            if seen[at].any():
-                raise _damaged(earlier, cell, "some images twice")
-            _check_seeds(earlier, cell, rows, seed)
-            seen[at] = True
-            used[start : start + len(keep)] = keep
-            packed[at] = pack(rows.codes, rows.recognised, rows.ok)[keep]
-            if rows.judged is not None:
-                codes, counted = rows.judged
-                swept[place] += counted_codes(codes[:, keep & rows.ok], len(labels))
-                judged[place] += counted[keep].sum(axis=0)
-            elif rows.scores is not None:
-                swept[place] += swept_counts(rows.scores[keep & rows.ok])
-            bad.update(rows.statuses[keep & ~rows.ok].tolist())
-            first.setdefault(cell, {}).update(rows.first_shards(cell, components))
+        used = matching.take(table)
         if used.any():
             kept = table.filter(pa.array(used))
             column = kept.schema.get_field_index("variant")
             write(kept.set_column(column, "variant", pa.repeat("base", len(kept))))
-    if not seen.all():
-        short = [cell for i, cell in enumerate(cells) if not seen[starts[i] : starts[i + 1]].all()]
-        raise _damaged(earlier, short[0], f"too few images of it, and of {len(short)} prompts in all")
-    part = PartTally(
-        packed[None],
-        swept[:, :, None],
-        np.full(len(cells), np.nan),
-        np.zeros((len(cells), 0, len(labels) + 3), np.int32),
-        np.array([earlier.summary.seconds]),
-        bad,
-        Counter(),
-        None,
-        judged[:, None],
-    )
-    return Matched(part, first)
+    return matching.matched()
+
+
+class _Matching:
+    """An earlier run's images, put in their places part by part."""
+
+    def __init__(self, earlier: Earlier, cells: Sequence[Cell], labels: Sequence[str], seed: int) -> None:
+        self._earlier, self._cells, self._labels, self._seed = earlier, cells, labels, seed
+        self._places: dict[tuple[str, ...], int] = {
+            (c.kind, c.subject, c.wording, c.prompt): i for i, c in enumerate(cells)
+        }
+        self._starts = np.cumsum([0, *(cell.images for cell in cells)])
+        failed = pack(np.array([FAILED]), np.array([False]), np.array([False]))[0]
+        self._packed = np.full(self._starts[-1], failed, np.uint8)
+        self._seen = np.zeros(self._starts[-1], bool)
+        self._swept = np.zeros((len(cells), len(MARGINS), len(labels) + 1), np.int32)
+        self._judged = np.zeros((len(cells), len(Judging)), np.int32)
+        self._bad: Counter[str] = Counter()
+        self._first: dict[Cell, dict[str, tuple[str, int]]] = {}
+        self._drawn, self._components = _weights_of(earlier)
+
+    def take(self, table: pa.Table) -> np.ndarray:
+        """[n] bool: which rows of a part are images of these cells."""
+        used = np.zeros(len(table), bool)
+        for start, rows in _by_cell(table, self._labels):
+            if (place := self._places.get(rows.cell)) is not None:
+                keep = self._take_cell(place, rows)
+                used[start : start + len(keep)] = keep
+        return used
+
+    def _take_cell(self, place: int, rows: _Rows) -> np.ndarray:
+        earlier, cell = self._earlier, self._cells[place]
+        if len(np.unique(rows.index)) != len(rows.index):
+            raise _damaged(earlier, cell, "some images twice")
+        keep, within = rows.places(cell, self._drawn, self._components)
+        if self._drawn is not None and keep.sum() != cell.images:
+            raise _damaged(earlier, cell, "too few images together")
+        at = self._starts[place] + within
+        if self._seen[at].any():
+            raise _damaged(earlier, cell, "some images twice")
+        _check_seeds(earlier, cell, rows, self._seed)
+        self._seen[at] = True
+        self._packed[at] = pack(rows.codes, rows.recognised, rows.ok)[keep]
+        if rows.judged is not None:
+            codes, counted = rows.judged
+            self._swept[place] += counted_codes(codes[:, keep & rows.ok], len(self._labels))
+            self._judged[place] += counted[keep].sum(axis=0)
+        elif rows.scores is not None:
+            self._swept[place] += swept_counts(rows.scores[keep & rows.ok])
+        self._bad.update(rows.statuses[keep & ~rows.ok].tolist())
+        self._first.setdefault(cell, {}).update(rows.first_shards(cell, self._components))
+        return keep
+
+    def matched(self) -> Matched:
+        """All of them, once every part is taken.
+
+        Raises:
+            EarlierRunError: some are missing.
+        """
+        cells, starts = self._cells, self._starts
+        if not self._seen.all():
+            short = [cell for i, cell in enumerate(cells) if not self._seen[starts[i] : starts[i + 1]].all()]
+            raise _damaged(self._earlier, short[0], f"too few images of it, and of {len(short)} prompts in all")
+        part = PartTally(
+            self._packed[None],
+            self._swept[:, :, None],
+            np.full(len(cells), np.nan),
+            np.zeros((len(cells), 0, len(self._labels) + 3), np.int32),
+            np.array([self._earlier.summary.seconds]),
+            self._bad,
+            Counter(),
+            None,
+            self._judged[:, None],
+        )
+        return Matched(part, self._first)
 
 
 def _weights_of(earlier: Earlier) -> tuple[WeightTable | None, list[str]]:

@@ -19,28 +19,19 @@ from jobs.auditing.gates import (
     regression_gates,
     shows_its_label,
 )
-from jobs.auditing.tally import MARGINS, Judging, Tallies
+from jobs.auditing.judged_rows import MARGINS
+from jobs.auditing.tally import Judging, Tallies
 from jobs.config import GatesConfig
 from jobs.images.judging import ONE_CLASSIFIER, PanelKind
-from jobs.report.schema import (
-    ComponentEdit,
-    Control,
-    DeltaFigure,
-    GateResult,
-    LabelCounts,
-    Movement,
-    Parity,
-    ProfessionReport,
-    RateFigure,
-    ShareFigure,
-    Summary,
-    VariantSummary,
-    WordingReport,
-)
-from time_ops import ratios
-from time_ops.inference import Interval, corrected_shares, moved, off_target, resampled_interval
-from time_ops.parity import ParityFigure, demographic_parity
-from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
+from jobs.report.figure_schema import ComponentEdit, DeltaFigure, GateResult, Parity, RateFigure, ShareFigure
+from jobs.report.schema import Control, LabelCounts, Movement, ProfessionReport, Summary, VariantSummary, WordingReport
+from time_ops.stats.bounds import delta_bounds, paired_deltas
+from time_ops.stats.deltas import delta, delta_within, rms_deviation
+from time_ops.stats.estimates import DeltaBounds, Estimate, PairedDeltas, Rate
+from time_ops.stats.inference import Interval, corrected_shares, moved, off_target, resampled_interval
+from time_ops.stats.intervals import paired_difference, rate, wilson, worst_case
+from time_ops.stats.parity import ParityFigure, demographic_parity
+from time_ops.stats.verdicts import Verdict, combine
 
 __all__ = ["AuditResult", "EditedProfession", "evaluate", "with_gate"]
 
@@ -121,12 +112,12 @@ def evaluate(
     paired: PairedDeltas | None = None
     if variants == 2:
         joint = np.stack([[joint_counts(codes, width) for codes in row] for row in cells])
-        paired = ratios.paired_deltas(joint, targets, seed=seed)
+        paired = paired_deltas(joint, targets, seed=seed)
         bounds = [paired.base, paired.edited]
         counted = [joint.sum(axis=-1), joint.sum(axis=-2)]
     else:
         counts = np.stack([[label_counts(codes[0], width) for codes in row] for row in cells])
-        bounds = [ratios.delta_bounds(counts, targets, seed=seed)]
+        bounds = [delta_bounds(counts, targets, seed=seed)]
         counted = [counts]
     summaries = [
         _summary(found, labels, wordings, bounds[v], counted[v], targets, v, float(tallies.seconds[v])).model_copy(
@@ -142,7 +133,7 @@ def evaluate(
     return AuditResult(
         Summary(base=summaries[0], edited=summaries[1] if variants == 2 else None),
         results,
-        ratios.combine(Verdict(g.outcome) for g in results),
+        combine(Verdict(g.outcome) for g in results),
         [
             WordingReport(
                 wording=wording,
@@ -168,7 +159,7 @@ def evaluate(
 def with_gate(result: AuditResult, gate: GateResult) -> AuditResult:
     """The result with one more gate, and the verdict of all."""
     gates = [*result.gates, gate]
-    return replace(result, gates=gates, verdict=ratios.combine(Verdict(g.outcome) for g in gates))
+    return replace(result, gates=gates, verdict=combine(Verdict(g.outcome) for g in gates))
 
 
 def _delta(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
@@ -203,7 +194,7 @@ def _pooled(
         sums[f.task.cell.subject] = [k + int((hits(f, v) & ok).sum()), n + int(ok.sum())]
     shares = {name: k / n for name, (k, n) in sums.items() if n}
     worst = (max if largest_is_worst else min)(shares, key=lambda name: shares[name]) if shares else None
-    return _rate(ratios.rate(sum(k for k, _ in sums.values()), sum(n for _, n in sums.values())), worst)
+    return _rate(rate(sum(k for k, _ in sums.values()), sum(n for _, n in sums.values())), worst)
 
 
 def _summary(
@@ -225,8 +216,8 @@ def _summary(
         delta=_delta(bounds.pooled, resampled=resampled.pooled),
         delta_within=_delta(bounds.within, resampled=resampled.within),
         delta_wording_max=_delta(bounds.worst, None if worst is None else wordings[worst]),
-        rms=finite(ratios.rms_deviation(pooled, targets)),
-        rms_within=finite(ratios.rms_deviation(counted[..., :-1], targets)),
+        rms=finite(rms_deviation(pooled, targets)),
+        rms_within=finite(rms_deviation(counted[..., :-1], targets)),
         explicit=_pooled(kinds["explicit"], v, shows_its_label),
         explicit_by_label={
             label: _pooled(named, v, shows_its_label)
@@ -256,7 +247,7 @@ def _panel_rates(found: Sequence[Found], v: int, panel: PanelKind) -> dict[str, 
                 sums[f.task.cell.subject] = sums.get(f.task.cell.subject, 0) + f.tally.judged[v, [hit, of]]
         shares = {subject: k / n for subject, (k, n) in sums.items() if n}
         k, n = np.sum(list(sums.values()), axis=0).tolist() if sums else (0, 0)
-        rates[name] = _rate(ratios.rate(k, n), max(shares, key=lambda each: shares[each]) if k else None)
+        rates[name] = _rate(rate(k, n), max(shares, key=lambda each: shares[each]) if k else None)
     return rates
 
 
@@ -275,7 +266,7 @@ def _movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> 
     found = []
     for i in np.flatnonzero(moved(gained, lost)).tolist():
         before, after = (float((kept[i] + only) / n[i]) for only in (lost[i], gained[i]))
-        change = ratios.paired_difference(int(gained[i]), int(lost[i]), int(n[i]))
+        change = paired_difference(int(gained[i]), int(lost[i]), int(n[i]))
         found.append(
             Movement(
                 profession=names[i],
@@ -294,7 +285,7 @@ def _counts(found: Sequence[Found], v: int, labels: Sequence[str]) -> LabelCount
         (label_counts(f.tally.codes[v], len(labels)) for f in found), np.zeros(len(labels) + 1, dtype=np.int64)
     )
     n = int(counts[:-1].sum())
-    low, high = ratios.wilson(counts[0], n)
+    low, high = wilson(counts[0], n)
     recognised = sum(int(f.tally.recognised[v].sum()) for f in found)
     ok = sum(int(f.tally.ok[v].sum()) for f in found)
     return LabelCounts(
@@ -305,7 +296,7 @@ def _counts(found: Sequence[Found], v: int, labels: Sequence[str]) -> LabelCount
         share=float(counts[0] / n) if n else None,
         low=float(low) if n else None,
         high=float(high) if n else None,
-        recognised=_rate(ratios.rate(recognised, ok)),
+        recognised=_rate(rate(recognised, ok)),
     )
 
 
@@ -342,7 +333,7 @@ def _beyond_gates(
             continue
         tallies = np.array([[*(c.labels[label] for label in labels), c.undetermined] for c in found])
         last = tallies[:, :-1]
-        low, high = ratios.worst_case(tallies)
+        low, high = worst_case(tallies)
         corrected = [None] * len(found) if confusion is None else _corrected(last, confusion, labels, seed)
         for i, counts in enumerate(found):
             some = bool(tallies[i].sum())
@@ -375,7 +366,7 @@ def _corrected(
 
 
 def _control(f: Found, variants: int) -> Control:
-    rates = [_rate(ratios.rate(int(f.tally.recognised[v].sum()), int(f.tally.ok[v].sum()))) for v in range(variants)]
+    rates = [_rate(rate(int(f.tally.recognised[v].sum()), int(f.tally.ok[v].sum()))) for v in range(variants)]
     return Control(
         prompt=f.task.cell.prompt,
         base=rates[0],
@@ -398,8 +389,8 @@ def _margins(
         counts = np.stack([[audit[name, wording].tally.swept[m] for wording in wordings] for name in names])
         for v, variant in enumerate(("base", "edited")[:variants]):
             mine = counts[:, :, v]
-            row[f"delta_{variant}"] = finite(ratios.delta(mine[..., :-1].sum(axis=1), targets))
-            row[f"delta_within_{variant}"] = finite(ratios.delta_within(mine[..., :-1], targets))
+            row[f"delta_{variant}"] = finite(delta(mine[..., :-1].sum(axis=1), targets))
+            row[f"delta_within_{variant}"] = finite(delta_within(mine[..., :-1], targets))
             row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
         rows.append(row)
     return rows

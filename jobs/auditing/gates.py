@@ -11,10 +11,11 @@ import numpy as np
 
 from jobs.auditing.tally import CellTally, TallyTask
 from jobs.config import GatesConfig
-from jobs.report.schema import GateResult
-from time_ops import ratios
-from time_ops.inference import target_distances
-from time_ops.ratios import DeltaBounds, Estimate, PairedDeltas, Rate, Verdict
+from jobs.report.figure_schema import GateResult
+from time_ops.stats.estimates import DeltaBounds, Estimate, PairedDeltas, Rate
+from time_ops.stats.inference import target_distances
+from time_ops.stats.intervals import paired_difference, paired_ratio, rate
+from time_ops.stats.verdicts import Verdict, gate_lower, gate_upper, n_to_decide
 
 __all__ = [
     "Found",
@@ -89,17 +90,17 @@ def read_gates(
     for code, label in enumerate(labels):
         shown = [(f.tally.ok[-1], shows_its_label(f, -1)) for f in found if f.named == code]
         if shown:
-            kept = ratios.rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
+            kept = rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
             results.append(gate(f"explicit:{label}", kept, gates.explicit))
     audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
-    failed = ratios.rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
+    failed = rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
     results.append(gate("failed_images", failed, gates.failed_images, "at most"))
     if found[0].tally.codes.shape[0] == 2:
         for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
             both, edited, base, _ = _pairs(found, kind, is_recognised)
-            results.append(gate(name, ratios.paired_ratio(both, edited, base), limit))
+            results.append(gate(name, paired_ratio(both, edited, base), limit))
         _, edited, base, n = _pairs(found, "audit", is_undetermined)
-        rise = ratios.paired_difference(edited, base, n)
+        rise = paired_difference(edited, base, n)
         results.append(gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
     return results
 
@@ -127,7 +128,7 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
     undecided = sorted((i for i, one in enumerate(each) if one.high > limit), key=lambda i: -each[i].high)
     if not undecided:
         return result
-    needed = [ratios.n_to_decide(each[i], limit) for i in undecided]
+    needed = [n_to_decide(each[i], limit) for i in undecided]
     reason = f"not shown to be within the limit: {listed([names[i] for i in undecided])}"
     if all(needed):
         reason += f"; about {max(filter(None, needed)):,} images of each would decide"
@@ -144,10 +145,10 @@ def regression_gates(paired: PairedDeltas, limit: float) -> list[GateResult]:
 
 def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
     """Read a figure's interval against a limit."""
-    outcome = (ratios.gate_upper if direction == "at most" else ratios.gate_lower)(found, limit)
+    outcome = (gate_upper if direction == "at most" else gate_lower)(found, limit)
     reason = ""
     if outcome is Verdict.INCONCLUSIVE:
-        n = ratios.n_to_decide(found, limit)
+        n = n_to_decide(found, limit)
         reason = (
             f"the interval holds the limit; about {n:,} images would decide" if n else "the interval holds the limit"
         )

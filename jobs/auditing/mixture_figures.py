@@ -8,11 +8,14 @@ import numpy as np
 
 from jobs.auditing.gates import finite
 from jobs.auditing.tally import Drawn, Tallies
-from jobs.report.schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights, RateFigure
+from jobs.report.figure_schema import RateFigure
+from jobs.report.mixture_schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights
 from manifests import Manifest
-from time_ops import Component, Mixture, ratios
+from time_ops import Component, Mixture
 from time_ops.mixture import UNEDITED
 from time_ops.route import ROUTE_VERSION
+from time_ops.stats.estimates import Rate
+from time_ops.stats.intervals import rate, wilson
 
 __all__ = ["left_alone", "mixture_report"]
 
@@ -77,7 +80,7 @@ def _component(
         for code, label in enumerate(labels)
         if (named[kinds == "explicit"] == code).any()
     }
-    all_explicit = ratios.rate(sum(hits for hits, _ in explicit.values()), sum(n for _, n in explicit.values()))
+    all_explicit = rate(sum(hits for hits, _ in explicit.values()), sum(n for _, n in explicit.values()))
     undetermined = counts[audit, len(labels)].sum()
     return ComponentReport(
         label=component.label,
@@ -91,10 +94,10 @@ def _component(
             _wording(wording, counts[sent & (places == wording)].sum(axis=0), own, labels) for wording in wordings
         ],
         explicit=_figure(all_explicit),
-        explicit_by_label={label: _figure(ratios.rate(*found)) for label, found in explicit.items()},
-        recognised=_figure(ratios.rate(*_recognised(counts[audit]))),
-        controls=_figure(ratios.rate(*_recognised(counts[kinds == "control"]))),
-        undetermined=_figure(ratios.rate(int(undetermined), int(counts[audit, Drawn.OK].sum()))),
+        explicit_by_label={label: _figure(rate(*found)) for label, found in explicit.items()},
+        recognised=_figure(rate(*_recognised(counts[audit]))),
+        controls=_figure(rate(*_recognised(counts[kinds == "control"]))),
+        undetermined=_figure(rate(int(undetermined), int(counts[audit, Drawn.OK].sum()))),
     )
 
 
@@ -119,14 +122,14 @@ def _own(counts: np.ndarray, subjects: Sequence[str], own: int | None, labels: i
     worst = min(
         (name for name, (_, n) in sums.items() if n), key=lambda name: sums[name][0] / sums[name][1], default=None
     )
-    rate = ratios.rate(sum(hits for hits, _ in sums.values()), sum(n for _, n in sums.values()))
-    return _figure(rate).model_copy(update={"worst": worst})
+    exact = rate(sum(hits for hits, _ in sums.values()), sum(n for _, n in sums.values()))
+    return _figure(exact).model_copy(update={"worst": worst})
 
 
 def _wording(wording: str, counts: np.ndarray, own: int | None, labels: Sequence[str]) -> ComponentWording:
     n = int(counts[: len(labels)].sum())
     hits = 0 if own is None else int(counts[own])
-    low, high = ratios.wilson(hits, n)
+    low, high = wilson(hits, n)
     known = bool(n) and own is not None
     return ComponentWording(
         wording=wording,
@@ -139,5 +142,5 @@ def _wording(wording: str, counts: np.ndarray, own: int | None, labels: Sequence
     )
 
 
-def _figure(found: ratios.Rate) -> RateFigure:
+def _figure(found: Rate) -> RateFigure:
     return RateFigure(value=finite(found.value), n=found.n, low=finite(found.low), high=finite(found.high))

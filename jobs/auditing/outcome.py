@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -23,7 +23,8 @@ from jobs.images.variants import Variant
 from jobs.report.headline import headline_of
 from jobs.report.junit import junit_xml
 from jobs.report.page.render import render
-from jobs.report.schema import Calibration, Cost, PairedPicture, Reference, Report, Saturation, Shipped
+from jobs.report.schema import Cost, PairedPicture, Reference, Report, Shipped
+from jobs.report.search_schema import Calibration, Saturation
 from jobs.report.terminal import summary_table
 from jobs.runs.identity import made_on, provenance_of
 from jobs.runs.run import Run
@@ -117,11 +118,7 @@ def report_of(
         shipped: how the stored checkpoint compares.
         compared_with: what is known of the making of the reference's images, where another run made them.
     """
-    solved = (
-        {}
-        if edit is None
-        else {"operator": edit.digest, "operator_checksum": edit.checksum, "condition": edit.condition}
-    )
+    labels = list(session.config.attribute)
     report = Report(
         run=session.folder.run,
         kind=kind,
@@ -129,7 +126,7 @@ def report_of(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=result.verdict.value,
         sentence=sentence(result),
-        labels=list(session.config.attribute),
+        labels=labels,
         summary=result.summary,
         gates=result.gates,
         wordings=result.wordings,
@@ -137,24 +134,34 @@ def report_of(
         moved=result.moved,
         controls=result.controls,
         margin_sweep=result.margin_sweep,
-        mixture=mixture_report(edit, tallies, session.manifest, list(session.config.attribute))
-        if isinstance(edit, Mixture)
-        else None,
+        mixture=mixture_report(edit, tallies, session.manifest, labels) if isinstance(edit, Mixture) else None,
         calibration=calibration,
         saturation=saturation,
         shipped=shipped,
         pictures=pictures.pairs,
         cost=cost_of(session),
-        provenance={
-            **provenance_of(session.config, session.probe, session.recipe),
-            "manifest": session.manifest.digest,
-            **solved,
-            "workers": session.pool.size,
-            **made_on(tallies.makers),
-            **({} if compared_with is None else {"reference": dict(compared_with)}),
-        },
+        provenance=_provenance(session, edit, tallies, compared_with),
     )
     return report.model_copy(update={"headline": headline_of(report)})
+
+
+def _provenance(
+    session: Session, edit: Edit | None, tallies: Tallies, compared_with: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """What the run was made of: its inputs, its edit, and the machines that made its images."""
+    solved = (
+        {}
+        if edit is None
+        else {"operator": edit.digest, "operator_checksum": edit.checksum, "condition": edit.condition}
+    )
+    return {
+        **provenance_of(session.config, session.probe, session.recipe),
+        "manifest": session.manifest.digest,
+        **solved,
+        "workers": session.pool.size,
+        **made_on(tallies.makers),
+        **({} if compared_with is None else {"reference": dict(compared_with)}),
+    }
 
 
 def cost_of(run: Run) -> Cost:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jobs.auditing.figures import AuditResult
 from jobs.auditing.gates import listed, number
 from jobs.report.schema import Movement
-from time_ops.ratios import Verdict
+from time_ops.stats.verdicts import Verdict
 
 __all__ = ["sentence"]
 

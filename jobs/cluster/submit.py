@@ -85,14 +85,9 @@ def submit(
             job = str(submission_id)
             console.print(f"job {job} was submitted before; following it")
         else:
-            shipped = _ship(config, Path(scratch))
-            (Path(scratch) / "run.yaml").write_text(yaml.safe_dump(shipped, sort_keys=False, allow_unicode=True))
+            entrypoint = shlex.join([python, "-m", f"jobs.{command}", "run.yaml", *arguments])
             try:
-                job = client.submit_job(
-                    entrypoint=shlex.join([python, "-m", f"jobs.{command}", "run.yaml", *arguments]),
-                    submission_id=submission_id,
-                    runtime_env={"working_dir": scratch, "env_vars": {"EVENHAND_PROGRESS": "json", **_storage()}},
-                )
+                job = _submitted(client, config, Path(scratch), entrypoint, submission_id)
             except _FAILURES as error:
                 hint = "see the log of Ray's dashboard on the head"
                 raise _refused(error, address, "the dashboard does not take the job", hint) from error
@@ -102,6 +97,20 @@ def submit(
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             console.print(f"lost the job's log ({error}); waiting for its end", markup=False, highlight=False)
     return _exit_code(client, job)
+
+
+def _submitted(
+    client: JobSubmissionClient, config: RunConfig, folder: Path, entrypoint: str, submission_id: str | None
+) -> str:
+    """The job's id; `folder` becomes its working directory."""
+    values = _ship(config, folder)
+    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    job: str = client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=submission_id,
+        runtime_env={"working_dir": str(folder), "env_vars": {"EVENHAND_PROGRESS": "json", **_storage()}},
+    )
+    return job
 
 
 def _refused(error: Exception, address: str, what: str, hint: str) -> ClusterError:

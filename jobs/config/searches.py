@@ -12,7 +12,7 @@ __all__ = ["CalibrationConfig", "MixtureConfig"]
 
 
 class CalibrationConfig(Section):
-    """The search for lambdas and shares that the manifest leaves open, see `time_ops.calibration`.
+    """The search for lambdas and shares that the manifest leaves open, see `time_ops.search.calibration`.
 
     Lambdas are in units of the edit's own scale, the median spectral norm of `B_p`, at which an edit begins to bite
     whatever the text encoder.
@@ -42,7 +42,7 @@ class CalibrationConfig(Section):
 
 
 class MixtureConfig(Section):
-    """A mixture's components, and the search for their strengths, see `time_ops.saturation`.
+    """A mixture's components, and the search for their strengths, see `time_ops.search.saturation`.
 
     Lambdas are in units of the edit's own scale, as in `calibration`.
     """

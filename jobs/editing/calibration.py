@@ -1,4 +1,4 @@
-"""The search on the cluster: what `time_ops.calibration` proposes is solved, drawn, labelled and told to it.
+"""The search on the cluster: what `time_ops.search.calibration` proposes is solved, drawn, labelled and told to it.
 
     found = calibrate(session, texts)
     found.operator, found.candidate, found.section      # what to go on with, and what the report shows of the search
@@ -24,10 +24,11 @@ from jobs.images.cells import Cell, calibration_cells
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.schema import Calibration as Section
+from jobs.report.search_schema import Calibration as Section
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
-from time_ops.calibration import Calibration, Candidate, Limits, Measured, Profession, Rules
+from time_ops.search.calibration import Calibration
+from time_ops.search.model import Candidate, Limits, Measured, Profession, Rules
 
 __all__ = ["Calibrated", "calibrate", "professions_of"]
 

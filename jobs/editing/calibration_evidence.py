@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from jobs.config import CalibrationConfig, RunConfig
 from jobs.images.cells import calibration_cells
 from jobs.images.tables import bounded_rows
-from jobs.report.schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
+from jobs.report.search_schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
 from manifests import Manifest
-from time_ops import calibration, ratios
-from time_ops.calibration import Candidate, Measured
+from time_ops import calibration
+from time_ops.search.model import Candidate, Measured
+from time_ops.stats.deltas import delta, delta_within, noise_floor
+from time_ops.stats.intervals import wilson
 
 __all__ = ["EVIDENCE", "Trial", "evidence_bytes", "section_of", "trials_of"]
 
@@ -162,7 +164,7 @@ def section_of(
 def _step(trial: Trial, p: int, prompts: Sequence[str]) -> CalibrationStep:
     counts = trial.measured.tallies[p].sum(axis=0)
     n = int(counts[:-1].sum())
-    low, high = ratios.wilson(counts[0], n)
+    low, high = wilson(counts[0], n)
     return CalibrationStep(
         round=trial.candidate.number,
         lam=float(trial.candidate.lam[p]),
@@ -185,13 +187,13 @@ def _round(trial: Trial, targets: np.ndarray, drawn: int, *, chosen: bool) -> Ca
     tallies, wanted = measured.tallies[candidate.active], targets[candidate.active]
     counts, labelled = tallies[..., :-1], int(tallies.sum())
     hits, asked = measured.explicit
-    floor = ratios.noise_floor(counts.sum(axis=-1), wanted[:, None, :])
+    floor = noise_floor(counts.sum(axis=-1), wanted[:, None, :])
     return CalibrationRound(
         round=candidate.number,
         professions=int(candidate.active.sum()),
         images=drawn,
-        delta=_known(ratios.delta(counts.sum(axis=1), wanted)),
-        delta_within=_known(ratios.delta_within(counts, wanted)),
+        delta=_known(delta(counts.sum(axis=1), wanted)),
+        delta_within=_known(delta_within(counts, wanted)),
         floor_within=_known(floor),
         undetermined=float(tallies[..., -1].sum() / labelled) if labelled else None,
         explicit=hits / asked if asked else None,

@@ -27,7 +27,9 @@ from manifests import Manifest, ManifestRow, resolved_shares
 from manifests.write import manifest_groups
 from time_ops import EditError, PromptEdit, Statistics
 from time_ops.prompts import augment
-from time_ops.rows import Strengths, TokenRows, encode_rows
+from time_ops.row_encoding import encode_rows
+from time_ops.rows import TokenRows
+from time_ops.strengths import Strengths
 
 __all__ = [
     "ChunkEncoder",
@@ -124,7 +126,7 @@ class ComponentStrengths:
         lam: strength; smaller is stronger.
         overshoot: how far the edit goes, 1 is the destination.
         ratio: lambda of the other labels' destination prompts, in units of the profession's own lam.
-        push: how far those are pushed away from the source, see `time_ops.rows.Strengths`.
+        push: how far those are pushed away from the source, see `time_ops.strengths.Strengths`.
     """
 
     label: str

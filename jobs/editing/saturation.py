@@ -1,4 +1,4 @@
-"""A mixture, found on the cluster: what `time_ops.saturation` proposes is solved, drawn, labelled and told to it.
+"""A mixture, found on the cluster: what `time_ops.search.saturation` proposes is solved, drawn, labelled, told to it.
 
     found = saturate(session, texts)
     found.mixture, found.section      # what to go on with, and what the report shows of the search
@@ -25,13 +25,13 @@ from jobs.images.components import components_of, tried_wordings
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.schema import ComponentEdit
-from jobs.report.schema import Saturation as Section
+from jobs.report.figure_schema import ComponentEdit
+from jobs.report.search_schema import Saturation as Section
 from manifests import Profession, resolved_shares, resolved_targets
 from time_ops import EditOperator, Mixture
-from time_ops.calibration import Limits
 from time_ops.route import UNEDITED, WeightTable, source_words
-from time_ops.saturation import Base, Chosen, Rules, Saturation, Seen, Subject, Trial
+from time_ops.search.model import Limits
+from time_ops.search.saturation import Base, Chosen, Rules, Saturation, Seen, Subject, Trial
 
 __all__ = ["Saturated", "saturate"]
 

@@ -16,12 +16,13 @@ from jobs.config import RunConfig
 from jobs.editing.calibration_evidence import EVIDENCE
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.tables import bounded_rows
-from jobs.report.schema import RateFigure, SaturatedProfession, SaturationRound
-from jobs.report.schema import Saturation as Section
+from jobs.report.figure_schema import RateFigure
+from jobs.report.search_schema import SaturatedProfession, SaturationRound
+from jobs.report.search_schema import Saturation as Section
 from manifests import Manifest
-from time_ops import ratios
 from time_ops.mixture import UNEDITED
-from time_ops.saturation import Saturation, Seen, Trial
+from time_ops.search.saturation import Saturation, Seen, Trial
+from time_ops.stats.intervals import rate
 
 State = Literal["fixed", "left alone", "saturated", "short"]
 
@@ -220,8 +221,8 @@ def _profession(
 
 
 def _figure(hits: int, n: int) -> RateFigure:
-    rate = ratios.rate(hits, n)
-    return RateFigure(value=finite(rate.value), n=n, low=finite(rate.low), high=finite(rate.high))
+    exact = rate(hits, n)
+    return RateFigure(value=finite(exact.value), n=n, low=finite(exact.low), high=finite(exact.high))
 
 
 def _rule(config: RunConfig, components: int) -> str:

@@ -30,10 +30,9 @@ from jobs.editing.chunks import ChunkStrengths, ComponentStrengths, EditChunk, P
 from jobs.runs.inputs import CHUNK_PROFESSIONS
 from manifests import Manifest, resolved_shares
 from time_ops import EditError, EditOperator, Statistics, solve_statistics
-from time_ops.calibration import scale_of
+from time_ops.lams import check_lams, pooled_ratio, scale_of
 from time_ops.prompts import MOST_OVERSHOOT
-from time_ops.rows import checked_blends
-from time_ops.solver import check_lams, pooled_ratio
+from time_ops.strengths import checked_blends
 
 __all__ = ["Solver", "solver_of"]
 
@@ -63,7 +62,7 @@ class Solver:
 
     @cached_property
     def scale(self) -> float:
-        """The lambda at which edits begin to bite, see `time_ops.calibration.scale_of`. Raises as `solve`."""
+        """The lambda at which edits begin to bite, see `time_ops.lams.scale_of`. Raises as `solve`."""
         return scale_of([norm for norms, _ in self._norms for norm in norms])
 
     @cached_property
@@ -73,7 +72,7 @@ class Solver:
 
     @property
     def _ratio(self) -> float:
-        """Lam of pooled embeddings in units of the token states', see `time_ops.solver.pooled_ratio`."""
+        """Lam of pooled embeddings in units of the token states', see `time_ops.lams.pooled_ratio`."""
         pooled = [norm for _, norms in self._norms for norm in norms]
         return pooled_ratio(scale_of(pooled), self.scale) if pooled else 1.0
 

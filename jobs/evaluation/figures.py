@@ -21,10 +21,11 @@ from jobs.report.evaluation.schema import (
     Variant,
     VariantFigures,
 )
-from jobs.report.schema import RateFigure
+from jobs.report.figure_schema import RateFigure
 from manifests import TestedEdit
-from time_ops.evaluation import Mean, evaluate, kept, mean_over_edits, resampled_edits
-from time_ops.ratios import Rate, rate
+from time_ops.stats.estimates import Rate
+from time_ops.stats.evaluation import Mean, evaluate, kept, mean_over_edits, resampled_edits
+from time_ops.stats.intervals import rate
 
 __all__ = ["Figures", "figures_of", "sentence"]
 

@@ -19,7 +19,7 @@ from jobs.config import RunConfig
 from jobs.images.cells import Cell, cut_cell
 from jobs.images.recipe import Recipe
 from jobs.images.shards import BASE, STATUSES
-from time_ops.evaluation import chooses_destination
+from time_ops.stats.evaluation import chooses_destination
 
 __all__ = [
     "DESTINATION",

@@ -7,8 +7,9 @@ import re
 from jobs.exports.mixture.loading import mixture_loading
 from jobs.exports.schema import FILES, Exported, Form
 from jobs.models.files import variant_of
+from jobs.report.figure_schema import DeltaFigure, RateFigure
 from jobs.report.figures import plain_text
-from jobs.report.schema import DeltaFigure, MixtureReport, RateFigure
+from jobs.report.mixture_schema import MixtureReport
 
 __all__ = ["NOT_CHECKED", "REVERT", "export_card"]
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from jobs.exports.mixture.loading import mixture_loading
 from jobs.report import figures
+from jobs.report.figure_schema import DeltaFigure, GateResult, RateFigure, ShareFigure
 from jobs.report.figures import finite
-from jobs.report.schema import DeltaFigure, GateResult, MixtureReport, RateFigure, Report, ShareFigure, VariantSummary
+from jobs.report.mixture_schema import MixtureReport
+from jobs.report.schema import Report, VariantSummary
 
 __all__ = ["edited_title", "licence_of", "model_card"]
 
@@ -63,9 +65,7 @@ def model_card(
         revert: how the edit is undone; None: as of edited weights, or of a mixture's pipeline.
         loading: whether the card of a mixture says how its folder is loaded; an export's says it below.
     """
-    summary, name = report.summary, base_model.rstrip("/").rpartition("/")[2]
-    licence = _licence(base_card)
-    provenance = report.provenance
+    licence, mixture = _licence(base_card), report.mixture
     title = edited_title(base_model, len(report.professions))
     data = ModelCardData(
         library_name="diffusers",
@@ -75,10 +75,26 @@ def model_card(
         base_model_relation=None if hub_id is None else "finetune",
         base_model_revision=revision,
         model_name=title,
-        eval_results=_eval_results(report, summary.edited),
+        eval_results=_eval_results(report, report.summary.edited),
         **licence,
     )
-    versions = provenance.get("versions")
+    content = _template("card.md" if mixture is None else "mixture_card.md").render(
+        card_data=data.to_yaml(),
+        title=_text(title),
+        base_model=_text(hub_id or base_model.rstrip("/").rpartition("/")[2]),
+        revision=revision,
+        base_digest=base_digest,
+        revert=revert or (_revert(revision) if mixture is None else _REVERT_MIXTURE),
+        labels=_text(", ".join(attribute)),
+        label_count=len(attribute),
+        licence=_licence_said(licence),
+        **_report_context(report),
+        **({} if mixture is None else _mixture_context(report, mixture, loading=loading)),
+    )
+    return str(ModelCard(content))
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("jobs.exports"),
         autoescape=False,  # noqa: S701 - Markdown: users' text goes through `_text`
@@ -87,35 +103,30 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    mixture = report.mixture
-    content = environment.get_template("card.md" if mixture is None else "mixture_card.md").render(
-        card_data=data.to_yaml(),
-        title=_text(title),
-        status=_status(report),
-        professions=len(report.professions),
-        base_model=_text(hub_id or name),
-        revision=revision,
-        base_digest=base_digest,
-        revert=revert or (_revert(revision) if mixture is None else _REVERT_MIXTURE),
-        **({} if mixture is None else _mixture_context(report, mixture, loading=loading)),
-        operator=provenance.get("operator"),
-        lam_rows=_lam_rows(report),
-        lam_range=_lam_range(report),
-        calibrated=report.calibration is not None,
-        labels=_text(", ".join(attribute)),
-        label_count=len(attribute),
-        classifier=_text(str(provenance.get("classifier", "unknown"))),
-        result_rows=_result_rows(report),
-        gate_rows=[_gate_row(gate) for gate in report.gates],
-        off_target=_text(", ".join(item.profession for item in report.professions if item.off_target)),
-        undetermined=_undetermined(summary.edited or summary.base),
-        wordings=_text("; ".join(f"“{each.wording.replace('{source}', '…')}”" for each in report.wordings)),
-        licence=_licence_said(licence),
-        run=report.run,
-        version=versions.get("evenhand", "unknown") if isinstance(versions, dict) else "unknown",
-        manifest=provenance.get("manifest"),
-    )
-    return str(ModelCard(content))
+    return environment.get_template(name)
+
+
+def _report_context(report: Report) -> dict[str, Any]:
+    """What a card says of the run, whatever edit it is of."""
+    summary, provenance = report.summary, report.provenance
+    versions = provenance.get("versions")
+    return {
+        "status": _status(report),
+        "professions": len(report.professions),
+        "operator": provenance.get("operator"),
+        "lam_rows": _lam_rows(report),
+        "lam_range": _lam_range(report),
+        "calibrated": report.calibration is not None,
+        "classifier": _text(str(provenance.get("classifier", "unknown"))),
+        "result_rows": _result_rows(report),
+        "gate_rows": [_gate_row(gate) for gate in report.gates],
+        "off_target": _text(", ".join(item.profession for item in report.professions if item.off_target)),
+        "undetermined": _undetermined(summary.edited or summary.base),
+        "wordings": _text("; ".join(f"“{each.wording.replace('{source}', '…')}”" for each in report.wordings)),
+        "run": report.run,
+        "version": versions.get("evenhand", "unknown") if isinstance(versions, dict) else "unknown",
+        "manifest": provenance.get("manifest"),
+    }
 
 
 def _mixture_context(report: Report, mixture: MixtureReport, *, loading: bool) -> dict[str, Any]:

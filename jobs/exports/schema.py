@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from jobs.report.schema import DeltaFigure, Figure, RateFigure, Shipped, Verdict
+from jobs.report.figure_schema import DeltaFigure, Figure, RateFigure, Verdict
+from jobs.report.schema import Shipped
 
 __all__ = ["FILES", "FORMS", "Exported", "ExportedComponent", "Form", "RankAudit"]
 

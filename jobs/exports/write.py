@@ -57,25 +57,14 @@ def write_export(
         raise ModelError(
             "this model is not the base model of the run: its tensors differ; give the one that was edited"
         )
-    spec = spec_of(base, task.title, date=task.date, license=task.licence)
-    header = file_header(HEADERS[task.form], spec, task.provenance)
-    operator_header = file_header("operator", spec, task.provenance)
+    header, operator_header = _headers(task, base)
     unet = open_edited(base / "unet", operator)
     with scratch_folder(scratch) as folder:
         written, others = _written(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
         if written is not None:
             files[FILES[task.form]] = written.path
-        exported = Exported(
-            form=task.form,
-            run=task.provenance.run,
-            verdict=task.provenance.verdict,
-            forced=task.provenance.forced,
-            pipeline=pipeline_of(base),
-            tensors=len(unet.names) if written is None else written.tensors,
-            files={name: path.stat().st_size for name, path in files.items()},
-            **(errors_of(written) if isinstance(written, LoraWritten) else {}),
-        )
+        exported = _exported(task, base, written, len(unet.names), files)
         if written is None:
             sizes = write_checkpoint(
                 base,
@@ -97,6 +86,28 @@ def write_export(
         files |= {name: folder / name for name in ("README.md", RECORD)}
         publish(files, store, task.prefix, main=RECORD, beside=beside)
         return exported
+
+
+def _headers(task: ExportTask, base: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Of the form's own file, and of an operator's beside it."""
+    spec = spec_of(base, task.title, date=task.date, license=task.licence)
+    return file_header(HEADERS[task.form], spec, task.provenance), file_header("operator", spec, task.provenance)
+
+
+def _exported(
+    task: ExportTask, base: Path, written: Written | None, edited: int, files: Mapping[str, Path]
+) -> Exported:
+    """What `export.json` says; `edited` counts the tensors of a diffusers folder, which is not written yet."""
+    return Exported(
+        form=task.form,
+        run=task.provenance.run,
+        verdict=task.provenance.verdict,
+        forced=task.provenance.forced,
+        pipeline=pipeline_of(base),
+        tensors=edited if written is None else written.tensors,
+        files={name: path.stat().st_size for name, path in files.items()},
+        **(errors_of(written) if isinstance(written, LoraWritten) else {}),
+    )
 
 
 def _written(

@@ -15,9 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -34,11 +32,12 @@ from jobs.models.files import (
     is_pickled,
     load_tokenizers,
     pickled_advice,
-    safetensors_header,
     weight_files,
     weight_variant,
 )
+from jobs.models.finite_weights import header_and_end, infinite_tensors
 from jobs.models.kinds import check_kind
+from jobs.models.listing import are, have, lack, some
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
@@ -56,8 +55,6 @@ __all__ = [
 _NOT_AS_SAID = "the classifier's files are not what its configuration says. Fetch both again, or give another model:"
 UNLOADABLE = (*UNMADE, ImportError)
 """What the libraries raise of files that they can't load, or not with what is installed here."""
-_SHOWN = 4
-_READ_BYTES = 1 << 24
 
 # Tensors that no configuration promises, and why a file may have them all the same.
 _HARMLESS = (
@@ -68,13 +65,6 @@ _HARMLESS = (
 _OTHER_HALF = (r"^vision_model\.", r"^visual_projection\.", r"^text_projection\.", r"^logit_scale$")
 # Classes that old folders name and that are gone.
 _SUCCESSORS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
-# What NaN and infinities have in common: all bits of the exponent are set.
-_EXPONENTS = {
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F80_0000),
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-}
 
 
 def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = True) -> None:
@@ -108,7 +98,7 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
             encoder, reader = f"text_encoder{suffix}", f"tokenizer{suffix}"
             faults += _reading_faults(tokenizer, models[encoder], encoder, reader)
     if finite:
-        faults += chain.from_iterable(_infinite(folder / name, name) for name in models)
+        faults += chain.from_iterable(infinite_tensors(folder / name, name) for name in models)
     _refuse("the model's files are not what its configuration says. Fetch both again, or give another model:", faults)
 
 
@@ -135,7 +125,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
             faults += _vocabulary_faults(tokenizer, model.text_model, "the text model", "its tokenizer")
             faults += _size_faults(images, getattr(model.config.vision_config, "image_size", None))
     if finite:
-        faults += _infinite(folder, "")
+        faults += infinite_tensors(folder, "")
     _refuse(_NOT_AS_SAID, faults)
 
 
@@ -163,7 +153,7 @@ def check_image_model(folder: Path, ending: str, *, finite: bool = True) -> None
         except UNLOADABLE as error:
             faults.append(f"its image processor can't be loaded: {_first_line(error)}")
     if finite:
-        faults += _infinite(folder, "")
+        faults += infinite_tensors(folder, "")
     _refuse(_NOT_AS_SAID, faults)
 
 
@@ -215,7 +205,7 @@ def check_loaded(modules: Mapping[str, Any]) -> None:
         bad = [key for key, weight in weights if not bool(torch.isfinite(weight).all())]
         if bad:
             dtype = str(dict(weights)[bad[0]].dtype).removeprefix("torch.")
-            faults.append(f"{name}: {_some(bad)} {_are(bad)} not finite in {dtype}")
+            faults.append(f"{name}: {some(bad)} {are(bad)} not finite in {dtype}")
     _refuse("weights are beyond the range of the dtype that they run in (sampler.dtype: another, as float32):", faults)
 
 
@@ -257,11 +247,11 @@ def _examined(
     more = [tensor for tensor in more if not known.search(tensor)]
     said = f"{where}{files[0].name}" if len(files) == 1 else f"{where}{files[0].name} and its {len(files) - 1} others"
     if missing:
-        faults.append(f"{said} {_lack(files)} what {where}config.json promises: {_some(missing)}")
+        faults.append(f"{said} {lack(files)} what {where}config.json promises: {some(missing)}")
     if wrong:
-        faults.append(f"{said} {_have(files)} tensors of another shape than {where}config.json says: {_some(wrong)}")
+        faults.append(f"{said} {have(files)} tensors of another shape than {where}config.json says: {some(wrong)}")
     if more:
-        faults.append(f"{said} {_have(files)} tensors that no part of {where}config.json is for: {_some(more)}")
+        faults.append(f"{said} {have(files)} tensors that no part of {where}config.json is for: {some(more)}")
     return made
 
 
@@ -300,7 +290,7 @@ def _from_diffusers(part: Path, kind: Any, files: list[Path]) -> _Compared:
     with torch.device("meta"):
         made = kind.from_config(kind.load_config(part, local_files_only=True))
     promised = {name: list(tensor.shape) for name, tensor in made.state_dict().items()}
-    stored = {name: list(entry["shape"]) for file in files for name, entry in _header(file)[0].items()}
+    stored = {name: list(entry["shape"]) for file in files for name, entry in header_and_end(file)[0].items()}
     # Attention of VAEs saved before diffusers 0.18 has other names.
     made._fix_state_dict_keys_on_load(stored)
     wrong = [n for n, shape in promised.items() if stored.get(n, shape) != shape]
@@ -310,45 +300,6 @@ def _from_diffusers(part: Path, kind: Any, files: list[Path]) -> _Compared:
         sorted(f"{name} {stored[name]}, promised {promised[name]}" for name in wrong),
         sorted(stored.keys() - promised.keys()),
     )
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """A file's tensors by name, and where their bytes begin."""
-    # Opened by the library first: it refuses headers that lie about the file.
-    with safe_open(file, "np"), file.open("rb") as stream:
-        header, data_at = safetensors_header(stream)
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}, data_at
-
-
-def _infinite(part: Path, name: str) -> Iterator[str]:
-    for file in weight_files(part):
-        try:
-            bad = _not_finite(file)
-        except (OSError, SafetensorError) as error:
-            yield f"{file.name} can't be read: {error}"
-            continue
-        if bad:
-            where = f"{name}/{file.name}" if name else file.name
-            yield f"{where}: {_some(bad)} {_are(bad)} not finite (NaN or infinity)"
-
-
-def _not_finite(file: Path) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity."""
-    bad = []
-    header, data_at = _header(file)
-    with file.open("rb") as stream:
-        for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
-            if entry["dtype"] not in _EXPONENTS:
-                continue
-            kind, exponent = _EXPONENTS[entry["dtype"]]
-            begin, end = entry["data_offsets"]
-            stream.seek(data_at + begin)
-            for at in range(begin, end, _READ_BYTES):
-                words = np.frombuffer(stream.read(min(_READ_BYTES, end - at)), kind)
-                if bool(((words & exponent) == exponent).any()):
-                    bad.append(name)
-                    break
-    return sorted(bad)
 
 
 def _vocabulary_faults(tokenizer: Any, model: Any, encoder: str, reader: str) -> Iterator[str]:
@@ -380,23 +331,6 @@ def _size_faults(images: Any, wanted: int | None) -> Iterator[str]:
     size = {int(edge) for edge in (crop["height"], crop["width"])}
     if size != {wanted}:
         yield f"its processor cuts images to {max(size)} pixels (crop_size), and the model reads {wanted}"
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join([*names][:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
-
-
-def _are(names: Collection[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-def _have(files: Collection[Path]) -> str:
-    return "has" if len(files) == 1 else "have"
-
-
-def _lack(files: Collection[Path]) -> str:
-    return "lacks" if len(files) == 1 else "lack"
 
 
 def _first_line(error: BaseException) -> str:

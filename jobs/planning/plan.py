@@ -7,7 +7,6 @@ Nothing is written, no weights are loaded, and neither Ray nor torch is needed: 
 
 from __future__ import annotations
 
-import io
 import math
 import platform
 import shutil
@@ -20,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +31,11 @@ from jobs.images.components import check_mixture, components_of, tried_wordings
 from jobs.images.judging import check_labels, digest_of_classifiers, digests_of, stage_classifiers, stored_width
 from jobs.images.recipe import KEYED_LIBRARIES, Probe, Recipe, recipe_of
 from jobs.images.shards import BASE, Shard, ShardSpec, stored_keys
-from jobs.images.tables import bounded_rows
 from jobs.images.variants import Part, Variant
 from jobs.models.digests import content_digest
-from jobs.models.files import safetensors_header
 from jobs.models.staging import cache_folder, stage_model
 from jobs.planning.costs import advice_of, compile_note, hours_of, timed, total_of
+from jobs.planning.earlier import EarlierRun
 from jobs.planning.schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.planning.stages import Count, Earlier, Round, Stage
 from jobs.runs.drawn_again import drawn_again
@@ -50,7 +47,6 @@ from time_ops.route import UNEDITED, WeightTable
 
 __all__ = ["make_plan"]
 
-_MOST_EVIDENCE = 1_000_000
 _SAMPLED_SHARDS = 8
 _READ_THREADS = 8
 # Bytes per pixel. Lossless WebP of small images and PNG: measured on the demo model's. WebP at quality 90: photographs.
@@ -112,7 +108,7 @@ class _Planner:
         self.bytes = 0
 
     def plan(self, rate: float | None, workers: int | None, checkpoint_bytes: int) -> Plan:
-        earlier = self._earlier()
+        earlier = EarlierRun(self.store, self.run, self.identity, is_single=self.config.form == "single").read()
         stages = [self._stage_plan(stage) for stage in self._stages(earlier)]
         found_rate = RateEstimate(images_per_s=rate, source="given") if rate else self._measured_rate()
         if found_rate.images_per_s:
@@ -248,61 +244,6 @@ class _Planner:
                 "images_to_make": count.images - images,
             }
         )
-
-    # What the run's folder knows
-
-    def _earlier(self) -> Earlier:
-        try:
-            before = json_of(self.store.get(f"runs/{self.run}/run.json"))
-        except ObjectMissing:
-            return Earlier()
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            return Earlier(note=f"runs/{self.run}/run.json can't be read; debias will refuse this name")
-        # A run that never got beyond the queue has no identity, and stands in nobody's way.
-        if before.get("identity", self.identity) != self.identity:
-            return Earlier(
-                note=f"runs/{self.run} holds a run under another configuration, manifest, model, dtype or library "
-                "version; debias will refuse this name unless its workers' dtype and versions are that run's"
-            )
-        return Earlier(self._calibrated(), self._chosen())
-
-    def _calibrated(self) -> tuple[Round, ...]:
-        kind = "phase" if self.config.form == "single" else "component"
-        try:
-            data = self.store.get(f"runs/{self.run}/calibration.parquet")
-            rows = [*bounded_rows(data, ["round", kind, "operator", "active"], _MOST_EVIDENCE)]
-            rounds: dict[int, list[dict[str, Any]]] = {}
-            for row in rows:
-                rounds.setdefault(int(row["round"]), []).append(row)
-        except (ObjectMissing, ValueError, TypeError):
-            return ()
-        return tuple(self._round(number, of_round) for number, of_round in sorted(rounds.items()))
-
-    def _round(self, number: int, rows: Sequence[Mapping[str, Any]]) -> Round:
-        if self.config.form == "single":
-            active = tuple(bool(row["active"]) for row in rows)
-            return Round(number, str(rows[0]["phase"]), (str(rows[0]["operator"]),), active)
-        # A row for each component and profession, one component after the other.
-        firsts = list({row["component"]: row for row in rows}.values())
-        return Round(
-            number, "", tuple(str(row["operator"]) for row in firsts), tuple(bool(row["active"]) for row in firsts)
-        )
-
-    def _chosen(self) -> Variant | None:
-        """What the run went on with, from the header of its file: no matrix is read into memory for it."""
-        name = "operator" if self.config.form == "single" else "mixture"
-        try:
-            data = self.store.get(f"runs/{self.run}/{name}.safetensors")
-            header, _ = safetensors_header(io.BytesIO(data))
-            (found,) = (json_of(value) for value in header["__metadata__"].values())
-            if name == "operator":
-                return Variant.plain(str(found["digest"]))
-            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in found["components"])
-            return Variant(str(found["digest"]), parts, WeightTable(found["weights"], dict(found["professions"])))
-        except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError, OverflowError):
-            return None
 
     # Estimates
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
+from jobs.report.figure_schema import GateResult
 from jobs.report.figures import Kind, count, finite, gate_measure, in_kind, plain_text, span
 from jobs.report.headline import headline_of
-from jobs.report.schema import GateResult, Report
+from jobs.report.schema import Report
 
 __all__ = ["junit_xml"]
 

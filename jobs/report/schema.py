@@ -8,35 +8,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from jobs.report.figure_schema import (
+    ComponentEdit,
+    DeltaFigure,
+    Figure,
+    GateResult,
+    Parity,
+    RateFigure,
+    ShareFigure,
+    Verdict,
+)
+from jobs.report.mixture_schema import MixtureReport
+from jobs.report.search_schema import Calibration, Saturation
 
 __all__ = [
     "SCHEMA_VERSION",
-    "CalibratedProfession",
-    "Calibration",
-    "CalibrationRound",
-    "CalibrationStep",
-    "ComponentEdit",
-    "ComponentReport",
-    "ComponentWording",
     "Control",
     "Cost",
-    "DeltaFigure",
-    "GateResult",
     "LabelCounts",
-    "MixtureReport",
     "Movement",
     "PairedPicture",
-    "Parity",
     "ProfessionReport",
-    "ProfessionWeights",
-    "RateFigure",
     "Reference",
     "Report",
-    "SaturatedProfession",
-    "Saturation",
-    "SaturationRound",
-    "ShareFigure",
     "Summary",
     "VariantSummary",
     "WordingReport",
@@ -44,55 +40,6 @@ __all__ = [
 
 SCHEMA_VERSION = 3
 """2: before there were mixtures; read as it is, since all that 3 has more may be absent."""
-Verdict = Literal["pass", "fail", "inconclusive"]
-
-
-class Figure(BaseModel):
-    """What all figures share: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class DeltaFigure(Figure):
-    """A Delta: 0 is every profession at its target, 1 is every profession as far from it as can be."""
-
-    value: float | None = Field(description="raw estimate; null where no image was determined")
-    low: float | None = Field(description="lower end of the 95 % interval that gates read")
-    high: float | None = Field(description="upper end of the 95 % interval that gates read")
-    floor: float | None = Field(description="what a model exactly on target would show at this n, by chance alone")
-    n: int = Field(description="determined images")
-    wording: str | None = Field(default=None, description="where the figure is of one wording: which")
-    resampled_low: float | None = Field(
-        default=None,
-        description="lower end of the 95 % interval were professions and wordings random too; no gate reads it",
-    )
-    resampled_high: float | None = Field(default=None, description="its upper end")
-
-
-class RateFigure(Figure):
-    """A share of images, with its exact (Clopper-Pearson) interval."""
-
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
-    worst: str | None = Field(default=None, description="the profession (or prompt) with the worst rate")
-
-
-class ShareFigure(Figure):
-    """A share with its 95 % interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class Parity(Figure):
-    """Demographic parity as Fairlearn has it: groups are professions, a selection is the report's first label."""
-
-    difference: ShareFigure = Field(description="largest share of the first label less the smallest; 0 is parity")
-    ratio: ShareFigure = Field(description="the smallest share over the largest; 1 is parity")
-    reason: str | None = Field(default=None, description="why a figure is null")
 
 
 class VariantSummary(Figure):
@@ -162,18 +109,6 @@ class LabelCounts(Figure):
     )
 
 
-class ComponentEdit(Figure):
-    """What one component of a mixture does with one profession."""
-
-    lam: float | None = Field(description="strength of its edit; null: left alone, or not one and the same")
-    overshoot: float | None = Field(
-        description="how far the edit goes: 1 is the destination, 1.2 a fifth of the way beyond it; null: left alone"
-    )
-    left_alone: bool = Field(
-        default=False, description="the manifest has no destination of this label, so its prompts are preserved"
-    )
-
-
 class ProfessionReport(Figure):
     """One profession, base beside edited, pooled and per wording."""
 
@@ -214,19 +149,6 @@ class Control(Figure):
     )
 
 
-class GateResult(Figure):
-    """One threshold, read against an interval."""
-
-    name: str
-    limit: float
-    direction: Literal["at most", "at least"]
-    value: float | None
-    low: float | None
-    high: float | None
-    outcome: Verdict
-    reason: str = ""
-
-
 class Reference(Figure):
     """What an audit was compared with: in such a report `base` is the reference, and `edited` what was audited."""
 
@@ -263,152 +185,6 @@ class PairedPicture(Figure):
     component: str | None = Field(
         default=None, description="label of the mixture's component that drew the edited image; null: no mixture"
     )
-
-
-class CalibrationStep(Figure):
-    """One round of one profession: what was moved, and what was measured."""
-
-    round: int
-    lam: float
-    shares: dict[str, float] = Field(description="destination prompt -> its share of the edit's destination, tried")
-    share: float | None = Field(description="measured share of the first label among the determined")
-    low: float | None = Field(description="lower end of the share's Wilson interval, of this round's images alone")
-    high: float | None
-    n: int = Field(description="determined images of this round")
-    undetermined: int
-
-
-class CalibratedProfession(Figure):
-    """How calibration ended for one profession."""
-
-    profession: str
-    state: Literal["fixed", "balanced", "on target", "undecided", "unreachable"] = Field(
-        description="fixed: by the manifest; balanced: on target without an edit, left alone; on target: the "
-        "confidence sequence lies within the tolerance; undecided: the rounds ended first; unreachable: at the end of "
-        "what shares and lambda allow, and off target"
-    )
-    reason: str = ""
-    images: int = Field(description="calibration images spent on it, base included")
-    steps: list[CalibrationStep] = Field(default_factory=list)
-
-
-class CalibrationRound(Figure):
-    """One round of the search, over the professions that took part in it."""
-
-    round: int
-    professions: int = Field(description="professions that were still open, and so took images")
-    images: int = Field(description="images that the round asked for, failed ones included")
-    delta: float | None = Field(description="raw Delta pooled over calibration wordings, of this round's images")
-    delta_within: float | None = Field(description="mean over the wordings of each one's raw Delta")
-    floor_within: float | None = Field(description="what a model on target would show there by chance")
-    undetermined: float | None = Field(description="share of the round's images")
-    explicit: float | None = Field(default=None, description="share of explicit prompts that show what they name")
-    chosen: bool = Field(description="the round whose operator the run went on with")
-
-
-class Calibration(Figure):
-    """How strengths and shares were found."""
-
-    label: str = Field(description="the label that measured shares are of")
-    rule: str = Field(description="the stopping rule in one sentence")
-    wordings: list[str]
-    rounds: list[CalibrationRound]
-    professions: list[CalibratedProfession]
-    images: int = Field(description="in all rounds together")
-
-
-class ComponentWording(Figure):
-    """One component's labels in one audit wording, over all professions."""
-
-    wording: str
-    n: int = Field(description="determined images that the component drew")
-    labels: dict[str, int] = Field(description="determined images per label")
-    undetermined: int
-    share: float | None = Field(description="share of the component's own label among the determined")
-    low: float | None
-    high: float | None
-
-
-class ComponentReport(Figure):
-    """One component of a mixture, by the images that it drew. It is no debiased model by itself."""
-
-    label: str = Field(description="the label that it sends professions to; `unedited`: it is the model itself")
-    operator: str | None = Field(description="digest of its operator; null: the unedited model")
-    weight: float = Field(description="how often it draws an image of a prompt without weights of its own")
-    images: int = Field(description="images of the audit that it drew, all kinds")
-    own: RateFigure = Field(description="determined audit images that show its own label; `worst` names a profession")
-    wordings: list[ComponentWording]
-    explicit: RateFigure = Field(description="its images of explicit prompts that show the label they name")
-    explicit_by_label: dict[str, RateFigure] = Field(default_factory=dict)
-    recognised: RateFigure
-    controls: RateFigure
-    undetermined: RateFigure
-
-
-class ProfessionWeights(Figure):
-    """A profession whose images are drawn by weights of its own."""
-
-    profession: str
-    source: str
-    weights: dict[str, float] = Field(description="label of the component -> weight")
-
-
-class MixtureReport(Figure):
-    """The mixture that the edited variant was drawn with."""
-
-    digest: str
-    route: int = Field(description="version of the function that picks a component by an image's seed")
-    weights: dict[str, float] = Field(
-        description="label of the component -> weight, where a prompt has none of its own"
-    )
-    professions: list[ProfessionWeights] = Field(description="those with weights of their own")
-    components: list[ComponentReport]
-    left_alone: dict[str, list[str]] = Field(
-        default_factory=dict,
-        description="label -> professions that lack a destination of it, and keep their prompts in that component",
-    )
-
-
-class SaturationRound(Figure):
-    """One round of the search for strengths: one component, on wordings that its solve has not seen."""
-
-    round: int
-    component: str
-    lam: float = Field(description="median over professions, in units of the edits' own scale")
-    overshoot: float = Field(description="median over professions")
-    professions: int = Field(description="professions that took images")
-    images: int = Field(description="images that the round asked for, failed ones included")
-    own: RateFigure = Field(description="determined images that show the component's label")
-    explicit: RateFigure
-    recognised: RateFigure
-    controls: RateFigure
-    undetermined: RateFigure
-    chosen: bool = Field(description="whether the component went on at this round's strength")
-
-
-class SaturatedProfession(Figure):
-    """How the search ended for one profession in one component."""
-
-    profession: str
-    component: str
-    state: Literal["fixed", "left alone", "saturated", "short"] = Field(
-        description="fixed: by the manifest; left alone: without a destination of this label; saturated: as far as its "
-        "images tell; short: at the end of what strength allows"
-    )
-    lam: float | None
-    overshoot: float | None
-    own: RateFigure = Field(description="of its images at the chosen strength, on wordings the solve had not seen")
-
-
-class Saturation(Figure):
-    """How a mixture's strengths and weights were found."""
-
-    rule: str = Field(description="in one sentence")
-    wordings: list[str] = Field(description="held out of the solve while strengths were tried")
-    rounds: list[SaturationRound]
-    professions: list[SaturatedProfession]
-    images: int = Field(description="in all rounds together")
-    images_per_profession: float = Field(description="of these, the largest number that one profession took")
 
 
 class Cost(Figure):

@@ -7,21 +7,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jobs.report.figure_schema import DeltaFigure, RateFigure
 from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
 from jobs.report.headline import headline_of
+from jobs.report.mixture_schema import MixtureReport
 from jobs.report.naming import variant_names
 from jobs.report.page.mixture_view import SATURATION_STATES
 from jobs.report.page.search_panels import state_counts
-from jobs.report.schema import (
-    Calibration,
-    DeltaFigure,
-    MixtureReport,
-    ProfessionReport,
-    RateFigure,
-    Report,
-    Saturation,
-    VariantSummary,
-)
+from jobs.report.schema import ProfessionReport, Report, VariantSummary
+from jobs.report.search_schema import Calibration, Saturation
 
 __all__ = ["summary_table"]
 

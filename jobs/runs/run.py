@@ -128,8 +128,7 @@ def open_run(
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
         What `read` raises.
     """
-    started = time.monotonic()
-    token = uuid.uuid4().hex[:12]
+    started, token = time.monotonic(), uuid.uuid4().hex[:12]
     settings = StorageSettings.from_environment()
     try:
         inputs = read(settings, token)
@@ -137,39 +136,25 @@ def open_run(
         # Without patience: a wrong address or bucket is told at once.
         open_store(config.output, settings).check_writable()
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
-        store = open_store(config.output, settings)
-        hasty = open_store(config.output, settings.model_copy(update={"patience_s": _LAST_WORDS_S}))
-        with _folders(store, hasty, config.run) as folders, ExitStack() as held:
+        store, hasty = _stores(config, settings)
 
-            def say(text: str) -> None:
-                console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
+        def say(text: str) -> None:
+            console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
-            def take(folder: RunFolder) -> tuple[Lease, Metrics]:
-                metrics = Metrics(folder.run)
-
-                def beat() -> None:
-                    folder.beat()
-                    metrics.beat()
-
-                ttl_s = _LEASE_BEATS * BEAT_S
-                lease = Lease(store, f"{folder.prefix}/LEASE", ttl_s=ttl_s, on_beat=beat, say=say)
-                return held.enter_context(lease), metrics
-
+        with _place_of(store, hasty, config.run) as place, ExitStack() as held:
             # A run with a name is leased before it takes up a worker: a second driver is told at once.
-            leases = [take(folder) for folder in folders]
+            taken = None if place.folder is None else _taken(store, place.folder, say, held)
             with Pool(config, settings, token, worker, say) as pool:
                 say(f"{inputs.summary}, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
                 recipe = recipe_of(config, probe)
                 inputs.check(recipe)
                 identity = inputs.identity(recipe)
-                derived = RunFolder(store, f"{kind}-{identity[:16]}", last_words=hasty)
-                if not again and _is_finished(folders[0] if folders else derived, identity):
-                    raise RunFinished(folders[0] if folders else derived)
-                if not folders:
-                    folders.append(derived)
-                    leases.append(take(derived))
-                folder, (lease, metrics) = folders[0], leases[0]
+                folder = place.folder or RunFolder(store, f"{kind}-{identity[:16]}", last_words=hasty)
+                if not again and _is_finished(folder, identity):
+                    raise RunFinished(folder)
+                place.folder = folder
+                lease, metrics = taken or _taken(store, folder, say, held)
                 folder.open(identity, _facts(config, probe, recipe, pool))
                 for name, data in inputs.files().items():
                     folder.put(name, data, "application/vnd.apache.parquet")
@@ -191,19 +176,45 @@ def _is_finished(folder: RunFolder, identity: str) -> bool:
     return bool(isinstance(state, dict) and state.get("identity") == identity)
 
 
+def _stores(config: RunConfig, settings: StorageSettings) -> tuple[ObjectStore, ObjectStore]:
+    """The run's output, and the same for whoever has only seconds left."""
+    hasty = settings.model_copy(update={"patience_s": _LAST_WORDS_S})
+    return open_store(config.output, settings), open_store(config.output, hasty)
+
+
+def _taken(store: ObjectStore, folder: RunFolder, say: Callable[[str], None], held: ExitStack) -> tuple[Lease, Metrics]:
+    """The lease of a run's folder, given back as `held` closes, and the run's metrics; both beat."""
+    metrics = Metrics(folder.run)
+
+    def beat() -> None:
+        folder.beat()
+        metrics.beat()
+
+    ttl_s = _LEASE_BEATS * BEAT_S
+    lease = Lease(store, f"{folder.prefix}/LEASE", ttl_s=ttl_s, on_beat=beat, say=say)
+    return held.enter_context(lease), metrics
+
+
+@dataclass
+class _Place:
+    """Where a failure is told: the run's folder, once it is known."""
+
+    folder: RunFolder | None
+
+
 @contextmanager
-def _folders(store: ObjectStore, hasty: ObjectStore, run: str | None) -> Iterator[list[RunFolder]]:
+def _place_of(store: ObjectStore, hasty: ObjectStore, run: str | None) -> Iterator[_Place]:
     """The run's folder where its name is given, so that it is seen to be queued; and on a failure, to have failed."""
-    folders = [RunFolder(store, run, last_words=hasty)] if run else []
+    place = _Place(RunFolder(store, run, last_words=hasty) if run else None)
     try:
-        for folder in folders:
-            folder.queue("waiting for workers")
-        yield folders
+        if place.folder is not None:
+            place.folder.queue("waiting for workers")
+        yield place
     except BaseException as error:
-        for folder in folders:
+        if place.folder is not None:
             # If the store is what failed, its error must reach the user, not the one of saying so.
             with suppress(StorageError):
-                folder.fail(error, _code(error))
+                place.folder.fail(error, _code(error))
         raise
 
 

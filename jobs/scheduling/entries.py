@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from jobs.errors import ConfigError
-from jobs.report.schema import DeltaFigure, GateResult, Movement, ProfessionReport, RateFigure, Report
+from jobs.report.figure_schema import DeltaFigure, GateResult, RateFigure
+from jobs.report.schema import Movement, ProfessionReport, Report
 from jobs.scheduling.ticks import tick_text
 
 __all__ = [
@@ -184,11 +185,7 @@ def entry_of(
     audited = report.summary.edited or report.summary.base
     label = report.labels[0]
     provenance: Any = report.provenance
-    try:
-        basis = basis_of(provenance, report.labels)
-        model_digest = str(provenance["model_digest"])
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{report.run}: its report's provenance lacks {error}; audit the model again") from error
+    basis, model_digest = _grounds(report)
     operator = provenance.get("operator") if report.mixture is None else report.mixture.digest
     return Entry(
         series=series,
@@ -221,6 +218,15 @@ def entry_of(
         moved=report.moved,
         reused_from=reused_from,
     )
+
+
+def _grounds(report: Report) -> tuple[Basis, str]:
+    """The basis of a report's figures, and the digest of its model; raises as `entry_of`."""
+    provenance: Any = report.provenance
+    try:
+        return basis_of(provenance, report.labels), str(provenance["model_digest"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{report.run}: its report's provenance lacks {error}; audit the model again") from error
 
 
 def _point(item: ProfessionReport, label: str) -> ProfessionPoint:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from jobs.report import figures
+from jobs.report.figure_schema import DeltaFigure
 from jobs.report.figures import finite
-from jobs.report.schema import DeltaFigure
 from jobs.scheduling.entries import Entry, ProfessionPoint
 from jobs.scheduling.ticks import tick_text
 from jobs.scheduling.trend_csv import limit_of

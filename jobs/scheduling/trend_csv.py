@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from jobs.report.figure_schema import DeltaFigure
 from jobs.report.page.figures_csv import Cell, safe_cell
-from jobs.report.schema import DeltaFigure
 from jobs.scheduling.entries import Entry
 from jobs.scheduling.ticks import tick_text
 

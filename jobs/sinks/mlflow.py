@@ -27,8 +27,10 @@ from infra.storage import StorageError, StorageSettings
 from jobs.config import MlflowConfig
 from jobs.errors import ConfigError, ExitCode, JobError
 from jobs.redact import redact, without_credentials
+from jobs.report.figure_schema import DeltaFigure, RateFigure, ShareFigure
 from jobs.report.figures import finite, plain_text
-from jobs.report.schema import ComponentReport, DeltaFigure, RateFigure, Report, ShareFigure, VariantSummary
+from jobs.report.mixture_schema import ComponentReport
+from jobs.report.schema import Report, VariantSummary
 from jobs.runs.finished import Earlier, read_earlier
 
 __all__ = ["ARTIFACTS", "SinkError", "check_sink", "log_run", "metrics_of", "params_of", "sink"]

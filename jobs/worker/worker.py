@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from infra.storage import StorageSettings
-from jobs.auditing.tally import Frame, PartTally, TallyTask, tally_part
+from jobs.auditing.labelling import tally_part
+from jobs.auditing.tally import Frame, PartTally, TallyTask
 from jobs.config import RunConfig
 from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.evaluation.operators import EditSolver, SolvedEdit

@@ -44,12 +44,13 @@ from jobs.images.labels import Labels, TextEmbeddings
 from jobs.images.shards import BASE, image_seed
 from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.report.schema import DeltaFigure, RateFigure, Report
+from jobs.report.figure_schema import DeltaFigure, RateFigure
+from jobs.report.schema import Report
 from manifests import read_manifest
 from manifests.build import shipped_manifest_path
 from tests.bench.common import conditions, table
 from time_ops.prompts import augment
-from time_ops.ratios import delta_bounds
+from time_ops.stats.bounds import delta_bounds
 
 COLUMNS = (
     "Delta, pooled",

@@ -36,7 +36,7 @@ from tests.fuzz.strategies import broken_bytes, json_text
 from tests.jobs.helpers import manifest, spec
 from tests.jobs.report.reports import make_report
 from tests.jobs.scheduling.test_history import TICK, entry
-from time_ops.saturation import Seen, Trial
+from time_ops.search.saturation import Seen, Trial
 
 SPEC = spec()
 SHARD = Shard(

@@ -30,7 +30,8 @@ from tests.jobs.helpers import config, manifest
 from tests.jobs.here_pool import HerePool
 from tests.time_ops.conftest import make_xl_pipe
 from time_ops import EditOperator, ModelError, PromptEdit, Statistics, encode_edits, solve, solve_statistics
-from time_ops.rows import Strengths, encode_rows
+from time_ops.row_encoding import encode_rows
+from time_ops.strengths import Strengths
 
 CPU = torch.device("cpu")
 SAMPLER = SamplerConfig(steps=2, guidance_scale=4.0, height=16, width=16)

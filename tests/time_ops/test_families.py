@@ -30,7 +30,8 @@ from time_ops import (
 )
 from time_ops.alignment import align_prompts
 from time_ops.mixture import Mixture
-from time_ops.rows import TokenRows, encode_rows
+from time_ops.row_encoding import encode_rows
+from time_ops.rows import TokenRows
 from time_ops.surfaces import check_pipeline, denoiser_of, pooled_width, text_entries
 
 FAMILIES: dict[str, Callable[[], Any]] = {"sdxl": make_xl_pipe, "sd3": make_sd3_pipe, "flux": make_flux_pipe}

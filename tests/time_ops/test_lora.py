@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.lora import truncate
-from time_ops.operator import EditRecord, Inputs
+from time_ops.records import EditRecord, Inputs
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

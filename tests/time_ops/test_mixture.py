@@ -28,10 +28,12 @@ from time_ops import (
 )
 from time_ops.files import header_of
 from time_ops.mixture import is_mixture
-from time_ops.operator import EditRecord, Inputs
 from time_ops.prompts import augment
+from time_ops.records import EditRecord, Inputs
 from time_ops.route import UNEDITED, WeightTable, route
-from time_ops.rows import Strengths, TokenRows, encode_rows
+from time_ops.row_encoding import encode_rows
+from time_ops.rows import TokenRows
+from time_ops.strengths import Strengths
 
 TEMPLATES = ("{source}", "a photo of {source}")
 EDITS = [

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from time_ops import EditError, EditOperator, EncoderDigest, ModelError, PromptEdit, TokenPairs, solve
-from time_ops.operator import EditRecord, Inputs
+from time_ops.records import EditRecord, Inputs
 
 D = 16
 ENCODER = EncoderDigest("e" * 64, "float32", "h" * 64, "b" * 64)

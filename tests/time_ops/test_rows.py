@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from time_ops import EditError, PromptEdit, TokenPairs, encode_edits, encode_preserved, solve, solve_statistics
-from time_ops.operator import EditRecord
-from time_ops.rows import TokenRows, encode_rows
+from time_ops.records import EditRecord
+from time_ops.row_encoding import encode_rows
+from time_ops.rows import TokenRows
 
 TEMPLATES = ("{source}", "A photo of {source}")
 EDITS = [

@@ -257,7 +257,7 @@ def test_each_form_is_taken_where_it_is_the_cheaper() -> None:
 
 
 def test_shared_tokens_are_summed_once() -> None:
-    from time_ops.solver import Rows
+    from time_ops.sums import Rows
 
     pair = make_pairs(16, 5)[0]
     rows = Rows.of(pair)

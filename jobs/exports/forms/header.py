@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.models.names import is_xl
-from jobs.report.schema import Verdict
+from jobs.report.figure_schema import Verdict
 from time_ops import EditOperator, Mixture, ModelError
 from time_ops.files import json_of
 

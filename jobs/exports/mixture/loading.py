@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jobs.exports.mixture.parts import component_place
 from jobs.exports.schema import Form
-from jobs.report.schema import MixtureReport
+from jobs.report.mixture_schema import MixtureReport
 
 __all__ = ["mixture_loading"]
 

@@ -25,7 +25,7 @@ from jobs.images.shards import STATUSES
 from jobs.models.files import weight_variant
 from jobs.models.names import POOLED, is_xl, kohya_names
 from jobs.models.pipelines import load_pipeline, prepared
-from jobs.models.sources import DTYPES, open_safetensors, open_unet
+from jobs.models.sources import DTYPES, SafetensorsSource, open_safetensors, open_unet
 from time_ops import EditOperator, ModelError
 
 __all__ = ["compare", "is_half", "open_export", "pipeline_options"]
@@ -82,17 +82,31 @@ def open_export(
         raise ModelError(f"{source.path.name} holds none of the edit's tensors")
     dtype = DTYPES[edited[0].dtype]
     if form == "single-file":
-        options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
-        if hasattr(base, "safety_checker") and base.safety_checker is None:
-            options |= {"safety_checker": None}
-        if is_xl(base.unet.config):
-            options |= {"add_watermarker": False}
-        try:
-            pipe = type(base).from_single_file(str(source.path), **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"the single file can't be loaded by diffusers: {error}") from error
-        return prepared(pipe, sampler, device, dtype), None, dtype
-    unet = copy.deepcopy(base.unet)
+        return prepared(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype), None, dtype
+    unet = _with_weights(form, base.unet, source)
+    return prepared(_with_unet(base, unet, base.unet.dtype), sampler, device, base.unet.dtype), None, dtype
+
+
+def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -> Any:
+    """A pipeline of the base's class, from a single file.
+
+    Raises:
+        ModelError: diffusers can't load it.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
+    if hasattr(base, "safety_checker") and base.safety_checker is None:
+        options |= {"safety_checker": None}
+    if is_xl(base.unet.config):
+        options |= {"add_watermarker": False}
+    try:
+        return type(base).from_single_file(str(file), **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the single file can't be loaded by diffusers: {error}") from error
+
+
+def _with_weights(form: Form, base: Any, source: SafetensorsSource) -> Any:
+    """A copy of the base's UNet with the tensors of an export, or with a LoRA added to its weights."""
+    unet = copy.deepcopy(base)
     weights = dict(unet.named_parameters())
     with torch.no_grad():
         if form == "tensors":
@@ -105,7 +119,7 @@ def open_export(
             for name, layer in layers.items():
                 up, down = (source.read(f"{layer}.lora_{part}.weight").double() for part in ("up", "down"))
                 weights[name].copy_(weights[name].double().cpu() + up @ down)
-    return prepared(_with_unet(base, unet, base.unet.dtype), sampler, device, base.unet.dtype), None, dtype
+    return unet
 
 
 def pipeline_options(base: Any) -> dict[str, Any]:

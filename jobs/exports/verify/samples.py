@@ -10,8 +10,9 @@ from jobs.auditing.gates import gate
 from jobs.auditing.tally import TallyTask
 from jobs.images.cells import Cell
 from jobs.images.shards import image_seed
-from jobs.report.schema import RateFigure, Shipped
-from time_ops import ratios
+from jobs.report.figure_schema import RateFigure
+from jobs.report.schema import Shipped
+from time_ops.stats.intervals import rate
 
 __all__ = ["Compared", "Sample", "samples", "shipped"]
 
@@ -91,7 +92,7 @@ def shipped(
             and the pixels.
         limit: see `gates.shipped`.
     """
-    kept = ratios.rate(found.same, found.labelled)
+    kept = rate(found.same, found.labelled)
     whole = found.images - found.failed
     mean = found.total / whole if whole else None
     result = gate("shipped", kept, limit if half else 1.0)

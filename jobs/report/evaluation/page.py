@@ -21,11 +21,11 @@ from jobs.report.evaluation.schema import (
     TestedEditReport,
     VariantFigures,
 )
+from jobs.report.figure_schema import RateFigure
 from jobs.report.figures import finite
 from jobs.report.page.picture_data import Picture, picture_of
 from jobs.report.page.render import flatten, shown
 from jobs.report.page.templating import page_environment, part
-from jobs.report.schema import RateFigure
 
 __all__ = ["Dot", "TradeOff", "best_of", "render_evaluation", "trade_off"]
 

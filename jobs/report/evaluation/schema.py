@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.report.schema import Cost, Figure, RateFigure
+from jobs.report.figure_schema import Figure, RateFigure
+from jobs.report.schema import Cost
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.evaluation.schema import EvaluationReport
+from jobs.report.figure_schema import RateFigure
 from jobs.report.figures import count, number, percent, plain_text, span
-from jobs.report.schema import RateFigure
 
 __all__ = ["evaluation_table"]
 

@@ -11,8 +11,9 @@ import gzip
 import io
 from collections.abc import Iterable, Sequence
 
+from jobs.report.figure_schema import RateFigure
 from jobs.report.figures import finite
-from jobs.report.schema import LabelCounts, RateFigure, Report
+from jobs.report.schema import LabelCounts, Report
 
 __all__ = [
     "components_csv",

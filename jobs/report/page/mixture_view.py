@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.report.figures import count, finite
-from jobs.report.schema import ComponentWording, ProfessionReport, SaturatedProfession, Saturation
+from jobs.report.mixture_schema import ComponentWording
+from jobs.report.schema import ProfessionReport
+from jobs.report.search_schema import SaturatedProfession, Saturation
 
 __all__ = [
     "MAX_SATURATED",

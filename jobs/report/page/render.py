@@ -19,6 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from jobs.report import figures
+from jobs.report.figure_schema import DeltaFigure, GateResult
 from jobs.report.figures import Kind, Measure, Ranged, finite
 from jobs.report.headline import headline_of
 from jobs.report.naming import Names, variant_names
@@ -37,7 +38,7 @@ from jobs.report.page.picture_data import choose_pictures
 from jobs.report.page.search_panels import best_step
 from jobs.report.page.sections import calibration_section, label_shares, mixture_section
 from jobs.report.page.templating import page_environment, part
-from jobs.report.schema import DeltaFigure, GateResult, LabelCounts, ProfessionReport, Report
+from jobs.report.schema import LabelCounts, ProfessionReport, Report
 
 __all__ = ["MAX_BYTES", "VISIBLE_ROWS", "flatten", "render", "shown"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from jobs.report import figures
 from jobs.report.figures import finite
-from jobs.report.schema import CalibratedProfession, Calibration, CalibrationStep, ProfessionReport
+from jobs.report.schema import ProfessionReport
+from jobs.report.search_schema import CalibratedProfession, Calibration, CalibrationStep
 
 __all__ = ["MAX_PANELS", "MAX_STEPS", "STATES", "Panel", "best_step", "panels", "state_counts"]
 

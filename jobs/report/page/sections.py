@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jobs.report.figure_schema import ShareFigure
 from jobs.report.figures import finite
 from jobs.report.page.mixture_view import MAX_SATURATED, ended_by_component, saturated_panels, segments
 from jobs.report.page.search_panels import MAX_PANELS, panels, state_counts
-from jobs.report.schema import LabelCounts, Report, ShareFigure
-from time_ops.ratios import wilson
+from jobs.report.schema import LabelCounts, Report
+from time_ops.stats.intervals import wilson
 
 __all__ = ["LabelShares", "Section", "calibration_section", "label_shares", "mixture_section"]
 

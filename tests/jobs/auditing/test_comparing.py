@@ -24,10 +24,11 @@ from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
 from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.labelling import tally_part
 from jobs.auditing.outcome import code_of
 from jobs.auditing.pictures import Shown, choose_pictures
 from jobs.auditing.sentence import sentence
-from jobs.auditing.tally import Frame, Tallies, TallyTask, tally_part
+from jobs.auditing.tally import Frame, Tallies, TallyTask
 from jobs.cluster.submit import _ship
 from jobs.config import RunConfig, load_config
 from jobs.errors import ConfigError, ExitCode
@@ -37,8 +38,10 @@ from jobs.images.labels import TextEmbeddings
 from jobs.images.recipe import Probe, Recipe, recipe_of
 from jobs.images.shards import BASE, Shard, ShardSpec, image_seed
 from jobs.images.variants import Part, Variant
+from jobs.report.figure_schema import RateFigure
+from jobs.report.mixture_schema import ComponentReport, MixtureReport, ProfessionWeights
 from jobs.report.page.render import render
-from jobs.report.schema import ComponentReport, Cost, MixtureReport, ProfessionWeights, RateFigure, Report
+from jobs.report.schema import Cost, Report
 from jobs.runs.finished import Earlier, read_earlier
 from jobs.runs.folder import RunFolder
 from jobs.runs.identity import identity_of, provenance_of, without_paths

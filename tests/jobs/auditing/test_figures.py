@@ -13,7 +13,7 @@ from jobs.auditing.tally import MARGINS, CellTally, PartTally, Tallies, TallyTas
 from jobs.config import GatesConfig
 from jobs.images.cells import Cell
 from jobs.images.labels import FAILED, Labels, TextEmbeddings
-from jobs.report.schema import GateResult
+from jobs.report.figure_schema import GateResult
 
 WORDINGS = ["one {source}", "two {source}"]
 LABELS = ["female", "male"]

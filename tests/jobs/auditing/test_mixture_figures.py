@@ -12,10 +12,11 @@ import torch
 from jobs.auditing.mixture_figures import left_alone, mixture_report
 from jobs.auditing.tally import MARGINS, PartTally, Tallies, TallyTask
 from jobs.images.cells import Cell
-from jobs.report.schema import ComponentReport, MixtureReport
+from jobs.report.mixture_schema import ComponentReport, MixtureReport
 from manifests import Manifest, ManifestRow
-from time_ops import EditOperator, Mixture, ratios
+from time_ops import EditOperator, Mixture
 from time_ops.route import ROUTE_VERSION, UNEDITED
+from time_ops.stats.intervals import rate, wilson
 
 LABELS = ["female", "male"]
 FEMALE, MALE = EditOperator(2 * torch.eye(4)), EditOperator(3 * torch.eye(4))
@@ -120,7 +121,7 @@ def test_a_components_own_share_is_of_determined_audit_images_and_names_the_wors
 ) -> None:
     assert (female.own.value, female.own.n, female.own.worst) == (pytest.approx(33 / 38), 38, "nurse")
     assert (male.own.value, male.own.n, male.own.worst) == (pytest.approx(27 / 37), 37, "CEO")
-    exact = ratios.rate(33, 38)
+    exact = rate(33, 38)
     assert (female.own.low, female.own.high) == (exact.low, exact.high)
     # Of every kind, failed ones aside.
     assert (female.images, male.images) == (10 + 10 + 9 + 10 + 5 + 5 + 4 + 6 + 6, 40 + 15 + 6 + 5)
@@ -132,7 +133,7 @@ def test_each_wording_by_itself(female: ComponentReport, male: ComponentReport) 
     assert (one.n, one.labels, one.undetermined) == (18, {"female": 17, "male": 1}, 1)
     assert (two.n, two.labels, two.undetermined) == (20, {"female": 16, "male": 4}, 0)
     assert (one.share, two.share) == (pytest.approx(17 / 18), pytest.approx(0.8))
-    low, high = ratios.wilson(17, 18)
+    low, high = wilson(17, 18)
     assert (one.low, one.high) == (float(low), float(high))
     assert [w.share for w in male.wordings] == [pytest.approx(14 / 19), pytest.approx(13 / 18)]
 

@@ -12,7 +12,8 @@ import pytest
 
 from infra.storage import LocalStore
 from jobs.auditing.blocks import places_of
-from jobs.auditing.tally import CellTally, Drawn, Frame, Tallies, TallyTask, pack, parts_of, tally_part
+from jobs.auditing.labelling import tally_part
+from jobs.auditing.tally import CellTally, Drawn, Frame, Tallies, TallyTask, pack, parts_of
 from jobs.images.cells import Cell, cut_cell, cut_parts
 from jobs.images.labels import FAILED, TextEmbeddings
 from jobs.images.shards import BASE, STATUSES, Shard, ShardError, ShardSpec, image_seed

@@ -42,4 +42,4 @@ def a_sum(pool: Pool, chunk: EditChunk, strengths: Sequence[ChunkStrengths]) -> 
 
     calls = [(chunk, strengths, None)]
     assert_type(pool.reduce(ChunkWorker.chunk_statistics, lambda: calls, 1, add, count), int)
-    pool.reduce(ChunkWorker.chunk_norms, lambda: [(chunk,)], 1, add, count)  # type: ignore[arg-type]
+    pool.reduce(ChunkWorker.chunk_norms, lambda: [(chunk,)], 1, add, count)  # type: ignore[misc]

@@ -10,7 +10,8 @@ from jobs.editing.calibration import professions_of
 from jobs.editing.calibration_evidence import Trial, evidence_bytes, section_of, trials_of
 from manifests import Manifest, ManifestRow
 from tests.jobs.helpers import config, manifest
-from time_ops.calibration import Calibration, Candidate, Measured, Rules
+from time_ops.search.calibration import Calibration
+from time_ops.search.model import Candidate, Measured, Rules
 
 LABELS = ["female", "male"]
 CONFIG = config(

@@ -33,7 +33,7 @@ from tests.jobs import helpers
 from tests.jobs.editing.mortal_worker import MortalWorker
 from time_ops import EditError, EditOperator, PromptEdit, Statistics, TokenPairs, encode_edits, encode_preserved, solve
 from time_ops import solve_statistics as solve_sums
-from time_ops.calibration import scale_of
+from time_ops.lams import scale_of
 from time_ops.prompts import augment
 
 WORDINGS = ("{source}", "A photo of {source}")

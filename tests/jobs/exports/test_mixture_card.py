@@ -8,7 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from jobs.exports.model_card import model_card
-from jobs.report.schema import ComponentEdit, ComponentReport, MixtureReport, ProfessionWeights, RateFigure, Report
+from jobs.report.figure_schema import ComponentEdit, RateFigure
+from jobs.report.mixture_schema import ComponentReport, MixtureReport, ProfessionWeights
+from jobs.report.schema import Report
 
 
 def rate(value: float | None, n: int = 40) -> RateFigure:

@@ -39,11 +39,11 @@ from manifests.schema import SCHEMA
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
 from time_ops import EditOperator, Mixture
-from time_ops.calibration import Candidate, Measured
-from time_ops.operator import EditRecord, Inputs
+from time_ops.records import EditRecord, Inputs
 from time_ops.route import UNEDITED
-from time_ops.saturation import Seen
-from time_ops.saturation import Trial as SaturationTrial
+from time_ops.search.model import Candidate, Measured
+from time_ops.search.saturation import Seen
+from time_ops.search.saturation import Trial as SaturationTrial
 
 ROOT = Path(__file__).parents[3]
 LIMIT_MB = 300

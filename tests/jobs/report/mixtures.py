@@ -5,20 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from jobs.report.schema import (
-    ComponentEdit,
-    ComponentReport,
-    ComponentWording,
-    LabelCounts,
-    MixtureReport,
-    ProfessionReport,
-    ProfessionWeights,
-    RateFigure,
-    Report,
-    SaturatedProfession,
-    Saturation,
-    SaturationRound,
-)
+from jobs.report.figure_schema import ComponentEdit, RateFigure
+from jobs.report.mixture_schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights
+from jobs.report.schema import LabelCounts, ProfessionReport, Report
+from jobs.report.search_schema import SaturatedProfession, Saturation, SaturationRound
 from tests.jobs.report.reports import make_report, rate, wilson
 
 FOUR = ("young female", "young male", "old female", "old male")

@@ -11,28 +11,21 @@ from typing import Literal
 
 from PIL import Image, ImageDraw
 
+from jobs.report.figure_schema import DeltaFigure, GateResult, Parity, RateFigure, ShareFigure
 from jobs.report.schema import (
-    CalibratedProfession,
-    Calibration,
-    CalibrationRound,
-    CalibrationStep,
     Control,
     Cost,
-    DeltaFigure,
-    GateResult,
     LabelCounts,
     Movement,
     PairedPicture,
-    Parity,
     ProfessionReport,
-    RateFigure,
     Reference,
     Report,
-    ShareFigure,
     Summary,
     VariantSummary,
     WordingReport,
 )
+from jobs.report.search_schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
 
 # fmt: off
 NAMES = [

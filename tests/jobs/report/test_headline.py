@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from jobs.report.figure_schema import GateResult
 from jobs.report.headline import headline_of
-from jobs.report.schema import GateResult, LabelCounts, ProfessionReport, Report
+from jobs.report.schema import LabelCounts, ProfessionReport, Report
 from tests.jobs.report.mixtures import FOUR
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from infra.storage import LocalStore
 from jobs.errors import ConfigError
-from jobs.report.schema import DeltaFigure, RateFigure, Reference
+from jobs.report.figure_schema import DeltaFigure, RateFigure
+from jobs.report.schema import Reference
 from jobs.scheduling.entries import Basis, Entry, ProfessionPoint, basis_of, entry_of, subject_of
 from jobs.scheduling.history import History
 from jobs.scheduling.ticks import floor_tick, parse_tick, tick_text

@@ -26,7 +26,8 @@ from infra.storage import LocalStore, StorageSettings, open_store
 from jobs.cli import main
 from jobs.config import load_config
 from jobs.errors import ConfigError
-from jobs.report.schema import Movement, Report, ShareFigure
+from jobs.report.figure_schema import ShareFigure
+from jobs.report.schema import Movement, Report
 from jobs.scheduling.entries import Entry
 from jobs.scheduling.history import History
 from jobs.scheduling.job import Ticked, scheduled_audit, trend

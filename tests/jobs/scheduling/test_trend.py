@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs.report.schema import DeltaFigure, GateResult, Movement, RateFigure, ShareFigure
+from jobs.report.figure_schema import DeltaFigure, GateResult, RateFigure, ShareFigure
+from jobs.report.schema import Movement
 from jobs.scheduling.entries import Basis, Entry, ProfessionPoint
 from jobs.scheduling.trend import MAX_ENTRIES, MAX_PAGE_BYTES, render_trend
 from jobs.scheduling.trend_csv import audits_csv

@@ -23,7 +23,7 @@ from jobs.models.staging import stage
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
 from tests.wire import Wire
 from time_ops import EditOperator, ModelError
-from time_ops.operator import Inputs
+from time_ops.records import Inputs
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,7 +12,7 @@ import torch
 from jobs.exports.forms.header import Form, ModelSpec, Provenance, file_header, lams_digest, spec_of
 from tests.jobs.exports.conftest import Model
 from time_ops import EditOperator, ModelError
-from time_ops.operator import EditRecord, Inputs
+from time_ops.records import EditRecord, Inputs
 
 SPEC = ModelSpec("SD, even-handed", "stable-diffusion-v1", "512x512", date="2026-11-21")
 PROVENANCE = Provenance("b" * 64, "m" * 64, "l" * 64, "2026-11-21-sd14", "fail", forced=True)

@@ -13,7 +13,7 @@ from jobs.exports.forms.lora import low_rank_operator, write_lora
 from tests.jobs.exports.conftest import HEADER, Model, edited, image_of
 from tests.time_ops.conftest import make_unet
 from time_ops import EditError, EditOperator, ModelError
-from time_ops.operator import Inputs
+from time_ops.records import Inputs
 from time_ops.surfaces import text_entries
 
 

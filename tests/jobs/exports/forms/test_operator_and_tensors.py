@@ -14,7 +14,7 @@ from jobs.exports.forms.tensors import write_tensors
 from tests.jobs.exports.conftest import HEADER, Model, image_of
 from tests.test_architecture import imported
 from time_ops import EditError, EditOperator
-from time_ops.operator import Inputs
+from time_ops.records import Inputs
 
 
 def shipped(folder: Path) -> Any:

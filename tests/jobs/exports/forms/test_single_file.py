@@ -11,7 +11,7 @@ from jobs.exports.forms.single_file import write_single_file
 from jobs.models.sources import open_safetensors
 from tests.jobs.exports.conftest import HEADER, Model, image_of
 from time_ops import ModelError
-from time_ops.operator import Inputs
+from time_ops.records import Inputs
 
 
 def raw(path: Path) -> dict[str, bytes]:

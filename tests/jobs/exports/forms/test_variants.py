@@ -19,7 +19,7 @@ from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
 from tests.time_ops.conftest import make_pipe
 from time_ops import EditOperator
-from time_ops.operator import Inputs
+from time_ops.records import Inputs
 
 SAMPLER = SamplerConfig(steps=2, height=16, width=16)
 

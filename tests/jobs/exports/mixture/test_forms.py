@@ -32,7 +32,8 @@ from jobs.images.shards import BASE
 from jobs.models.checksums import verify_folder
 from jobs.models.digests import content_digest
 from jobs.models.sources import open_safetensors
-from jobs.report.schema import ComponentReport, MixtureReport, ProfessionWeights, RateFigure
+from jobs.report.figure_schema import RateFigure
+from jobs.report.mixture_schema import ComponentReport, MixtureReport, ProfessionWeights
 from tests.jobs.exports.conftest import DemoRun
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.exports.verify.test_opened import tasks

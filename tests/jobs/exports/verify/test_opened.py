@@ -29,7 +29,7 @@ from jobs.images.shards import BASE, image_seed
 from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
 from jobs.models.sources import open_safetensors
-from jobs.report.schema import DeltaFigure, RateFigure
+from jobs.report.figure_schema import DeltaFigure, RateFigure
 from tests.jobs.exports.original_layout import single_file
 from time_ops import EditOperator, ModelError, PromptEdit, encode_edits, solve
 

@@ -26,8 +26,9 @@ from jobs.report.evaluation.schema import (
     VariantFigures,
 )
 from jobs.report.evaluation.text import evaluation_table
+from jobs.report.figure_schema import RateFigure
 from jobs.report.reading import is_evaluation, read_evaluation
-from jobs.report.schema import Cost, RateFigure
+from jobs.report.schema import Cost
 
 EVIL = '<script>alert("x")</script> & "roses"'
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + (8).to_bytes(4, "big") * 2

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from jobs.report.mixture_schema import ProfessionWeights
 from jobs.report.page.render import MAX_BYTES, render
-from jobs.report.schema import ProfessionWeights, Report
+from jobs.report.schema import Report
 from tests.jobs.report.mixtures import FOUR, make_mixture_report
 from tests.jobs.report.reports import make_pictures
 

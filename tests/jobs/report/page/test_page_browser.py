@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from jobs.report.figure_schema import Parity, ShareFigure
 from jobs.report.headline import headline_of
 from jobs.report.page.figures_csv import wordings_csv
 from jobs.report.page.render import MAX_BYTES, VISIBLE_ROWS, _tip, render
-from jobs.report.schema import Parity, Report, ShareFigure
+from jobs.report.schema import Report
 
 HOSTILE = (
     "<script>document.title='owned'</script>",

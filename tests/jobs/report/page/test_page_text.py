@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from jobs.report.figure_schema import DeltaFigure, RateFigure
 from jobs.report.figures import clock, gate_measure, percent, plain_text, points, when
 from jobs.report.page.figures_csv import professions_csv, safe_cell
 from jobs.report.page.picture_data import choose_pictures, data_uri
 from jobs.report.page.render import MAX_BYTES, render
 from jobs.report.page.search_panels import MAX_PANELS, MAX_STEPS, best_step, panels
-from jobs.report.schema import CalibrationStep, DeltaFigure, LabelCounts, RateFigure, Report
+from jobs.report.schema import LabelCounts, Report
+from jobs.report.search_schema import CalibrationStep
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (32).to_bytes(4, "big") * 2
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from time_ops.evaluation import (
+from time_ops.stats.evaluation import (
     chooses_destination,
     evaluate,
     harmonic_mean,
@@ -15,7 +15,7 @@ from time_ops.evaluation import (
     mean_over_edits,
     resampled_edits,
 )
-from time_ops.ratios import exact_interval
+from time_ops.stats.intervals import exact_interval
 
 
 def test_a_tie_is_the_sources() -> None:

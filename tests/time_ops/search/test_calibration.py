@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from time_ops.calibration import Calibration, Candidate, Limits, Measured, Profession, Rules, State, loss
-from time_ops.response import Observed, fit_response
-from time_ops.sequences import confidence_sequence
+from time_ops.search.calibration import Calibration
+from time_ops.search.model import Candidate, Limits, Measured, Profession, Rules, State
+from time_ops.search.objective import loss
+from time_ops.search.response import Observed, fit_response
+from time_ops.stats.sequences import confidence_sequence
 
 P, W = 12, 8
 PROFESSIONS = [Profession(f"p{i}", (0.5, 0.5), (0, 1), (None, None)) for i in range(P)]

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from time_ops.inference import corrected_shares, moved, off_target, resampled_interval, target_distances
-from time_ops.ratios import delta, delta_bounds, delta_within, shares
+from time_ops.stats.bounds import delta_bounds
+from time_ops.stats.deltas import delta, delta_within, shares
+from time_ops.stats.inference import corrected_shares, moved, off_target, resampled_interval, target_distances
 
 HALF = (0.5, 0.5)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from time_ops.ratios import wilson
-from time_ops.sequences import confidence_sequence
+from time_ops.stats.intervals import wilson
+from time_ops.stats.sequences import confidence_sequence
 
 ALPHA = 0.05
 

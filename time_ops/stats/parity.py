@@ -11,7 +11,7 @@ Both are of extremes, which raw shares exaggerate: with 35 groups at one half an
   they are: the largest upper end is not below the one's, the smallest lower end not above the other's.
 - The end towards parity takes the largest of all lower ends, so all groups' must hold together (Bonferroni).
 
-Each end by itself holds with half of what may be missed; tests/time_ops/test_parity.py simulates it.
+Each end by itself holds with half of what may be missed; tests/time_ops/stats/test_parity.py simulates it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from time_ops.ratios import exact_interval
+from time_ops.stats.intervals import exact_interval
 
 __all__ = ["DemographicParity", "ParityFigure", "demographic_parity"]
 

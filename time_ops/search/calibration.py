@@ -20,45 +20,24 @@ Pure: it draws nothing itself, and what it proposes follows from what it was tol
 
 Of verified candidates the one with the smallest loss is gone on with, of equal ones that with the larger lambda; one
 of the search only where it was much better than those.
-
-The objective (`loss`) has four parts. Shares: the root mean square, over professions *and wordings*, of the deviation
-from target, so that opposite errors of two wordings never cancel. And what the edit must not cost, each as a shortfall
-from its limit: explicit prompts that show what they name, professions and unrelated prompts that are recognised,
-images whose label can be told.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from time_ops.ratios import rms_deviation
-from time_ops.response import Observed, fit_response
-from time_ops.sequences import confidence_sequence
+from time_ops.search.model import Candidate, Floats, Ints, Measured, Outcome, Phase, Profession, Rules, State
+from time_ops.search.objective import loss
+from time_ops.search.response import Observed, fit_response
+from time_ops.stats.deltas import rms_deviation
+from time_ops.stats.sequences import confidence_sequence
 
-__all__ = [
-    "Calibration",
-    "Candidate",
-    "Limits",
-    "Measured",
-    "Outcome",
-    "Phase",
-    "Profession",
-    "Rules",
-    "State",
-    "loss",
-    "scale_of",
-]
+__all__ = ["Calibration"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Phase = Literal["base", "search", "verify"]
 
 _LAM_STEP = 3.0
 _END = 0.02
@@ -70,174 +49,6 @@ _LUCK = 0.2
 """What a candidate of the search may owe to its few images: only by more is it better than what was verified."""
 _SAME = 0.02
 """Losses this close are equal: the candidate with the larger lambda, the weaker edit, is taken."""
-
-
-class State(StrEnum):
-    """How a profession ended."""
-
-    FIXED = "fixed"
-    BALANCED = "balanced"
-    ON_TARGET = "on target"
-    UNDECIDED = "undecided"
-    UNREACHABLE = "unreachable"
-
-
-@dataclass(frozen=True)
-class Profession:
-    """What may be moved for one profession.
-
-    Attributes:
-        name: for messages.
-        target: [L] wanted share of each label.
-        labels: [K] label of each destination, by index.
-        shares: [K] shares that the manifest fixes; None: found.
-        lam: likewise its lambda.
-    """
-
-    name: str
-    target: tuple[float, ...]
-    labels: tuple[int, ...]
-    shares: tuple[float | None, ...]
-    lam: float | None = None
-
-    @property
-    def is_free(self) -> bool:
-        """Whether its labels' shares can be moved; destinations that are all of one label share with the source."""
-        open_labels = {label for label, share in zip(self.labels, self.shares, strict=True) if share is None}
-        return len(open_labels) >= (1 if len(set(self.labels)) == 1 else 2)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the edit may cost: least rates, as a share of the base's for the recognised; and the most undetermined."""
-
-    explicit: float = 0.95
-    recognised: float = 0.95
-    controls: float = 0.98
-    undetermined_increase: float = 0.05
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The budget and when to stop.
-
-    Attributes:
-        lam: where open lambdas start, and the largest.
-        least_lam: the smallest that is tried.
-        images: of each cell (profession, wording) in a round.
-        base_rounds: most rounds of the unedited model.
-        search_rounds: most rounds of the search.
-        verify_rounds: most rounds on found candidates.
-        tolerance: a share this near to its target is on target.
-        confidence: of a decision on one profession.
-    """
-
-    lam: float
-    least_lam: float
-    images: int = 4
-    base_rounds: int = 6
-    search_rounds: int = 6
-    verify_rounds: int = 4
-    tolerance: float = 0.15
-    confidence: float = 0.95
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """What to audit in one round.
-
-    Attributes:
-        number: of the round, from 1. No two rounds share an image, so that their noise averages out.
-        phase: see the module.
-        lam: [P] lambda; inf in the base phase, whose operator is none.
-        shares: for each profession [W, K] shares of its destinations; what they leave of 1 stays with the source.
-        active: [P] professions that take images.
-    """
-
-    number: int
-    phase: Phase
-    lam: Floats
-    shares: tuple[Floats, ...]
-    active: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What an audit of a candidate found.
-
-    Attributes:
-        tallies: [P, W, L + 1] images of each label, undetermined last; zeros where nothing was audited.
-        recognised: (hits, images) of professions recognised as themselves.
-        explicit: (hits, images) of explicit prompts that show what they name.
-        controls: (hits, images) of unrelated prompts recognised.
-    """
-
-    tallies: Ints
-    recognised: tuple[int, int] = (0, 0)
-    explicit: tuple[int, int] = (0, 0)
-    controls: tuple[int, int] = (0, 0)
-
-    def __add__(self, other: Measured) -> Measured:
-        def both(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
-            return one[0] + two[0], one[1] + two[1]
-
-        return Measured(
-            self.tallies + other.tallies,
-            both(self.recognised, other.recognised),
-            both(self.explicit, other.explicit),
-            both(self.controls, other.controls),
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one profession ended, and why."""
-
-    state: State
-    reason: str
-    images: int
-
-
-def scale_of(norms: Sequence[float]) -> float:
-    """The lambda at which edits begin to bite: the median over edits of B_p's spectral norm, B_p = sum (c* - c) c^T.
-
-    On the weak side A - I is about B_p / lam, so this carries over between text encoders, where the spectrum of
-    sum c c^T, ruled by tokens that all prompts share, does not. Edits that change nothing do not count.
-
-    Args:
-        norms: of each edit, see `time_ops.rows.TokenRows.norms`.
-    """
-    positive = [n for n in norms if n > 0]
-    return float(np.median(positive)) if positive else 1.0
-
-
-def loss(found: Measured, base: Measured, targets: Floats, limits: Limits) -> float:
-    """The objective; see the module. 0 is perfect, an unedited model that is wholly biased has 1.
-
-    Args:
-        found: of the candidate.
-        base: of the unedited model.
-        targets: [P, L].
-        limits: what the edit may cost.
-    """
-
-    def rate(of: tuple[int, int], otherwise: float) -> float:
-        return of[0] / of[1] if of[1] else otherwise
-
-    def undetermined(of: Measured) -> float:
-        return float(of.tallies[..., -1].sum()) / max(1, int(of.tallies.sum()))
-
-    off = rms_deviation(found.tallies[..., :-1], targets)
-    recognised = rate(found.recognised, 1.0) / (rate(base.recognised, 1.0) or 1.0)
-    controls = rate(found.controls, 1.0) / (rate(base.controls, 1.0) or 1.0)
-    return (
-        (1.0 if math.isnan(off) else off)
-        + max(0.0, limits.explicit - rate(found.explicit, 1.0))
-        + max(0.0, limits.recognised - recognised)
-        + max(0.0, limits.controls - controls)
-        + max(0.0, undetermined(found) - undetermined(base) - limits.undetermined_increase)
-    )
 
 
 class Calibration:

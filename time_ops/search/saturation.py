@@ -34,8 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from time_ops.calibration import Limits
-from time_ops.ratios import exact_interval
+from time_ops.search.model import Limits
+from time_ops.stats.intervals import exact_interval
 
 __all__ = ["Base", "Chosen", "Rules", "Saturation", "Seen", "Subject", "Trial", "mixing_weights"]
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from time_ops.ratios import Rate, exact_interval, paired_ratio
+from time_ops.stats.estimates import Rate
+from time_ops.stats.intervals import exact_interval, paired_ratio
 
 __all__ = [
     "METRICS",
@@ -146,7 +147,7 @@ def kept(joint: ArrayLike, draws: Ints, confidence: float = 0.95) -> Rate:
     """One variant's rate as a part of another's on the same seeds, such as edited specificity in parts of base.
 
     Means over edits, as in `evaluate`; the interval is the union of the bootstrap over edits and of the exact one of a
-    ratio of paired images, `time_ops.ratios.paired_ratio`. Not clipped at 1.
+    ratio of paired images, `time_ops.stats.intervals.paired_ratio`. Not clipped at 1.
 
     Args:
         joint: `[E, 3]` images of each edit that are successes in both, in the variant only, in the other only; and

@@ -7,7 +7,7 @@ import pytest
 from fairlearn.metrics import demographic_parity_difference, demographic_parity_ratio
 from scipy import stats
 
-from time_ops.parity import demographic_parity
+from time_ops.stats.parity import demographic_parity
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
-"""The audit's statistics: hand-computed values, properties, and simulated coverage of every bound a verdict uses."""
+"""Bounds of Deltas: properties, and simulated coverage of every bound a verdict uses."""
 
 import math
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,29 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from time_ops import ratios
-from time_ops.ratios import (
-    Estimate,
-    Rate,
-    Verdict,
-    combine,
+from time_ops.stats import bounds
+from time_ops.stats.bounds import delta_bounds, paired_deltas
+from time_ops.stats.deltas import (
     delta,
-    delta_bounds,
-    delta_per_wording,
     delta_within,
-    gate_lower,
-    gate_upper,
-    n_to_decide,
-    noise_floor,
-    paired_deltas,
-    paired_difference,
-    paired_ratio,
-    rate,
-    rms_deviation,
-    shares,
     total_variation,
-    wilson,
-    worst_case,
 )
 
 HALF = (0.5, 0.5)
@@ -41,100 +23,6 @@ PROMISED = 0.95
 def at_least(hits, trials, promised=PROMISED):
     """Not significantly below what is promised."""
     assert stats.binomtest(int(hits), trials, promised, alternative="less").pvalue > 1e-3, hits / trials
-
-
-def test_wilson_by_hand():
-    low, high = wilson([0, 5, 10, 0], [10, 10, 10, 0])
-    assert low == pytest.approx([0, 0.2366, 0.7225, 0], abs=1e-4)
-    assert high == pytest.approx([0.2775, 0.7634, 1, 1], abs=1e-4)
-    with pytest.raises(ValueError, match="0 to n"):
-        wilson(3, 2)
-
-
-def test_rate():
-    assert rate(0, 0) == Rate(None, 0, 0.0, 1.0)
-    found = rate(9, 10)
-    assert (found.value, found.n) == (0.9, 10)
-    assert (found.low, found.high) == pytest.approx((0.5550, 0.9975), abs=1e-4)
-    assert rate(10, 10).high == 1.0
-
-
-def test_delta_by_hand():
-    counts = [[[10, 0], [0, 10]], [[5, 5], [8, 2]]]
-    targets = [HALF, HALF]
-    assert delta(np.sum(counts, axis=1), targets) == pytest.approx((0 + 0.3) / 2)
-    assert delta_per_wording(counts, targets) == pytest.approx([0.5, 0.8])
-    assert delta_within(counts, targets) == pytest.approx(0.65)
-    assert total_variation([0.2, 0.3, 0.5], [0.2, 0.2, 0.6]) == pytest.approx(0.1 / 0.8)
-    assert total_variation([1, 0, 0], [0.2, 0.2, 0.6]) == pytest.approx(1.0)
-
-
-def test_cells_without_determined_images():
-    assert np.isnan(shares([0, 0])).all()
-    assert delta([[0, 0], [3, 1]], [HALF, HALF]) == pytest.approx(0.5)
-    assert math.isnan(delta([[0, 0]], [HALF]))
-    empty = np.tile([0, 0, 5], (10, 1, 1))
-    found = delta_bounds(empty, [HALF] * 10, resamples=10).pooled
-    assert (found.low, found.high, found.n) == (0.0, 1.0, 0)
-    assert math.isnan(found.value)
-    half = np.concatenate([empty, np.tile([50, 50, 0], (10, 1, 1))])
-    assert delta_bounds(half, [HALF] * 20, resamples=10).pooled.high > 0.5
-
-
-@pytest.mark.parametrize(("n", "floor"), [(24, 0.16), (125, 0.072), (250, 0.050), (1000, 0.025)])
-def test_noise_floor_as_published(n, floor):
-    assert noise_floor([n] * 3, [HALF] * 3) == pytest.approx(floor, abs=0.0015)
-
-
-def test_noise_floor_is_the_expectation():
-    targets = np.array([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
-    draws = np.random.default_rng(0).multinomial([30, 50], targets, size=(20_000, 2))
-    drawn = total_variation(draws / [[30], [50]], targets).mean()
-    assert noise_floor([30, 50], targets) == pytest.approx(drawn, rel=0.01)
-    assert noise_floor([7], [(0.0, 1.0)]) == 0
-
-
-def test_rms_deviation():
-    assert rms_deviation([[75, 25]], [HALF]) == pytest.approx(math.sqrt(0.25 - 0.75 / 99))
-    assert rms_deviation([[50, 50]], [HALF]) == 0
-    assert math.isnan(rms_deviation([[1, 0]], [HALF]))
-    draws = np.random.default_rng(1).multinomial(10, (0.6, 0.4), size=(4000, 5))
-    assert rms_deviation(draws, [HALF] * 4000) == pytest.approx(0.2, abs=0.01)
-
-
-def test_worst_case():
-    low, high = worst_case([[3, 5, 2], [0, 0, 0]])
-    assert low == pytest.approx(np.array([[0.3, 0.5], [0, 0]]))
-    assert high == pytest.approx(np.array([[0.5, 0.7], [1, 1]]))
-
-
-def test_split_deviation_is_the_mean_over_splits():
-    def by_hand(k, n, t):
-        images, found = [1] * k + [0] * (n - k), []
-        for m in (n // 2, (n + 1) // 2):
-            ones = [sum(images[i] for i in half) for half in combinations(range(n), m)]
-            found.append(np.mean([np.sign(round(a / m - t, 9)) * ((k - a) / (n - m) - t) for a in ones]))
-        return np.mean(found)
-
-    for n in (2, 3, 6, 7):
-        for t in (0.5, 0.3, 1 / 3, 0.0, 1.0):
-            for k in range(n + 1):
-                assert float(ratios._split_deviation(k, n, t)) == pytest.approx(by_hand(k, n, t), abs=1e-9)
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 8, 9, 12, 20, 30, 39, 40, 41, 50, 100, 250])
-def test_split_deviation_is_never_too_large_and_its_moments_are_bounded(n):
-    k = np.arange(n + 1)
-    size = int(np.digitize(n, ratios._SPLIT_SIZES))
-    for t in (0.5, 0.4, 1 / 3, 0.3, 0.25, 0.2, 0.1, 0.05, 0.02):
-        p = np.unique([*np.linspace(0.005, 0.995, 199), t])
-        chance = stats.binom.pmf(k[:, None], n, p)
-        split = ratios._split_deviation(k, n, t)
-        mean = split @ chance
-        assert (mean <= np.abs(p - t) + 1e-12).all()
-        off = split[:, None] - mean
-        assert 4 * n * ((off**2) * chance).sum(axis=0).max() <= ratios._SPLIT_VARIANCE[size]
-        assert (4 * n) ** 1.5 * ((off**3) * chance).sum(axis=0).max() <= ratios._SPLIT_THIRD[size]
 
 
 _tallies = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).integers(0, 30, (9, 3, 3)))
@@ -172,7 +60,7 @@ def test_bounds_do_not_depend_on_chunks(monkeypatch):
     whole = delta_bounds(tallies, [HALF] * 10, resamples=300, seed=3)
     assert delta_bounds(tallies, [HALF] * 10, resamples=300, seed=3) == whole
     assert delta_bounds(tallies, [HALF] * 10, resamples=300, seed=4) != whole
-    monkeypatch.setattr(ratios, "_CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(bounds, "_CHUNK_BYTES", 20_000)
     assert delta_bounds(tallies, [HALF] * 10, resamples=300, seed=3) == whole
 
 
@@ -256,6 +144,8 @@ def common(base, edited, rho):
 
 
 SIGNS = np.where(np.arange(35) % 2, 1, -1)
+
+
 FEW = np.arange(35) < 3
 
 
@@ -332,64 +222,3 @@ def test_a_difference_is_narrow_where_little_changed_and_open_where_nothing_was_
     joint[..., 0], joint[..., 1] = 0, 0
     none = paired_deltas(joint, [HALF] * 35, resamples=2).difference
     assert (math.isnan(none.value), none.low, none.high) == (True, -1.0, 1.0)
-
-
-@pytest.mark.parametrize("n", [20, 200])
-@pytest.mark.parametrize("chance", [(0.9, 0.03, 0.05, 0.02), (0.97, 0.0, 0.02, 0.01), (0.5, 0.1, 0.2, 0.2)])
-def test_coverage_of_paired_ratio_and_difference(n, chance):
-    draws = np.random.default_rng(3).multinomial(n, chance, size=1000)
-    both, edited_only, base_only = chance[:3]
-    ratio, off = (both + edited_only) / (both + base_only), edited_only - base_only
-    ratios_found = [paired_ratio(*map(int, draw[:3])) for draw in draws]
-    differences = [paired_difference(int(draw[1]), int(draw[2]), n) for draw in draws]
-    for true, found in ((ratio, ratios_found), (off, differences)):
-        at_least(sum(one.low <= true for one in found), 1000)
-        at_least(sum(one.high >= true for one in found), 1000)
-
-
-def test_paired_by_hand():
-    found = paired_ratio(90, 0, 10)
-    assert found.value == 0.9
-    assert 0.8 < found.low < 0.9 < found.high < 1
-    assert paired_ratio(0, 0, 0) == Rate(None, 0, 0.0, math.inf)
-    assert paired_ratio(0, 3, 0).value is None
-    same = paired_difference(0, 0, 100)
-    assert same.low < 0 == same.value < same.high
-    assert paired_difference(0, 0, 0) == Rate(None, 0, -1.0, 1.0)
-
-
-@pytest.mark.parametrize(("n", "p"), [(20, 0.9), (100, 0.9), (100, 0.99), (1750, 0.95), (50, 0.05)])
-def test_coverage_of_rates_exactly(n, p):
-    found = [rate(k, n) for k in range(n + 1)]
-    chance = stats.binom.pmf(np.arange(n + 1), n, p)
-    assert chance[[one.low <= p for one in found]].sum() >= 0.975
-    assert chance[[one.high >= p for one in found]].sum() >= 0.975
-
-
-def test_verdicts():
-    def of(low, high):
-        return Estimate((low + high) / 2, low, high, 0.0, 100, 0.0)
-
-    assert [gate_upper(of(*one), 0.2) for one in ((0.1, 0.2), (0.1, 0.3), (0.21, 0.3))] == [
-        Verdict.PASS,
-        Verdict.INCONCLUSIVE,
-        Verdict.FAIL,
-    ]
-    assert [gate_lower(of(*one), 0.2) for one in ((0.2, 0.3), (0.1, 0.3), (0.1, 0.19))] == [
-        Verdict.PASS,
-        Verdict.INCONCLUSIVE,
-        Verdict.FAIL,
-    ]
-    assert gate_lower(rate(0, 0), 0.9) is Verdict.INCONCLUSIVE
-    assert combine([Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE]) == "fail"
-    assert combine([Verdict.PASS, Verdict.INCONCLUSIVE]) == "inconclusive"
-    assert combine([Verdict.PASS]) == "pass"
-    assert combine([]) == "inconclusive"
-
-
-def test_n_to_decide():
-    assert n_to_decide(Estimate(0.1, 0.0, 0.3, 0.0, 100, 0.1), 0.2) == 400
-    assert n_to_decide(Estimate(0.3, 0.1, 0.4, 0.0, 100, 0.3), 0.2) == 400
-    assert n_to_decide(Estimate(0.1, 0.0, 0.15, 0.0, 100, 0.1), 0.2) == 100
-    assert n_to_decide(Estimate(0.2, 0.0, 0.3, 0.0, 100, 0.2), 0.2) is None
-    assert n_to_decide(rate(0, 0), 0.9) is None

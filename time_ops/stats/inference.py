@@ -2,7 +2,7 @@
 
 Single professions called off target, their distances from it (which a gate may read), and those that moved; shares
 corrected for the classifier's errors; Delta's interval were professions and wordings a sample. Names are as in
-`time_ops.ratios`.
+`time_ops.stats.deltas`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from time_ops.ratios import DeltaBounds, Estimate, delta_per_wording, exact_interval, shares, total_variation
+from time_ops.stats.deltas import delta_per_wording, shares, total_variation
+from time_ops.stats.estimates import DeltaBounds, Estimate
+from time_ops.stats.intervals import exact_interval
 
 __all__ = [
     "CorrectedShares",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from time_ops.saturation import Base, Rules, Saturation, Seen, Subject, Trial, mixing_weights
+from time_ops.search.saturation import Base, Rules, Saturation, Seen, Subject, Trial, mixing_weights
 
 RULES = Rules(lam=0.1, least_lam=0.01, overshoot=1.4, ratio=1.0, rounds=4)
 HALF = (0.5, 0.5)

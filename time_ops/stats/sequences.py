@@ -1,8 +1,8 @@
 """Confidence sequences: intervals of a share that hold at every n at once, so that looking early costs nothing.
 
 A fixed-n interval such as Wilson's misses 5 % of the time at one n; looked at after every batch, with the right to
-stop, it misses far more often (tests/time_ops/test_sequences.py has both figures, exactly). Calibration stops on what
-it sees, so it reads these. Pure: numpy, scipy.
+stop, it misses far more often (tests/time_ops/stats/test_sequences.py has both figures, exactly). Calibration stops on
+what it sees, so it reads these. Pure: numpy, scipy.
 """
 
 from __future__ import annotations
