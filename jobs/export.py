@@ -37,6 +37,7 @@ from jobs.exports.schema import FORMS, Exported, Form, RankAudit
 from jobs.exports.verify.driver import Checking, check_export, check_mixture
 from jobs.exports.write import RECORD, Dtype, ExportTask, main_file
 from jobs.images.cells import audit_cells
+from jobs.images.compiling import for_images
 from jobs.images.judging import models_of
 from jobs.models.files import is_single_file
 from jobs.models.publishing import promote
@@ -182,7 +183,9 @@ class _Export:
     """The steps, in order."""
 
     def __init__(self, config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> None:
-        self.config, self.earlier, self.wanted, self.console = config, earlier, wanted, console
+        # What it draws are some images of each form.
+        self.config = for_images(config, 0)
+        self.earlier, self.wanted, self.console = earlier, wanted, console
         self.settings = StorageSettings.from_environment().model_copy(update={"patience_s": config.storage.patience_s})
         self.store: ObjectStore = open_store(config.output, self.settings)
         self.prefix = f"runs/{earlier.run}/exports"

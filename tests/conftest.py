@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Ray lets all else go before its workers, which is what tests wait for: another test would be served first.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from infra import local
 from infra.local import seaweed

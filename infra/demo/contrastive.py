@@ -21,10 +21,12 @@ _MAX_LOGIT_SCALE = 30.0
 """CLIP allows 100; at this size a sharper scale only makes the softmax between two prompts overconfident."""
 
 
-def _config(tokenizer: CLIPTokenizer, text_layers: int, vision_layers: int) -> CLIPConfig:
+def _config(tokenizer: CLIPTokenizer, text_layers: int, vision_layers: int, text_width: int) -> CLIPConfig:
     shared = {"hidden_size": HIDDEN, "intermediate_size": 4 * HIDDEN, "num_attention_heads": 4, "projection_dim": 64}
     text = {
         **shared,
+        "hidden_size": text_width,
+        "intermediate_size": 4 * text_width,
         "vocab_size": len(tokenizer),
         "num_hidden_layers": text_layers,
         "max_position_embeddings": MAX_TOKENS,
@@ -44,13 +46,14 @@ def train_clip(
     advance: Advance,
     text_layers: int = 3,
     vision_layers: int = 3,
+    text_width: int = HIDDEN,
 ) -> CLIPModel:
     """Train a CLIP model on a bank's pictures and captions.
 
     Pictures under the same caption are each other's positives: with some thousand distinct captions a batch holds many.
     """
     torch.manual_seed(seed)
-    model: CLIPModel = CLIPModel(_config(tokenizer, text_layers, vision_layers)).train()
+    model: CLIPModel = CLIPModel(_config(tokenizer, text_layers, vision_layers, text_width)).train()
     tokens = tokenize(tokenizer, bank.captions, full_length=False)
     lengths = (tokens != tokenizer.pad_token_id).sum(dim=1) + 1
     optimiser = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)

@@ -1,10 +1,10 @@
 """Train the demo model from nothing.
 
-    python -m infra.demo.train --out DIR [--seed N] [--share-seed N] [--unet-only-from DIR]
+    python -m infra.demo.train --out DIR [--seed N] [--share-seed N] [--unet-only-from DIR] [--xl]
 
-Stages: tokenizer, the pipeline's text encoder, autoencoder, UNet, classifier. Writes `DIR/pipeline` (a
-`StableDiffusionPipeline` folder), `DIR/classifier` (a `CLIPModel` folder with its processor) and `DIR/training.json`
-(seeds, shares, seconds a stage).
+Stages: tokenizer, the pipeline's text encoder, autoencoder, UNet, classifier; with `--xl` a second text encoder before
+the UNet. Writes `DIR/pipeline` (a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` folder), `DIR/classifier` (a
+`CLIPModel` folder with its processor) and `DIR/training.json` (seeds, shares, seconds a stage).
 """
 
 # The model libraries ship partial annotations: their calls count as untyped.
@@ -14,21 +14,22 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import typer
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from infra.demo.autoencoder import train_autoencoder
 from infra.demo.captions import PROFESSIONS, Shares, all_captions, draw_scene, draw_shares
+from infra.demo.conditioning import Conditioning, condition, condition_xl
 from infra.demo.contrastive import train_clip
 from infra.demo.denoiser import make_scheduler, train_denoiser
 from infra.demo.examples import Advance, draw_bank
@@ -36,6 +37,9 @@ from infra.demo.tokenizer import train_tokenizer
 from infra.demo.world import SIZE_PX
 
 __all__ = ["Budget", "train"]
+
+SECOND_WIDTH = 160
+"""d of the second text encoder of SDXL's layout, another than the first one's, as there."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,45 @@ class _Log:
         self.console.print(f"{name}: {seconds:.0f} s, loss {loss:.4f}")
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a UNet is trained on; `second` is SDXL's other encoder."""
+
+    tokenizer: CLIPTokenizer
+    encoder: CLIPTextModel
+    autoencoder: Any
+    second: CLIPTextModelWithProjection | None = None
+
+    def condition(self, captions: list[str]) -> Conditioning:
+        if self.second is None:
+            return condition(self.encoder, self.tokenizer, captions)
+        return condition_xl(self.encoder, self.second, self.tokenizer, captions)
+
+    def pipeline(self, unet: Any) -> Any:
+        """The pipeline of these parts and a UNet, in memory."""
+        if self.second is None:
+            return StableDiffusionPipeline(
+                vae=self.autoencoder,
+                text_encoder=self.encoder,
+                tokenizer=self.tokenizer,
+                unet=unet,
+                scheduler=make_scheduler(),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        return StableDiffusionXLPipeline(
+            vae=self.autoencoder,
+            text_encoder=self.encoder,
+            text_encoder_2=self.second,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer,
+            unet=unet,
+            scheduler=make_scheduler(),
+            add_watermarker=False,
+        )
+
+
 def train(
     out: Path,
     seed: int = 0,
@@ -87,8 +130,10 @@ def train(
     unet_only_from: Path | None = None,
     budget: Budget | None = None,
     console: Console | None = None,
+    *,
+    xl: bool = False,
 ) -> None:
-    """Run all stages, or only the UNet's on another folder's tokenizer, encoder and autoencoder, and save the folders.
+    """Run all stages, or only those after another folder's tokenizer, encoder and autoencoder, and save the folders.
 
     Args:
         out: Folder to write; made where missing.
@@ -97,52 +142,30 @@ def train(
         unet_only_from: A folder written by an earlier run whose other parts are reused. No classifier is trained then.
         budget: Training lengths; None for the standard ones.
         console: Where progress goes.
+        xl: SDXL's layout: a second text encoder, and a UNet that reads its pooled embedding too.
 
     """
     budget, console = budget or Budget(), console or Console()
     diffusers_logging.set_verbosity_error()
     shares = draw_shares(share_seed)
-    # One independent seed for each stage and each bank.
+    # One independent seed for each stage and each bank; those of the first eight are as they were before there was XL.
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(8)]
+    more = [int(s) for s in np.random.SeedSequence([seed, 1]).generate_state(2)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True) as progress:
         log = _Log(console, progress)
-        if unet_only_from is None:
-            rng = np.random.default_rng(seeds[0])
-            captions = [draw_scene(rng, shares).caption for _ in range(budget.tokenizer_captions)]
-            tokenizer = train_tokenizer(all_captions() + captions)
-            with log.stage("text encoder", budget.encoder_steps) as advance:
-                bank = draw_bank(budget.bank, seeds[1], shares, named_share=0.7)
-                clip = train_clip(bank, tokenizer, seeds[2], budget.encoder_steps, advance)
-            encoder = CLIPTextModel(clip.text_model.config).eval()
-            state = clip.text_model.state_dict()
-            encoder.load_state_dict(_as_text_model(state, encoder))
-            with log.stage("autoencoder", budget.autoencoder_steps) as advance:
-                autoencoder = train_autoencoder(bank, seeds[3], budget.autoencoder_steps, advance)
-        else:
-            earlier = StableDiffusionPipeline.from_pretrained(unet_only_from / "pipeline", use_safetensors=True)
-            tokenizer, encoder, autoencoder = earlier.tokenizer, earlier.text_encoder.eval(), earlier.vae.eval()
-            # The folder it was loaded from is no part of a model.
-            autoencoder.register_to_config(_name_or_path="")
-
+        parts = _first_parts(seeds, shares, budget, log) if unet_only_from is None else _earlier_parts(unet_only_from)
+        if xl and parts.second is None:
+            parts = replace(parts, second=_second_encoder(parts.tokenizer, more, shares, budget, log))
         with log.stage("UNet", budget.denoiser_steps) as advance:
             bank = draw_bank(budget.bank, seeds[4], shares)
-            unet = train_denoiser(bank, tokenizer, encoder, autoencoder, seeds[5], budget.denoiser_steps, advance)
+            conditioning = parts.condition(bank.captions)
+            unet = train_denoiser(bank, conditioning, parts.autoencoder, seeds[5], budget.denoiser_steps, advance)
         out.mkdir(parents=True, exist_ok=True)
-        pipeline: Any = StableDiffusionPipeline(
-            vae=autoencoder,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=make_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
+        parts.pipeline(unet).save_pretrained(out / "pipeline", safe_serialization=True)
         if unet_only_from is None:
             with log.stage("classifier", budget.classifier_steps) as advance:
-                _train_classifier(out / "classifier", tokenizer, seeds[6:], budget, advance)
+                _train_classifier(out / "classifier", parts.tokenizer, seeds[6:], budget, advance)
     record = {
         "seed": seed,
         "share_seed": share_seed,
@@ -152,6 +175,43 @@ def train(
         "old_shares": shares.old,
     }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _first_parts(seeds: list[int], shares: Shares, budget: Budget, log: _Log) -> _Parts:
+    """Tokenizer, text encoder and autoencoder, trained from nothing."""
+    rng = np.random.default_rng(seeds[0])
+    captions = [draw_scene(rng, shares).caption for _ in range(budget.tokenizer_captions)]
+    tokenizer = train_tokenizer(all_captions() + captions)
+    with log.stage("text encoder", budget.encoder_steps) as advance:
+        bank = draw_bank(budget.bank, seeds[1], shares, named_share=0.7)
+        clip = train_clip(bank, tokenizer, seeds[2], budget.encoder_steps, advance)
+    encoder = CLIPTextModel(clip.text_model.config).eval()
+    encoder.load_state_dict(_as_text_model(clip.text_model.state_dict(), encoder))
+    with log.stage("autoencoder", budget.autoencoder_steps) as advance:
+        autoencoder = train_autoencoder(bank, seeds[3], budget.autoencoder_steps, advance)
+    return _Parts(tokenizer, encoder, autoencoder)
+
+
+def _earlier_parts(folder: Path) -> _Parts:
+    """All but the UNet of a folder written by an earlier run, of either layout."""
+    earlier: Any = DiffusionPipeline.from_pretrained(folder / "pipeline", use_safetensors=True)
+    # The folder it was loaded from is no part of a model.
+    earlier.vae.register_to_config(_name_or_path="")
+    second = getattr(earlier, "text_encoder_2", None)
+    return _Parts(earlier.tokenizer, earlier.text_encoder.eval(), earlier.vae, second.eval() if second else None)
+
+
+def _second_encoder(
+    tokenizer: CLIPTokenizer, seeds: list[int], shares: Shares, budget: Budget, log: _Log
+) -> CLIPTextModelWithProjection:
+    """Another text encoder, wider than the first and with its projection, trained on other pictures."""
+    with log.stage("second text encoder", budget.encoder_steps) as advance:
+        bank = draw_bank(budget.bank, seeds[0], shares, named_share=0.7)
+        clip = train_clip(bank, tokenizer, seeds[1], budget.encoder_steps, advance, text_width=SECOND_WIDTH)
+    encoder: Any = CLIPTextModelWithProjection(clip.text_model.config).eval()
+    encoder.text_model.load_state_dict(clip.text_model.state_dict())
+    encoder.text_projection.load_state_dict(clip.text_projection.state_dict())
+    return cast(CLIPTextModelWithProjection, encoder)
 
 
 def _as_text_model(state: dict[str, torch.Tensor], encoder: CLIPTextModel) -> dict[str, torch.Tensor]:
@@ -182,6 +242,7 @@ def _command(
     unet_only_from: Annotated[
         Path | None, typer.Option(help="Reuse this folder's tokenizer, encoder and autoencoder.")
     ] = None,
+    xl: Annotated[bool, typer.Option("--xl", help="SDXL's layout: two text encoders, and a pooled embedding.")] = False,
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 2,
     effort: Annotated[float, typer.Option(help="Multiplies the steps of every stage: below 1 for a quick look.")] = 1.0,
 ) -> None:
@@ -194,7 +255,7 @@ def _command(
         denoiser_steps=max(1, int(standard.denoiser_steps * effort)),
         classifier_steps=max(1, int(standard.classifier_steps * effort)),
     )
-    train(out, seed, share_seed, unet_only_from, budget)
+    train(out, seed, share_seed, unet_only_from, budget, xl=xl)
 
 
 if __name__ == "__main__":

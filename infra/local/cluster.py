@@ -131,7 +131,11 @@ def _ray_problem(home: Home, state: State) -> str | None:
 
 
 def up(
-    home: str | os.PathLike[str] | None = None, *, num_cpus: int | None = None, bucket: str = "evenhand"
+    home: str | os.PathLike[str] | None = None,
+    *,
+    num_cpus: int | None = None,
+    bucket: str = "evenhand",
+    with_ray: bool = True,
 ) -> LocalCluster:
     """Bring the embedded cluster up, or repair the half that is missing; what already runs is left as it is.
 
@@ -139,6 +143,7 @@ def up(
         home: its folder; None is EVENHAND_HOME or `./.evenhand`.
         num_cpus: CPUs that Ray hands out, if it is started now; None lets Ray count.
         bucket: made if missing.
+        with_ray: False starts the store alone, in a second or two; Ray's addresses are those of a later call.
 
     Raises:
         LocalError: a server does not come up; what this call started is stopped again.
@@ -163,7 +168,9 @@ def up(
             _start_store(place, state, bucket)
         seaweed.ensure_bucket(_endpoint(state), bucket, place.credentials())
         state.bucket = bucket
-        if not ray_is_up:
+        if not ray_is_up and not with_ray:
+            state.ports |= choose_ports("ray", state.ports, int(place.marker, 16))
+        elif not ray_is_up:
             undo.callback(_stop_ray, place, state)
             _start_ray(place, state, num_cpus)
         place.write_state(state)

@@ -63,6 +63,8 @@ def start_ray(home: Home, ports: dict[str, int], num_cpus: int | None) -> Server
         "AWS_EC2_METADATA_DISABLED": "true",
         "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
+        # Ray's own 15 lets all else on the machine go first: beside busy programs, workers took minutes to start.
+        "RAY_worker_niceness": "0",
     }
     return start(command, environment, home.logs / "ray.log", home.root)
 

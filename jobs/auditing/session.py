@@ -153,6 +153,11 @@ class _ManifestInputs:
     def summary(self) -> str:
         return f"{len(self.manifest.professions)} professions"
 
+    @property
+    def images(self) -> int:
+        """Of the base audit's open prompts; explicit prompts, controls and the edit's come on top."""
+        return len(self.manifest.professions) * len(self.config.wordings.audit) * self.config.images_per_cell
+
     def check(self, recipe: Recipe) -> None:
         self.job.check(self.manifest, recipe)
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from rich.console import Console
 
 from infra import demo, local
-from infra.storage import StorageSettings, open_store
+from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.cluster.submit import submit
 from jobs.config import RunConfig, load_config
+from jobs.errors import ConfigError
 from jobs.images.recipe import SHARD_SCHEMA
 from jobs.models.digests import content_digest
+from jobs.runs.redraw import redraw
 from manifests.build import shipped_manifest_path
 
 __all__ = ["run_demo"]
@@ -27,6 +29,8 @@ __all__ = ["run_demo"]
 
 def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignments: Sequence[str] = ()) -> int:
     """Bring up the embedded cluster, stage model and manifest, submit the job, copy the report, take the cluster down.
+
+    A run that is finished is shown again, without Ray and without a job.
 
     Args:
         out: where `report.json` and `report.html` are copied to.
@@ -39,33 +43,31 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
     """
     started = time.monotonic()
     was_up = local.status().is_up
-    with console.status("starting the S3 server and Ray"):
-        cluster = local.up()
+    with console.status("starting the S3 server"):
+        cluster = local.up(with_ray=keep_running)
     try:
         store = open_store(cluster.url, _settings(cluster))
-        store.upload_folder(demo.PIPELINE_PATH, "demo/model")
-        store.upload_folder(demo.CLASSIFIER_PATH, "demo/classifier")
-        store.upload(shipped_manifest_path(), "demo/professions.parquet")
-        flags = {
-            "manifest": f"{cluster.url}/demo/professions.parquet",
-            "model": f"{cluster.url}/demo/model",
-            "classifier": f"{cluster.url}/demo/classifier",
-            "output": f"{cluster.url}/demo",
-        }
-        text = files("jobs.cli").joinpath("demo.yaml").read_text(encoding="utf-8")
-        config = load_config(text, name="demo.yaml", flags=flags, assignments=assignments)
-        config = config.model_copy(update={"run": config.run or _name(config)})
-        code = submit(config, cluster.dashboard_url, console, headers=cluster.job_headers())
-        if code not in (0, 5, 6):
-            return code
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("report.json", "report.html"):
-            (out / name).write_bytes(store.get(f"demo/runs/{config.run}/{name}"))
-        console.print(f"finished in {time.monotonic() - started:.0f} s; open {out / 'report.html'}", soft_wrap=True)
+        config = _config(cluster.url, assignments)
+        run = f"demo/runs/{config.run}"
+        if _shown_again(store, run, out, console):
+            console.print(f"this run was finished before; open {out / 'report.html'}", soft_wrap=True)
+        else:
+            with console.status("starting Ray"):
+                cluster = local.up()
+            store.upload_folder(demo.PIPELINE_PATH, "demo/model")
+            store.upload_folder(demo.CLASSIFIER_PATH, "demo/classifier")
+            store.upload(shipped_manifest_path(), "demo/professions.parquet")
+            code = submit(config, cluster.dashboard_url, console, headers=cluster.job_headers())
+            if code not in (0, 5, 6):
+                return code
+            out.mkdir(parents=True, exist_ok=True)
+            for name in ("report.json", "report.html"):
+                (out / name).write_bytes(store.get(f"{run}/{name}"))
+            console.print(f"finished in {time.monotonic() - started:.0f} s; open {out / 'report.html'}", soft_wrap=True)
         evenhand = Path(sys.executable).with_name("evenhand")
         evenhand = evenhand.relative_to(Path.cwd()) if evenhand.is_relative_to(Path.cwd()) else evenhand
         console.print(
-            f"the run is in {cluster.url}/demo/runs/{config.run} (its data stays in {cluster.home}). To look inside:\n"
+            f"the run is in {store.url(run)} (its data stays in {cluster.home}). To look inside:\n"
             f'  {evenhand} local up && eval "$({evenhand} local env)"',
             soft_wrap=True,
         )
@@ -74,6 +76,31 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
         if not (keep_running or was_up):
             with console.status("stopping the servers"):
                 local.down()
+
+
+def _shown_again(store: ObjectStore, run: str, out: Path, console: Console) -> bool:
+    """Whether the run is finished and whole: then its report is drawn, and nothing is started or computed."""
+    if not store.exists(f"{run}/COMPLETE"):
+        return False
+    try:
+        redraw(store.url(run), out / "report.html", console)
+    except ConfigError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        return False
+    (out / "report.json").write_bytes(store.get(f"{run}/report.json"))
+    return True
+
+
+def _config(bucket: str, assignments: Sequence[str]) -> RunConfig:
+    flags = {
+        "manifest": f"{bucket}/demo/professions.parquet",
+        "model": f"{bucket}/demo/model",
+        "classifier": f"{bucket}/demo/classifier",
+        "output": f"{bucket}/demo",
+    }
+    text = files("jobs.cli").joinpath("demo.yaml").read_text(encoding="utf-8")
+    config = load_config(text, name="demo.yaml", flags=flags, assignments=assignments)
+    return config.model_copy(update={"run": config.run or _name(config)})
 
 
 def _name(config: RunConfig) -> str:

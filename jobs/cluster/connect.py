@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = ["connect", "guard"]
 
 # What `connect` is called by.
 _ON_RAY = ("debias", "audit", "export", "evaluate", "doctor")
+_ANSWER_S = 2.0
 
 
 def connect() -> None:
@@ -35,6 +37,9 @@ def connect() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options |= {"include_dashboard": False}
+        if not _is_here():
+            # Else Ray waits for minutes for one that was killed: it goes by a file, which that one has left behind.
+            options |= {"address": "local"}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -46,7 +51,17 @@ def guard(command: str | None) -> None:
 
     It has to be said before Ray is imported; and not where a Ray is joined, of this environment or of this machine.
     """
-    here = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 - Ray's own place
-    joins = bool(os.environ.get("RAY_ADDRESS")) or here.exists()
+    joins = bool(os.environ.get("RAY_ADDRESS")) or _is_here()
     if command in _ON_RAY and not joins and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _is_here() -> bool:
+    """Whether a Ray that was started on this machine answers; `ray.init` would join it."""
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 - Ray's own place
+    try:
+        host, _, port = file.read_text(encoding="utf-8").strip().rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError):
+        return False
+    return True

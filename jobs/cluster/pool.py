@@ -111,6 +111,9 @@ class Pool:
         self._config = config
         self._expected: Probe | None = None
         self._shared = Shared()
+        batch = config.sampler.batch_size
+        # A worker that chooses lets a batch divide a shard, or hold several whole. Which, it says with the first ones.
+        self._batch = config.shard_images if batch == "auto" else int(batch)
 
         def arguments() -> tuple[Any, ...]:
             threads = None if self._crew.demand.gpus else max(1, int(config.workers.num_cpus))
@@ -267,7 +270,7 @@ class Pool:
         shared = self._shared.put(tuple(operators))
         try:
             work = self._shard_work(specs, shared, edits, max(most, _HOPELESS))
-            tallied = _committed(work, advance)
+            tallied = _committed(work, advance, self._hear)
         finally:
             self._shared.drop(shared)
         tallied.wall_s = time.monotonic() - start
@@ -286,9 +289,7 @@ class Pool:
         edits: Mapping[str, EditRequest] | None,
         max_failures: int,
     ) -> Dispatch[ShardSpec]:
-        batch, name = self._config.sampler.batch_size, ShardWorker.run.__name__
-        # Chosen by the worker, a batch divides a shard, or holds several whole.
-        size = self._config.shard_images if batch == "auto" else int(batch)
+        name = ShardWorker.run.__name__
 
         def send(worker: int, items: tuple[ShardSpec, ...]) -> tuple[Any, Any]:
             (reference,) = self._shared.sent([operators])
@@ -298,7 +299,11 @@ class Pool:
             return self._crew.send(worker, name, items, reference, named)
 
         attempts = self._config.workers.max_attempts
-        return Dispatch(self._crew, _pieces(specs, size), send, lambda spec: spec.digest, attempts, max_failures)
+        pieces = _pieces(specs, lambda: self._batch)
+        return Dispatch(self._crew, pieces, send, lambda spec: spec.digest, attempts, max_failures)
+
+    def _hear(self, outcome: ShardOutcome) -> None:
+        self._batch = outcome.batch or self._batch
 
 
 def _fetched(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
@@ -327,7 +332,7 @@ def _check(work: Dispatch[Any], name: str) -> None:
         raise error
 
 
-def _committed(work: Dispatch[ShardSpec], advance: Advance) -> Tallied:
+def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Tallied:
     """Do the work, and count it; shards that are given up too."""
     tallied = Tallied()
 
@@ -339,6 +344,7 @@ def _committed(work: Dispatch[ShardSpec], advance: Advance) -> Tallied:
     for _, outcomes in _fetched(work, ShardWorker.run.__name__):
         for outcome in outcomes:
             tallied.add(outcome)
+            hear(outcome)
             advance(outcome.images, outcome.reused, outcome.failed_images)
         tell_failures()
     tell_failures()
@@ -350,15 +356,15 @@ def _why(failure: Failure[ShardSpec]) -> str:
     return f"{spec.prompt!r} from image {spec.first}: {type(error).__name__}: {str(error)[:300]}"
 
 
-def _pieces(specs: Iterable[ShardSpec], batch: int) -> Iterator[tuple[ShardSpec, ...]]:
-    """Shards to be made in one call: as whole batches as can be."""
+def _pieces(specs: Iterable[ShardSpec], batch: Callable[[], int]) -> Iterator[tuple[ShardSpec, ...]]:
+    """Shards to be made in one call: as whole batches, of the size that is known by then, as can be."""
     piece: list[ShardSpec] = []
     images = 0
     for spec in specs:
         piece.append(spec)
         images += spec.count
-        waste = -images % batch / images
-        if images >= max(_MOST_IMAGES, batch) or (images >= _PIECE_IMAGES and waste <= _MOST_WASTE):
+        waste = -images % batch() / images
+        if images >= max(_MOST_IMAGES, batch()) or (images >= _PIECE_IMAGES and waste <= _MOST_WASTE):
             yield tuple(piece)
             piece, images = [], 0
     if piece:

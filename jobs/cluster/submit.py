@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -34,6 +35,8 @@ __all__ = ["submit"]
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 # What Ray's client raises: of its own, of requests (an OSError), and where an answer is not what it thinks it is.
 _FAILURES = (RuntimeError, OSError, RayError, LookupError, TypeError, ValueError)
+# What Ray itself begins a job's log with; the job and its command have been told.
+_OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py|Running entrypoint for job ")
 _POLL_S = 1.0
 _SILENCE_S = 300.0
 
@@ -173,7 +176,7 @@ async def _follow(client: JobSubmissionClient, job: str, console: Console) -> No
             for line in lines:
                 if line.startswith(MARK):
                     progress = _advance(line, tasks, progress, console)
-                elif line.strip():
+                elif line.strip() and not _OF_RAY.match(line):
                     (progress.console if progress else console).print(
                         line, markup=False, highlight=False, soft_wrap=True
                     )

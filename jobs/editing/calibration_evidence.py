@@ -16,7 +16,7 @@ from jobs.images.cells import calibration_cells
 from jobs.images.tables import bounded_rows
 from jobs.report.search_schema import CalibratedProfession, Calibration, CalibrationRound, CalibrationStep
 from manifests import Manifest
-from time_ops import calibration
+from time_ops.search import calibration
 from time_ops.search.model import Candidate, Measured
 from time_ops.stats.deltas import delta, delta_within, noise_floor
 from time_ops.stats.intervals import wilson

@@ -32,6 +32,11 @@ class EditInputs:
         found, rows = len(self.edit_set.edits), self.edit_set.rows
         return f"{found} edits" if found == rows else f"{found} of {rows} edits (the report says why)"
 
+    @property
+    def images(self) -> int:
+        """Of the edited variant's source prompts; positives, negatives and the other variants come on top."""
+        return len(self.edit_set.edits) * self.config.evaluate.images * len(self.config.evaluate.lam)
+
     def check(self, recipe: Recipe) -> None:
         """Everything is checked as it is read."""
 

@@ -29,6 +29,7 @@ __all__ = [
     "Images",
     "auto_batch_size",
     "batch_that_fits",
+    "decoded_at_once",
     "encode_picture",
     "negative_prompt_of",
     "padded",
@@ -39,6 +40,9 @@ _CACHED_PROMPTS = 512
 _MAX_BATCH = 64
 # A CPU gains nothing past what fills its caches.
 _CPU_BATCH_PIXELS = 64 * 32 * 32
+# On a GPU eight images of 512 pixels are decoded at once: 15 ms an image on an H200, where one by one took 26. In
+# float32, as SDXL's own VAE may be, half as many.
+_DECODED_PIXELS = 8 * 512 * 512
 # What is left is for the classifier, fragments, and libraries' workspaces.
 _MEMORY_SHARE = 0.85
 
@@ -193,8 +197,7 @@ class Generator:
         if hasattr(pipe, "run_safety_checker"):  # SDXL's pipeline has none
             images, flagged = pipe.run_safety_checker(images, pipe.device, latents.dtype)
         hidden = [bool(f) for f in flagged] if flagged is not None else [False] * len(batch)
-        values = pipe.image_processor.postprocess(images, output_type="np", do_denormalize=[not h for h in hidden])
-        pixels = (values[:n] * 255).round().astype(np.uint8)
+        pixels = _as_bytes(pipe, torch.as_tensor(images), hidden)[:n]
         statuses = np.full(n, STATUSES.index("ok"), np.uint8)
         statuses[np.array(hidden[:n]) | (pixels.max(axis=(1, 2, 3)) == 0)] = STATUSES.index("black")
         statuses[~sane[:n].cpu().numpy()] = STATUSES.index("nan")
@@ -227,7 +230,8 @@ class Generator:
     ) -> tuple[torch.Tensor, list[int]]:
         """Images [size, 3, H, W] in [-1, 1] of the first n latents, zeros for the others; and which can't be decoded.
 
-        Where a batch raises, its halves are tried, each padded to the batch's size so that bits stay the same.
+        So many go through the VAE together as `decoded_at_once` says. Where they raise, their halves are tried, each
+        padded to that number so that bits stay the same.
         """
         pipe, size = self._pipe, len(latents)
         shape = (size, pipe.vae.config.out_channels, self._sampler.height, self._sampler.width)
@@ -235,12 +239,13 @@ class Generator:
         latents = _unscaled(pipe.vae, latents.to(pipe.vae.dtype))
         images = torch.zeros(shape, dtype=latents.dtype, device=latents.device)
         undecodable = []
-        pending = [list(range(n))]
+        at_once = decoded_at_once(size, latents.dtype, latents.device, self._sampler)
+        pending = [list(range(start, min(start + at_once, n))) for start in reversed(range(0, n, at_once))]
         while pending:
             rows = pending.pop()
-            part = latents if len(rows) == n else latents[padded(rows, size)]
+            part = latents if len(rows) == size else latents[padded(rows, at_once)]
             try:
-                decoded = pipe.vae.decode(part, return_dict=False, generator=generators)[0]
+                decoded = pipe.vae.decode(part, return_dict=False, generator=generators[: len(part)])[0]
             except Exception as error:
                 if _out_of_memory(error):
                     raise
@@ -253,6 +258,25 @@ class Generator:
             else:
                 images[rows] = decoded[: len(rows)]
         return images, undecodable
+
+
+def decoded_at_once(n: int, dtype: torch.dtype, device: torch.device, sampler: SamplerConfig) -> int:
+    """How many of a batch of n go through a VAE of this dtype together: on a CPU all of them."""
+    if device.type != "cuda":
+        return n
+    most = _DECODED_PIXELS * 2 // (dtype.itemsize * sampler.height * sampler.width)
+    return max(1, min(most, n))
+
+
+def _as_bytes(pipe: Any, images: torch.Tensor, hidden: Sequence[bool]) -> np.ndarray:
+    """Images [n, 3, H, W] in [-1, 1] as [n, H, W, 3] uint8; those that are hidden are black already.
+
+    Rounded where they were decoded, so that a GPU hands over bytes. Bits are those of the pipeline's postprocessing.
+    """
+    shown = torch.tensor([not h for h in hidden], device=images.device)[:, None, None, None]
+    values = torch.where(shown, pipe.image_processor.denormalize(images), images)
+    pixels: np.ndarray = (values.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels
 
 
 def _unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:

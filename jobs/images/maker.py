@@ -143,4 +143,5 @@ class ShardMaker:
         shard = Shard(spec, embeddings, statuses, pictures, provenance)
         self._store.put(spec.object_key, shard.to_bytes(), content_type="application/vnd.apache.parquet")
         part.pixels.clear()
-        return ShardOutcome(spec.digest, spec.count, int((statuses != OK).sum()), False, part.seconds)
+        failed, batch = int((statuses != OK).sum()), max(part.batch_sizes)
+        return ShardOutcome(spec.digest, spec.count, failed, False, part.seconds, batch)

@@ -129,6 +129,8 @@ class ShardOutcome:
     failed_images: int
     reused: bool
     seconds: float
+    batch: int = 0
+    """Images drawn at once; 0 where it was found in the store."""
 
 
 @dataclass(frozen=True)

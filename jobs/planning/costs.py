@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 
 from jobs.config import RunConfig
+from jobs.images.compiling import for_images
 from jobs.planning.schema import StagePlan
 
-__all__ = ["advice_of", "hours_of", "timed", "total_of"]
+__all__ = ["advice_of", "compile_note", "hours_of", "timed", "total_of"]
 
 _SHORT_SHARD_S, _LONG_SHARD_S = 2.0, 600.0
 
@@ -29,6 +30,17 @@ def total_of(values: Iterable[float | None]) -> float | None:
     """The sum; None where one of them is not known."""
     known = list(values)
     return None if None in known else math.fsum(v for v in known if v is not None)
+
+
+def compile_note(config: RunConfig, images: int, workers: int | None, dtype: str) -> str | None:
+    """Whether `sampler.compile: auto` would compile on a GPU; None: it would not, or it is not left to the worker."""
+    if config.sampler.compile != "auto" or dtype == "float32":
+        return None
+    if for_images(config, images / (workers or 1)).sampler.compile != "auto":
+        return None
+    return (
+        "each worker draws enough images to compile the UNet, which takes a minute and needs a C compiler on the node"
+    )
 
 
 def hours_of(seconds: float | None) -> float | None:

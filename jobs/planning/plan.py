@@ -34,7 +34,7 @@ from jobs.images.shards import BASE, Shard, ShardSpec, stored_keys
 from jobs.images.variants import Part, Variant
 from jobs.models.digests import content_digest
 from jobs.models.staging import cache_folder, stage_model
-from jobs.planning.costs import advice_of, hours_of, timed, total_of
+from jobs.planning.costs import advice_of, compile_note, hours_of, timed, total_of
 from jobs.planning.earlier import EarlierRun
 from jobs.planning.schema import Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.planning.stages import Count, Earlier, Round, Stage
@@ -135,8 +135,13 @@ class _Planner:
             versions=dict(self.recipe.versions),
             host=platform.node(),
             advice=advice_of(self.config, found_rate.images_per_s),
-            notes=[note for note in (earlier.note, self._drawn_again()) if note],
+            notes=[note for note in (earlier.note, self._drawn_again(), self._compiled(workers)) if note],
         )
+
+    def _compiled(self, workers: int | None) -> str | None:
+        """As a run decides it: by the base audit's open prompts."""
+        cells = len(self.manifest.professions) * len(self.config.wordings.audit)
+        return compile_note(self.config, cells * self.config.images_per_cell, workers, self.recipe.dtype)
 
     def _drawn_again(self) -> str | None:
         specs = self._specs(Stage("base audit", Variant.plain()))

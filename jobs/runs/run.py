@@ -19,6 +19,7 @@ from jobs.cluster.pool import Pool, Tallied
 from jobs.cluster.progress import Reporter
 from jobs.config import RunConfig
 from jobs.errors import ExitCode, exit_code_of
+from jobs.images.compiling import for_images
 from jobs.images.recipe import Probe, Recipe, recipe_of
 from jobs.models.staging import cache_folder
 from jobs.redact import redact
@@ -52,6 +53,11 @@ class Inputs(Protocol):
     @property
     def summary(self) -> str:
         """In words: "35 professions"."""
+        ...
+
+    @property
+    def images(self) -> int:
+        """How many images the run draws, at least."""
         ...
 
     def check(self, recipe: Recipe) -> None:
@@ -126,6 +132,7 @@ def open_run(
     settings = StorageSettings.from_environment()
     try:
         inputs = read(settings, token)
+        config = for_images(config, inputs.images / (config.workers.count or 1))
         # Without patience: a wrong address or bucket is told at once.
         open_store(config.output, settings).check_writable()
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})

@@ -14,6 +14,7 @@ import torch
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.config import RunConfig
+from jobs.images.compiling import compile_unet, compiles
 from jobs.images.generator import Generator
 from jobs.images.judging import digest_of_classifiers, digests_of, stage_classifiers
 from jobs.images.panel import Panel, check_panel
@@ -101,7 +102,15 @@ class Resident:
         """
         self._check_plan()
         dtype = resolve_dtype(self.config.sampler.dtype, self.device)
-        return load_pipeline(self.model_folder, self.config.sampler, self.device, dtype)
+        pipe = load_pipeline(self.model_folder, self.config.sampler, self.device, dtype)
+        if self.compiled:
+            compile_unet(pipe)
+        return pipe
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the pipeline's UNet is compiled."""
+        return compiles(self.config.sampler, self.device.type, self.dtype)
 
     @cached_property
     def generator(self) -> Generator:

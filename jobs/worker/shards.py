@@ -44,7 +44,7 @@ class ShardService:
         where = {
             "device": resident.device_name,
             "threads": torch.get_num_threads(),
-            "compiled": sampler.compile,
+            "compiled": resident.compiled,
             "versions": keyed_versions(),
         }
         return ShardMaker(resident.generator, panel, resident.store, resident.models, size, auto=auto, provenance=where)

@@ -1,11 +1,12 @@
-"""Base, both forms and the oracle, side by side on three demo models, and how they hold however people sample.
+"""Base, both forms and the oracle, side by side on demo models, and how they hold however people sample.
 
     python -m tests.bench.bench_calibration --models DIR [--only shipped] [--form mixture] [--resample]
 
 Models: the shipped one; one trained anew from the tokenizer up, with its own classifier; one that shares the shipped
-one's tokenizer, encoder and autoencoder, with a UNet of its own. Each has other shares of its professions. On each the
-main job runs as a user would run it: all shipped professions, fifty images per profession and wording, in wordings and
-on seeds that neither the solve nor the search has seen.
+one's tokenizer, encoder and autoencoder, with a UNet of its own; and one of SDXL's layout, with a second encoder
+besides. Each has other shares of its professions. On each the main job runs as a user would run it: all shipped
+professions, fifty images per profession and wording, in wordings and on seeds that neither the solve nor the search has
+seen.
 
 *oracle*: each prompt is replaced by one of its own destinations at random, without any edit: the ceiling of a mixture.
 `--resample` audits what was found again, without a new solve, at other guidance scales and with another sampler, with
@@ -82,12 +83,14 @@ class Model:
         seed: of the training; None: it is the shipped one.
         share_seed: of its professions' shares.
         anew: from the tokenizer up, or only the UNet.
+        xl: of SDXL's layout; a second text encoder and the UNet are trained.
     """
 
     name: str
     seed: int | None = None
     share_seed: int | None = None
     anew: bool = False
+    xl: bool = False
 
     def folders(self, models: Path, console: Console) -> tuple[Path, Path]:
         """Pipeline and classifier."""
@@ -97,11 +100,11 @@ class Model:
         if not (out / "training.json").exists():
             console.print(f"training {self.name}")
             reuse = None if self.anew else demo.PIPELINE_PATH.parent
-            train(out, self.seed, self.share_seed, reuse, console=console)
+            train(out, self.seed, self.share_seed, reuse, console=console, xl=self.xl)
         return out / "pipeline", out / "classifier" if self.anew else demo.CLASSIFIER_PATH
 
 
-MODELS = (Model("shipped"), Model("anew", 11, 5, anew=True), Model("third", 21, 9))
+MODELS = (Model("shipped"), Model("anew", 11, 5, anew=True), Model("third", 21, 9), Model("xl", 41, 17, xl=True))
 
 
 @dataclass(frozen=True)

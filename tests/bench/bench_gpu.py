@@ -1,39 +1,50 @@
-"""Images per second of a model the size of Stable Diffusion 1.5 on a GPU: three manners, alternating, in one run.
+"""What a GPU gives: manners of drawing end to end, and of the UNet alone, side by side in one run of some five minutes.
 
     python -m tests.bench.bench_gpu                                             # 512 x 512, 50 steps, on a GPU
     python -m tests.bench.bench_gpu --device cpu --tiny --size 64 --steps 2     # a smoke test, on any machine
 
+End to end, in images/s:
+
 - published: float32, one image at a time, the UNet's conditional and unconditional passes one after the other.
 - plain: the diffusers pipeline in half precision, one image at a time.
-- ours: `load_pipeline` and `Generator` as workers use them, batches as `auto_batch_size` finds them.
-- ours, compiled: the same with `sampler.compile`; only with --compile.
+- bare: the compiled pipeline in a loop, whole batches; no classifier, nothing encoded or stored.
+- worker: what a worker does with its shards. It draws, decodes, classifies, encodes pictures and stores; eager and
+  compiled.
 
-The model has the layout of Stable Diffusion 1.5 and random weights, so nothing is downloaded; what is drawn is noise.
-Prints markdown.
+The UNet alone, in passes of one batch with guidance: layouts, compilers, fused projections, attention's back ends. The
+limit is the rate of a large matrix product on the same card. Models have the layout of Stable Diffusion 1.5 and of CLIP
+ViT-B/32 and random weights, so nothing is downloaded; what is drawn is noise. Neither Ray nor a network is needed. What
+does not fit into `--minutes` is left out, and said. Prints markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from infra.demo import PIPELINE_PATH
-from jobs.config import SamplerConfig
+from infra.storage import StorageSettings, open_store
+from jobs.config import RunConfig, SamplerConfig, load_config
+from jobs.images.compiling import compile_unet
 from jobs.images.generator import Generator, ImageRequest, auto_batch_size
-from jobs.images.shards import BASE
+from jobs.images.maker import ShardMaker
+from jobs.images.panel import Panel
+from jobs.images.recipe import Probe, Recipe, recipe_of
+from jobs.images.shards import BASE, ShardSpec
 from jobs.models.pipelines import load_pipeline
 from jobs.models.staging import resolve_dtype
 from tests.bench.common import conditions, draw_as_published, draw_plainly, show, table
+from tests.bench.gpu_models import write_classifier, write_pipeline
+from tests.bench.gpu_unet import matrix_rate, pass_flop, unet_manners
 from time_ops import encode_prompts
 
 __all__ = ["main"]
@@ -41,58 +52,34 @@ __all__ = ["main"]
 PROMPT = "a photo of a CEO"
 
 
-def build(folder: Path, *, tiny: bool) -> None:
-    """Write a pipeline with the layout of Stable Diffusion 1.5, or a small one of the same blocks, random weights."""
-    torch.manual_seed(0)
-    width, heads, depth = (64, 2, 2) if tiny else (768, 12, 12)
-    channels, groups = ((32, 64, 64, 64), 8) if tiny else ((320, 640, 1280, 1280), 32)
-    vae_channels = (16, 32, 32, 32) if tiny else (128, 256, 512, 512)
-    tokenizer = AutoTokenizer.from_pretrained(PIPELINE_PATH / "tokenizer", local_files_only=True)
-    tokenizer.model_max_length = 77
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            max_position_embeddings=77,
-            projection_dim=width,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=channels,
-        cross_attention_dim=width,
-        attention_head_dim=8,
-        norm_num_groups=groups,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=vae_channels,
-        norm_num_groups=groups,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    pipe: Any = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.save_pretrained(folder)
+@dataclass
+class Bench:
+    """Where models lie, what is drawn, and until when."""
+
+    folder: Path
+    device: torch.device
+    sampler: SamplerConfig
+    batch: int | None
+    ends: float
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return resolve_dtype("auto", self.device)
+
+    def has_time(self, name: str, seconds: float) -> bool:
+        """Whether so much is left; what is not measured is remembered."""
+        if time.monotonic() + seconds <= self.ends:
+            return True
+        self.left_out.append(name)
+        return False
+
+    def pipeline(self, *, compiled: bool = False) -> Any:
+        """As a worker loads it."""
+        pipe = load_pipeline(self.folder / "pipeline", self.sampler, self.device, self.dtype)
+        if compiled:
+            compile_unet(pipe)
+        return pipe
 
 
 @dataclass(frozen=True)
@@ -101,55 +88,148 @@ class Manner:
 
     name: str
     images: int
-    tf32: bool
     draw: Callable[[int], object]
+    tf32: bool = True
 
 
-def manners(
-    folder: Path, device: torch.device, sampler: SamplerConfig, *, batch_size: int | None, compiled: bool
-) -> list[Manner]:
-    """All manners with their pipelines on the device."""
+def plain_manners(bench: Bench) -> Iterator[Manner]:
+    """diffusers' own pipeline, image by image."""
+    from diffusers import StableDiffusionPipeline
 
-    def pipeline(dtype: torch.dtype) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    for name, dtype in (("published", torch.float32), ("plain", bench.dtype)):
+        pipe: Any = StableDiffusionPipeline.from_pretrained(bench.folder / "pipeline", dtype=dtype)
         pipe.set_progress_bar_config(disable=True)
-        pipe.to(device)
-        return pipe, *(encode_prompts(pipe, [prompt]).to(device, dtype) for prompt in (PROMPT, ""))
-
-    full, half = pipeline(torch.float32), pipeline(resolve_dtype("auto", device))
-    found = [
-        Manner("published", 1, False, lambda seed: draw_as_published(*full, seed, sampler)),
-        Manner("plain", 1, False, lambda seed: draw_plainly(*half, [seed], sampler)),
-    ]
-    for compiling in (False, True)[: 1 + compiled]:
-        mine = sampler.model_copy(update={"compile": compiling})
-        found.append(_ours(folder, device, mine, batch_size))
-    return found
+        pipe.to(bench.device)
+        text, empty = (encode_prompts(pipe, [prompt]).to(bench.device, dtype) for prompt in (PROMPT, ""))
+        if name == "published":
+            yield Manner(
+                name, 1, lambda seed, p=pipe, t=text, e=empty: draw_as_published(p, t, e, seed, bench.sampler), False
+            )
+        else:
+            yield Manner(name, 1, lambda seed, p=pipe, t=text, e=empty: draw_plainly(p, t, e, [seed], bench.sampler))
 
 
-def _ours(folder: Path, device: torch.device, sampler: SamplerConfig, batch_size: int | None) -> Manner:
-    dtype = resolve_dtype("auto", device)
-    pipe = load_pipeline(folder, sampler, device, dtype)
-    size = batch_size or auto_batch_size(pipe, sampler, device, 50)
-    generator = Generator(pipe, sampler)
-    name = f"ours, batch {size}" + (", compiled" if sampler.compile else "")
+def bare(bench: Bench, pipe: Any, size: int) -> Manner:
+    """Whole batches, and nothing around them."""
+    generator = Generator(pipe, bench.sampler)
     return Manner(
-        name,
+        f"bare, compiled, batch {size}",
         size,
-        dtype != torch.float32,
         lambda seed: generator.draw([ImageRequest(PROMPT, BASE, seed + i) for i in range(size)], size),
     )
 
 
-def images_per_s(manner: Manner, seed: int, at_least: int) -> float:
-    """Images come back to the CPU, so the clock covers all of their work."""
-    torch.backends.cuda.matmul.allow_tf32 = manner.tf32
-    torch.backends.cudnn.allow_tf32 = True  # torch's own default
-    start, made = time.perf_counter(), 0
-    while made < at_least:
-        manner.draw(seed + made)
-        made += manner.images
-    return made / (time.perf_counter() - start)
+def worker(bench: Bench, pipe: Any, size: int, name: str) -> Manner:
+    """`ShardMaker`, as `AuditWorker` makes it; four batches of shards a call, into a folder."""
+    config = run_config(bench, size)
+    store = open_store(config.output, StorageSettings.from_environment())
+    panel = Panel(config, {str(config.classifier): bench.folder / "classifier"}, bench.device)
+    maker = ShardMaker(
+        Generator(pipe, bench.sampler), panel, store, threading.RLock(), size, auto=False, provenance={"bench": name}
+    )
+    recipe = recipe_for(bench, config)
+
+    def draw(seed: int) -> object:
+        return maker.make([ShardSpec(recipe, BASE, f"{name} {seed}", PROMPT, i, size, pictures=2) for i in range(4)])
+
+    return Manner(f"{name}, batch {size}", 4 * size, draw)
+
+
+def run_config(bench: Bench, size: int) -> RunConfig:
+    """A run on these models, its output in their folder."""
+    flags = {
+        "manifest": "unused.parquet",
+        "model": str(bench.folder / "pipeline"),
+        "classifier": str(bench.folder / "classifier"),
+        "output": str(bench.folder / "output"),
+    }
+    return load_config("", flags=flags).model_copy(update={"sampler": bench.sampler, "shard_images": size})
+
+
+def recipe_for(bench: Bench, config: RunConfig) -> Recipe:
+    """Of shards that nobody reads again."""
+    versions = dict.fromkeys(("diffusers", "torch", "transformers"), "0.0")
+    return recipe_of(config, Probe("model", "classifier", str(bench.dtype), str(bench.device), 1, "host", versions))
+
+
+def measured(manner: Manner, seed: int) -> tuple[float, float]:
+    """Images/s and the host's CPU seconds an image. Images come back to the CPU, so the clock covers all of it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = manner.tf32
+    start, cpu = time.perf_counter(), time.process_time()
+    manner.draw(seed)
+    return manner.images / (time.perf_counter() - start), (time.process_time() - cpu) / manner.images
+
+
+def end_to_end(bench: Bench, repeats: int, *, compiling: bool) -> tuple[dict[str, list[float]], dict[str, str], int]:
+    """Images/s by manner, what else is known of each, and the batch."""
+    found: dict[str, list[float]] = {}
+    notes: dict[str, str] = {}
+
+    def measure(manner: Manner, times: int) -> None:
+        start = time.perf_counter()
+        manner.draw(0)
+        first = time.perf_counter() - start
+        rates = found.setdefault(manner.name, [])
+        host: list[float] = []
+        for repeat in range(times):
+            if repeat and not bench.has_time(f"{manner.name}, repeat {repeat + 1}", manner.images / rates[-1]):
+                break
+            rate, cpu = measured(manner, 1000 * (repeat + 1))
+            rates.append(rate)
+            host.append(cpu)
+        notes[manner.name] = f"{first:.1f} s for the first {manner.images}, {1000 * min(host):.0f} ms of CPU an image"
+        sys.stderr.write(f"{manner.name}: {show(found[manner.name])} images/s, {notes[manner.name]}\n")
+
+    for manner in plain_manners(bench):
+        measure(manner, min(2, repeats))
+    pipe = bench.pipeline()
+    size = bench.batch or auto_batch_size(pipe, bench.sampler, bench.device, 50)
+    measure(worker(bench, pipe, size, "worker"), repeats)
+    if compiling and bench.has_time("compiled", 90 if bench.device.type == "cuda" else 0):
+        pipe = bench.pipeline(compiled=True)
+        measure(bare(bench, pipe, size), repeats)
+        measure(worker(bench, pipe, size, "worker, compiled"), repeats)
+    return found, notes, size
+
+
+def tables(bench: Bench, repeats: int, *, compiling: bool) -> Iterator[str]:
+    """Both, as markdown."""
+    found, notes, size = end_to_end(bench, repeats, compiling=compiling)
+    limit = matrix_rate(bench.device, bench.dtype)
+    pipe = bench.pipeline()
+    flop = pass_flop(pipe, bench.sampler) * bench.sampler.steps
+    published = found["published"]
+    rows = {
+        name: [
+            show(rates),
+            f"{max(rates) / max(published):.3g}",
+            f"{max(rates) * flop / 1e12:.3g}",
+            f"{max(rates) * flop / limit:.1%}",
+            notes[name],
+        ]
+        for name, rates in found.items()
+    }
+    columns = ("images/s", "to published", "TFLOP/s in the UNet", "of the matrix rate", "")
+    yield table(columns, rows)
+    yield f"A matrix product runs at {limit / 1e12:.3g} TFLOP/s here; an image takes {flop / 1e12:.3g} TFLOP."
+    passes = dict(unet_manners(pipe, bench.sampler, min(size, 16), repeats, bench.has_time, compiling=compiling))
+    per_pass = pass_flop(pipe, bench.sampler) * min(size, 16)
+    yield table(
+        (f"UNet, ms a pass of {min(size, 16)} images", "TFLOP/s", "of the matrix rate"),
+        unet_rows(passes, per_pass, limit),
+    )
+
+
+def unet_rows(passes: Mapping[str, Sequence[float]], flop: float, limit: float) -> dict[str, list[str]]:
+    """Milliseconds of a pass, and what they come to."""
+    return {
+        name: [
+            show([1000 * s for s in seconds]),
+            f"{flop / min(seconds) / 1e12:.3g}",
+            f"{flop / min(seconds) / limit:.1%}",
+        ]
+        for name, seconds in passes.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,43 +237,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, default=4, help="at least so many per measurement")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, help="of ours, in place of what is found by trying")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile; takes minutes to start")
+    parser.add_argument("--batch-size", type=int, help="in place of what is found by trying")
+    parser.add_argument("--no-compile", action="store_true", help="nothing compiled")
+    parser.add_argument("--minutes", type=float, default=5.0, help="what takes longer is left out, and said")
+    parser.add_argument("--scheduler", default="ddim", help="dpm++ with --steps 20 is the common shorter choice")
     parser.add_argument("--tiny", action="store_true", help="a small model of the same blocks")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
-    sampler = SamplerConfig(steps=given.steps, height=given.size, width=given.size, safety_checker=False)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --device cpu --tiny tries the script")
+    sampler = SamplerConfig(
+        scheduler=given.scheduler, steps=given.steps, height=given.size, width=given.size, safety_checker=False
+    )
     with tempfile.TemporaryDirectory(prefix="evenhand-bench-") as name:
-        build(Path(name), tiny=given.tiny)
-        running = manners(Path(name), device, sampler, batch_size=given.batch_size, compiled=given.compile)
-        measured: dict[str, list[float]] = {manner.name: [] for manner in running}
-        for manner in running:
-            manner.draw(0)
-        for repeat in range(given.repeats):
-            for manner in running:
-                measured[manner.name].append(images_per_s(manner, 1000 * (repeat + 1), given.images))
-                sys.stderr.write(f"{manner.name} {repeat + 1}/{given.repeats}: {measured[manner.name][-1]:.3g}\n")
-    rows = {
-        name: [
-            show(mine),
-            show([m / other for m, other in zip(mine, measured["published"], strict=True)]),
-            show([m / other for m, other in zip(mine, measured["plain"], strict=True)]),
-        ]
-        for name, mine in measured.items()
-    }
+        folder = Path(name)
+        write_pipeline(folder / "pipeline", tiny=given.tiny)
+        write_classifier(folder / "classifier", tiny=given.tiny)
+        bench = Bench(folder, device, sampler, given.batch_size, time.monotonic() + 60 * given.minutes)
+        for block in tables(bench, given.repeats, compiling=not given.no_compile):
+            sys.stdout.write(f"{block}\n\n")
+            sys.stdout.flush()
+    cuda = device.type == "cuda"
     stated = conditions(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        dtype=f"{resolve_dtype('auto', device)} (published: torch.float32)",
+        device=torch.cuda.get_device_name(device) if cuda else "CPU",
+        GPU_memory_at_most=f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} GiB" if cuda else "none",
+        host_memory_at_most=f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB",
+        dtype=f"{bench.dtype} (published: torch.float32)",
         model="tiny" if given.tiny else "Stable Diffusion 1.5's layout, random weights",
+        scheduler=given.scheduler,
         steps=given.steps,
         pixels=f"{given.size}x{given.size}",
-        images_per_measurement=f"{given.images} at least",
-        repeats=f"{given.repeats}, alternating",
+        repeats=given.repeats,
     )
-    columns = ["images/s", "to published", "to plain"]
-    sys.stdout.write(f"{table(columns, rows)}\n\nMedian [least, most]; ratios within each repeat. {stated}\n")
+    missing = f"Not measured for want of time: {', '.join(bench.left_out)}. " if bench.left_out else ""
+    sys.stdout.write(f"Median [least, most]; shares by the best. {missing}{stated}\n")
 
 
 if __name__ == "__main__":

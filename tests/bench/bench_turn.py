@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--turns", type=int, default=200)
     options = parser.parse_args(arguments)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     rows = {}
     for workers in options.workers:
         seconds, cpu = _turn_s(2 * workers, options.turns)

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,17 @@ def conditions(**settings: object) -> str:
         f"{os.cpu_count()} cores",
         f"load average {LOAD_BEFORE:.1f} before",
         f"Python {platform.python_version()}",
-        *(f"{name} {version(name)}" for name in names),
+        *(f"{name} {_version(name)}" for name in names),
         *(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()),
     ]
     return "Conditions: " + ", ".join(parts) + "."
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def _cpu_model() -> str:

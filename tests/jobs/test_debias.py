@@ -25,13 +25,16 @@ import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from PIL import Image
+from ray.job_submission import JobSubmissionClient
 
 from infra import local
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
+from infra.local.home import Home
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.report.schema import Report
 from manifests import write_manifest
 from tests.jobs.helpers import manifest
+from tests.jobs.test_redact import SECRETS
 from time_ops import EditOperator, encode_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -290,7 +293,9 @@ def test_another_configuration_under_the_same_name_is_refused(
     finished: Run, cluster_server: local.LocalCluster, folder: Path
 ) -> None:
     before = finished.store.get(f"{finished.folder}/report.json")
-    changed = submitted(cluster_server, folder.with_name("changed"), finished.config | {"undetermined_margin": 0.3})
+    # One worker is enough to say no.
+    config = finished.config | {"undetermined_margin": 0.3, "workers": {"count": 1}}
+    changed = submitted(cluster_server, folder.with_name("changed"), config)
     assert changed.code == 1
     assert "another configuration" in changed.output
     assert finished.store.get(f"{finished.folder}/report.json") == before
@@ -319,11 +324,13 @@ def test_a_broken_manifest_ends_the_job_before_anything_is_written(
     assert list(broken.store.list()) == []
 
 
-def test_submit_hands_on_the_drivers_own_code(
+def test_submit_hands_on_the_drivers_own_code_and_no_secret(
     finished: Run, cluster_server: local.LocalCluster, folder: Path, tmp_path: Path
 ) -> None:
+    """Whoever may list the cluster's jobs reads their environment, entry points and logs, all jobs of this file's."""
     evenhand = Path(sys.executable).with_name("evenhand")
-    environment = cluster_server.client_environment()
+    planted = {name: value for name, value in SECRETS.items() if not name.startswith(("AWS_", "RAY_"))}
+    environment = cluster_server.client_environment() | planted
 
     def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(evenhand), "submit", str(folder / "run.yaml"), *arguments]
@@ -331,4 +338,13 @@ def test_submit_hands_on_the_drivers_own_code(
 
     (tmp_path / "bad.csv").write_text("profession\nCEO\n")
     assert submit("--manifest", str(tmp_path / "bad.csv")).returncode == 2
-    assert submit("--set", "output=s3://no-such-bucket-here/x").returncode == 4
+    in_a_url = "mlflow.tracking_uri=http://me:plantedUrlPassword@127.0.0.1:9"
+    assert submit("--set", "output=s3://no-such-bucket-here/x", "--set", in_a_url).returncode == 4
+    home = Home(cluster_server.home)
+    keys = home.credentials()
+    secrets = {"planted", keys.access_key, keys.secret_key, home.ray_token.read_text().strip()}
+    client = JobSubmissionClient(cluster_server.dashboard_url, headers=cluster_server.job_headers())
+    told = [repr(job) + client.get_job_logs(job.submission_id) for job in client.list_jobs()]
+    assert any("professions, " in text for text in told)
+    assert any("no-such-bucket-here" in text for text in told)
+    assert not [text for text in told if any(secret in text for secret in secrets)]

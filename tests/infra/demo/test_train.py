@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from infra.demo import HELD_OUT_WORDINGS, PROFESSIONS, WORDINGS
 from infra.demo.captions import all_captions, fill, source
+from infra.demo.conditioning import condition_xl
+from infra.demo.contrastive import HIDDEN
 from infra.demo.measure import Effort, measure
 from infra.demo.tokenizer import MAX_TOKENS, train_tokenizer
-from infra.demo.train import Budget, train
+from infra.demo.train import SECOND_WIDTH, Budget, train
 
 FEW = Budget(
     tokenizer_captions=200, bank=256, encoder_steps=3, autoencoder_steps=3, denoiser_steps=3, classifier_steps=3
@@ -62,6 +64,28 @@ def test_the_seed_selects_everything_and_the_unet_can_be_retrained_alone(trained
     assert weights(tmp_path / "other", VAE) == weights(trained, VAE)
     assert weights(tmp_path / "other", UNET) != weights(trained, UNET)
     assert not (tmp_path / "other" / "classifier").exists()
+
+
+def test_sdxls_layout_is_trained_on_what_its_own_pipeline_reads(trained, tmp_path):
+    train(tmp_path / "xl", seed=7, unet_only_from=trained, budget=FEW, xl=True)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        tmp_path / "xl" / "pipeline", add_watermarker=False, use_safetensors=True, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    captions = ["a CEO", "a photo of a nurse"]
+    read = condition_xl(pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer, captions)
+    tokens, negative, pooled, negative_pooled = pipe.encode_prompt(captions, do_classifier_free_guidance=True)
+    assert torch.equal(read.tokens, torch.cat([tokens, negative[:1]]))
+    assert torch.equal(read.pooled, torch.cat([pooled, negative_pooled[:1]]))
+    assert pipe.unet.config.cross_attention_dim == tokens.shape[2] == HIDDEN + SECOND_WIDTH
+    images = pipe(captions, num_inference_steps=2, guidance_scale=3.0, output_type="np").images
+    assert images.shape == (2, 32, 32, 3)
+    # Its own parts are reused as the other layout's are.
+    train(tmp_path / "again", seed=8, unet_only_from=tmp_path / "xl", budget=FEW, xl=True)
+    second = "text_encoder_2/model.safetensors"
+    assert weights(tmp_path / "again", second) == weights(tmp_path / "xl", second)
+    assert weights(tmp_path / "again", UNET) != weights(tmp_path / "xl", UNET)
+    assert "second text encoder" not in json.loads((tmp_path / "again" / "training.json").read_text())["stages"]
 
 
 def test_measuring_writes_the_report_and_the_grid(trained, tmp_path):

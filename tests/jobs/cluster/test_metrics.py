@@ -12,6 +12,7 @@ import pytest
 
 from jobs.cluster.metrics import Metrics
 from jobs.cluster.progress import Counts, Stage
+from tests.jobs.test_redact import SECRETS
 
 _DRIVER = """
 import sys, time
@@ -37,13 +38,16 @@ while True:
 """
 
 
-def _exported(port: int, run: str) -> dict[str, float]:
-    """`name outcome|stage` of all lines of a run."""
+def _page(port: int) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
+        return str(answer.read().decode())
+
+
+def _exported(port: int, run: str) -> dict[str, float]:
+    """`name outcome|stage` of all lines of a run."""
     found = {}
-    for line in lines:
+    for line in _page(port).splitlines():
         if line.startswith("ray_evenhand_") and f'run="{run}"' in line:
             name, _, rest = line.partition("{")
             labels, _, value = rest.rpartition("} ")
@@ -65,7 +69,7 @@ def _poll(port: int, enough: Callable[[dict[str, float]], bool]) -> dict[str, fl
 
 
 @pytest.mark.slow
-def test_prometheus_gets_what_the_run_reports() -> None:
+def test_prometheus_gets_what_the_run_reports_and_no_secret() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,6 +79,7 @@ def test_prometheus_gets_what_the_run_reports() -> None:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_metrics_report_interval_ms": "1000",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        **{name: value for name, value in SECRETS.items() if not name.startswith("RAY_")},
     }
     command = [sys.executable, "-c", _DRIVER, str(port)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
@@ -85,6 +90,7 @@ def test_prometheus_gets_what_the_run_reports() -> None:
             found = _poll(
                 port, lambda seen: "seconds_left edited audit" in seen and "stage_images base audit" not in seen
             )
+            assert "planted" not in _page(port)
         finally:
             driver.terminate()
     per_s, left = found.pop("images_per_second edited audit"), found.pop("seconds_left edited audit")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobs.cli import main
+from jobs.cluster.submit import _follow
 from jobs.errors import ExitCode
 
 ROOT = Path(__file__).parents[3]
@@ -115,6 +120,20 @@ def test_an_address_that_is_no_dashboards(file: Path, capsys: pytest.CaptureFixt
     assert "give --address http://host:8265" in capsys.readouterr().err
 
 
+def test_what_ray_says_of_itself_is_not_shown() -> None:
+    class Client:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "2026-11-28 16:39:16,106\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entry"
+            yield f"point for job {job}: python -m jobs.debias run.yaml\n35 professions, 2 worker(s)\n"
+            yield "2026-11-28 16:39:17,000 WARNING of a library\nthe end"
+
+    said = io.StringIO()
+    asyncio.run(_follow(Client(), "raysubmit_1", Console(file=said, width=200)))  # type: ignore[arg-type]
+    assert said.getvalue().splitlines() == [
+        *("35 professions, 2 worker(s)", "2026-11-28 16:39:17,000 WARNING of a library", "the end"),
+    ]
+
+
 def test_a_ray_of_the_commands_own_asks_for_a_token(tmp_path: Path) -> None:
     """A process of its own: Ray's mode is that of its import."""
     code = (
@@ -131,3 +150,32 @@ def test_a_ray_of_the_commands_own_asks_for_a_token(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.split("\n")[:-1] == ["token 64", "None 0", "None 0", "disabled 0"], done.stderr
+
+
+def test_a_ray_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    """The file that it leaves behind names a port at which nobody answers; a fresh process starts a Ray of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.parent.mkdir()
+    file.write_text(f"127.0.0.1:{port}")
+    code = (
+        "import os; from jobs.cluster.connect import connect, guard\n"
+        "guard('debias'); print(os.environ['RAY_AUTH_MODE'])\n"
+        # Paths of sockets are short, so this Ray's own files lie where they always do.
+        "import ray; init = ray.init; ray.init = lambda **options: print(options.get('address'))\n"
+        "connect()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+    environment["RAY_TMPDIR"] = str(tmp_path)
+    command = [sys.executable, "-c", code]
+
+    def said() -> list[str]:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert said() == ["token", "local"]
+    with socket.create_server(("127.0.0.1", port)):  # one that answers is joined
+        environment["RAY_AUTH_MODE"] = "disabled"
+        assert said() == ["disabled", "None"]

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from jobs.config import SamplerConfig
 from jobs.images.classifier import Classifier
-from jobs.images.generator import Generator, ImageRequest, auto_batch_size, batch_that_fits
+from jobs.images.generator import Generator, ImageRequest, auto_batch_size, batch_that_fits, decoded_at_once
 from jobs.images.shards import BASE, STATUSES
 from jobs.models.pipelines import SCHEDULERS, load_pipeline
 from time_ops import EditOperator, encode_prompts
@@ -174,6 +174,31 @@ def test_an_image_that_cannot_be_decoded_is_set_aside(generator: Generator, bad:
     assert decode.calls == 5  # all, two halves, and the bad one's half one by one
     alone = generator.draw([REQUESTS[bad]], batch_size=4)
     assert names(alone.statuses) == ["undecodable"]
+
+
+def test_a_gpu_decodes_several_images_at_once_within_its_memory() -> None:
+    cuda = torch.device("cuda")
+    sd, xl = (SAMPLER.model_copy(update={"height": side, "width": side}) for side in (512, 1024))
+    assert decoded_at_once(50, torch.float32, CPU, sd) == 50
+    assert decoded_at_once(50, torch.bfloat16, cuda, sd) == 8
+    assert decoded_at_once(3, torch.bfloat16, cuda, sd) == 3
+    assert decoded_at_once(50, torch.float32, cuda, sd) == 4
+    assert decoded_at_once(50, torch.bfloat16, cuda, xl) == 2
+    assert decoded_at_once(50, torch.float32, cuda, xl) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_batch_may_be_decoded_in_parts(generator: Generator, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    whole = generator.draw(REQUESTS).pixels.astype(int)
+    monkeypatch.setattr("jobs.images.generator.decoded_at_once", lambda *_: at_once)
+    drawn = generator.draw(REQUESTS)
+    assert names(drawn.statuses) == ["ok"] * 4
+    assert abs(drawn.pixels.astype(int) - whole).max() <= 1
+    # The last part is short and padded: an image's bits don't depend on where it stands.
+    assert np.array_equal(drawn.pixels[::-1], generator.draw(REQUESTS[::-1]).pixels)
+    decode = decode_otherwise(generator, 3, refuse)
+    assert names(generator.draw(REQUESTS).statuses) == ["ok", "ok", "ok", "undecodable"]
+    assert decode.calls == {1: 4, 3: 2}[at_once]
 
 
 def test_pixels_that_are_not_finite_are_set_aside(generator: Generator) -> None:

@@ -36,9 +36,11 @@ from tests.jobs.helpers import config, manifest
 from tests.jobs.report.mixtures import FOUR, make_mixture_report
 from tests.jobs.report.reports import make_report
 from tests.jobs.scheduling.test_history import PROVENANCE
+from tests.jobs.test_redact import SECRETS
 
 pytestmark = pytest.mark.slow
 
+IN_A_URL = "plantedUrlPassword"
 FILES = ("report.html", "report.json", "junit.xml", "operator.safetensors")
 
 
@@ -56,7 +58,8 @@ def finished(folder: Path, **changes: Any) -> tuple[str, Report]:
     store = LocalStore(folder / "runs" / report.run)
     for name, data in files.items():
         store.put(name, data)
-    settings = without_paths(config(images_per_cell=50).model_dump(mode="json"))
+    told = {"tracking_uri": f"http://me:{IN_A_URL}@127.0.0.1:9"}
+    settings = without_paths(config(images_per_cell=50, mlflow=told).model_dump(mode="json"))
     store.put("run.json", json.dumps({"run": report.run, "status": "done", "configuration": settings}).encode())
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     store.put("COMPLETE", json.dumps({"run": report.run, "files": digests, "shards": []}).encode())
@@ -306,6 +309,25 @@ def test_a_run_is_logged_whole_and_only_once(server: str, tmp_path: Path, capsys
     assert sorted(f.path for f in there.list_artifacts(run.info.run_id)) == sorted(FILES)
     local = there.download_artifacts(run.info.run_id, "report.json", str(tmp_path))
     assert Path(local).read_bytes() == LocalStore(url).get("report.json")
+
+
+def test_the_server_gets_no_secret(
+    server: str, launched: Launched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database, artifacts and log: neither this process's secrets nor the password that is sent to it."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedAwsKeyId")
+    url, report = finished(tmp_path)
+    address = server.replace("://", f"://me:{IN_A_URL}@")
+    page = log_run(url, MlflowConfig(tracking_uri=address, experiment="secrets"))
+    assert IN_A_URL not in page
+    files = [path for path in launched.log.parent.rglob("*") if path.is_file()]
+    held = {str(path.relative_to(launched.log.parent)): path.read_bytes() for path in files}
+    assert any(report.run.encode() in data for name, data in held.items() if name.startswith("mlflow.db"))
+    assert any(name.endswith("report.json") for name in held)
+    assert b"POST /api" in held["server.log"]
+    assert not [name for name, data in held.items() if b"planted" in data or b"Planted" in data]
 
 
 def test_what_an_earlier_call_began_is_completed(server: str, tmp_path: Path) -> None:
