@@ -16,6 +16,8 @@ FORBIDDEN = {
     "infra": {"jobs", "manifests", "time_ops"},
 }
 
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+
 # Of `jobs`, from below. What stands in one line imports nothing else of that line. docs/architecture.md draws them.
 LAYERS = [
     {"errors", "redact"},
@@ -142,6 +144,25 @@ def test_results_are_fetched_where_lost_ones_are_made_again() -> None:
     }
     # The doctor asks whether there is a cluster, and gives it no work.
     assert {name for name in uses if not name.startswith("jobs.cluster.")} == {"jobs.doctor.cluster"}
+
+
+PRODUCT = [
+    path for package in ("infra", "jobs", "manifests", "time_ops") for path in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+def test_no_file_and_no_function_is_too_long_to_be_read_at_once() -> None:
+    long = []
+    for path in PRODUCT:
+        name, text = path.relative_to(ROOT), path.read_text(encoding="utf-8")
+        if text.count("\n") > MOST_LINES:
+            long.append(f"{name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    long.append(f"{name}: {node.name} has {lines} lines")
+    assert long == []
 
 
 def test_no_pickled_weights_and_no_remote_code() -> None:

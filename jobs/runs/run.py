@@ -137,10 +137,7 @@ def open_run(
         open_store(config.output, settings).check_writable()
         settings = settings.model_copy(update={"patience_s": config.storage.patience_s})
         store, hasty = _stores(config, settings)
-
-        def say(text: str) -> None:
-            console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
-
+        say = _say_on(console)
         with _place_of(store, hasty, config.run) as place, ExitStack() as held:
             # A run with a name is leased before it takes up a worker: a second driver is told at once.
             taken = None if place.folder is None else _taken(store, place.folder, say, held)
@@ -174,6 +171,11 @@ def _is_finished(folder: RunFolder, identity: str) -> bool:
         # What is no JSON is told by `RunFolder.open`.
         return False
     return bool(isinstance(state, dict) and state.get("identity") == identity)
+
+
+def _say_on(console: Console) -> Callable[[str], None]:
+    """Lines for people, without secrets."""
+    return lambda text: console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _stores(config: RunConfig, settings: StorageSettings) -> tuple[ObjectStore, ObjectStore]:
