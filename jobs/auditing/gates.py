@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from jobs.auditing.tally import CellTally, TallyTask
+from jobs.auditing.as_reported import finite
+from jobs.auditing.counts import Counts
 from jobs.config import GatesConfig
 from jobs.report.figure_schema import GateResult
 from time_ops.stats.estimates import DeltaBounds, Estimate, PairedDeltas, Rate
@@ -18,17 +17,12 @@ from time_ops.stats.intervals import paired_difference, paired_ratio, rate
 from time_ops.stats.verdicts import Verdict, gate_lower, gate_upper, n_to_decide
 
 __all__ = [
-    "Found",
-    "finite",
     "gate",
-    "is_recognised",
-    "is_undetermined",
     "listed",
     "number",
     "profession_gate",
     "read_gates",
     "regression_gates",
-    "shows_its_label",
 ]
 
 Direction = Literal["at most", "at least"]
@@ -37,70 +31,29 @@ _NAMED = 3
 """Professions that a sentence or a gate's reason names."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A cell of the audit and what was found in it."""
-
-    task: TallyTask
-    tally: CellTally
-    named: int | None
-    """Code of the label that an explicit prompt names."""
-    width: int
-    """Number of labels; also the code of undetermined."""
-
-
-def is_recognised(f: Found, v: int) -> np.ndarray:
-    """[n] bool, of variant v: images recognised as their profession or control."""
-    return np.asarray(f.tally.recognised[v])
-
-
-def shows_its_label(f: Found, v: int) -> np.ndarray:
-    """[n] bool, of variant v: images of an explicit prompt that show the label it names."""
-    return np.asarray(f.tally.codes[v] == f.named)
-
-
-def is_undetermined(f: Found, v: int) -> np.ndarray:
-    """[n] bool, of variant v: images without a decidable label."""
-    return np.asarray(f.tally.codes[v] == f.width)
-
-
-def _pairs(found: Sequence[Found], kind: str, hits: Callable[[Found, int], np.ndarray]) -> tuple[int, int, int, int]:
-    """(both, edited only, base only, n) over images that both variants have."""
-    both = edited = base = n = 0
-    for f in found:
-        if f.task.cell.kind == kind:
-            ok = f.tally.ok.all(axis=0)
-            one, other = hits(f, 0) & ok, hits(f, 1) & ok
-            both += int((one & other).sum())
-            edited += int((other & ~one).sum())
-            base += int((one & ~other).sum())
-            n += int(ok.sum())
-    return both, edited, base, n
-
-
-def read_gates(
-    found: Sequence[Found], labels: Sequence[str], bounds: DeltaBounds, gates: GatesConfig
-) -> list[GateResult]:
+def read_gates(counts: Counts, labels: Sequence[str], bounds: DeltaBounds, gates: GatesConfig) -> list[GateResult]:
     """Every gate, read against the end of the interval that matters; those that need a base only where there is one."""
     results = [
         gate("delta", bounds.pooled, gates.delta, "at most"),
         gate("delta_within", bounds.within, gates.delta_within, "at most"),
         gate("delta_wording_max", bounds.worst, gates.delta_wording_max, "at most"),
     ]
-    for code, label in enumerate(labels):
-        shown = [(f.tally.ok[-1], shows_its_label(f, -1)) for f in found if f.named == code]
-        if shown:
-            kept = rate(sum(int((ok & hit).sum()) for ok, hit in shown), sum(int(ok.sum()) for ok, _ in shown))
-            results.append(gate(f"explicit:{label}", kept, gates.explicit))
-    audited = [f.tally.ok[-1] for f in found if f.task.cell.kind == "audit"]
-    failed = rate(sum(int((~ok).sum()) for ok in audited), sum(len(ok) for ok in audited))
-    results.append(gate("failed_images", failed, gates.failed_images, "at most"))
-    if found[0].tally.codes.shape[0] == 2:
-        for name, kind, limit in (("recognised", "audit", gates.recognised), ("controls", "control", gates.controls)):
-            both, edited, base, _ = _pairs(found, kind, is_recognised)
-            results.append(gate(name, paired_ratio(both, edited, base), limit))
-        _, edited, base, n = _pairs(found, "audit", is_undetermined)
-        rise = paired_difference(edited, base, n)
+    explicit = counts.explicit[:, -1].sum(axis=0).tolist()
+    results += [
+        gate(f"explicit:{label}", rate(right, ok), gates.explicit)
+        for label, (right, ok, images) in zip(labels, explicit, strict=True)
+        if images
+    ]
+    failed, ok = int(counts.failed[:, -1].sum()), int(counts.ok[:, -1].sum())
+    results.append(gate("failed_images", rate(failed, failed + ok), gates.failed_images, "at most"))
+    if counts.variants == 2:
+        for name, pairs, limit in (
+            ("recognised", counts.recognised_pairs, gates.recognised),
+            ("controls", counts.control_pairs, gates.controls),
+        ):
+            results.append(gate(name, paired_ratio(pairs.both, pairs.edited_only, pairs.base_only), limit))
+        pairs = counts.undetermined_pairs
+        rise = paired_difference(pairs.edited_only, pairs.base_only, pairs.n)
         results.append(gate("undetermined_increase", rise, gates.undetermined_increase, "at most"))
     return results
 
@@ -168,11 +121,6 @@ def listed(names: Sequence[str]) -> str:
     """The first few, and how many more."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def finite(value: float | None) -> float | None:
-    """`value`, or None where it is no number that a report can hold."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def number(value: float | None) -> str:

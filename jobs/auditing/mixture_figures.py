@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.auditing.gates import finite
+from jobs.auditing.as_reported import rate_figure
 from jobs.auditing.tally import Drawn, Tallies
 from jobs.report.figure_schema import RateFigure
 from jobs.report.mixture_schema import ComponentReport, ComponentWording, MixtureReport, ProfessionWeights
@@ -14,7 +14,6 @@ from manifests import Manifest
 from time_ops import Component, Mixture
 from time_ops.mixture import UNEDITED
 from time_ops.route import ROUTE_VERSION
-from time_ops.stats.estimates import Rate
 from time_ops.stats.intervals import rate, wilson
 
 __all__ = ["left_alone", "mixture_report"]
@@ -93,11 +92,11 @@ def _component(
         wordings=[
             _wording(wording, counts[sent & (places == wording)].sum(axis=0), own, labels) for wording in wordings
         ],
-        explicit=_figure(all_explicit),
-        explicit_by_label={label: _figure(rate(*found)) for label, found in explicit.items()},
-        recognised=_figure(rate(*_recognised(counts[audit]))),
-        controls=_figure(rate(*_recognised(counts[kinds == "control"]))),
-        undetermined=_figure(rate(int(undetermined), int(counts[audit, Drawn.OK].sum()))),
+        explicit=rate_figure(all_explicit),
+        explicit_by_label={label: rate_figure(rate(*found)) for label, found in explicit.items()},
+        recognised=rate_figure(rate(*_recognised(counts[audit]))),
+        controls=rate_figure(rate(*_recognised(counts[kinds == "control"]))),
+        undetermined=rate_figure(rate(int(undetermined), int(counts[audit, Drawn.OK].sum()))),
     )
 
 
@@ -123,7 +122,7 @@ def _own(counts: np.ndarray, subjects: Sequence[str], own: int | None, labels: i
         (name for name, (_, n) in sums.items() if n), key=lambda name: sums[name][0] / sums[name][1], default=None
     )
     exact = rate(sum(hits for hits, _ in sums.values()), sum(n for _, n in sums.values()))
-    return _figure(exact).model_copy(update={"worst": worst})
+    return rate_figure(exact, worst)
 
 
 def _wording(wording: str, counts: np.ndarray, own: int | None, labels: Sequence[str]) -> ComponentWording:
@@ -140,7 +139,3 @@ def _wording(wording: str, counts: np.ndarray, own: int | None, labels: Sequence
         low=float(low) if known else None,
         high=float(high) if known else None,
     )
-
-
-def _figure(found: Rate) -> RateFigure:
-    return RateFigure(value=finite(found.value), n=found.n, low=finite(found.low), high=finite(found.high))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.storage import ObjectMissing, StorageError
-from jobs.auditing.counts import label_counts
+from jobs.auditing.counts import count_cells
 from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies
 from jobs.config import RunConfig
@@ -168,18 +168,8 @@ def _rules(config: RunConfig, scale: float) -> Rules:
 
 def _measured(tallies: Tallies, manifest: Manifest, config: RunConfig) -> Measured:
     """A round's cells as calibration wants them."""
-    labels, wordings = list(config.attribute), config.wordings.calibration
-    names = {p.name: i for i, p in enumerate(manifest.professions)}
-    places = {wording: w for w, wording in enumerate(wordings)}
-    counts = np.zeros((len(names), len(wordings), len(labels) + 1), dtype=np.int64)
-    sums = {"audit": (0, 0), "explicit": (0, 0), "control": (0, 0)}
-    for task, found in zip(tallies.tasks, tallies, strict=True):
-        cell, ok = task.cell, found.ok[0]
-        hits = found.recognised[0]
-        if cell.kind == "audit":
-            counts[names[cell.subject], places[cell.wording]] += label_counts(found.codes[0], len(labels))
-        elif cell.kind == "explicit":
-            hits = found.codes[0] == labels.index(cell.label or "")
-        before = sums[cell.kind]
-        sums[cell.kind] = before[0] + int((hits & ok).sum()), before[1] + int(ok.sum())
-    return Measured(counts, sums["audit"], sums["explicit"], sums["control"])
+    counts = count_cells(tallies, len(manifest.professions), config.wordings.calibration, list(config.attribute))
+    right, shown, _ = counts.explicit[:, 0].sum(axis=(0, 1)).tolist()
+    recognised, seen = counts.controls[:, 0].sum(axis=0).tolist()
+    audited = int(counts.recognised.sum()), int(counts.ok.sum())
+    return Measured(counts.labels[:, 0], audited, (right, shown), (recognised, seen))

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from infra.storage import ObjectMissing, StorageError
-from jobs.auditing.counts import label_counts
+from jobs.auditing.counts import count_cells
 from jobs.auditing.session import Session
 from jobs.editing.chunks import ComponentStrengths
 from jobs.editing.saturation_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
@@ -107,12 +107,11 @@ class _Search:
         """Rates of the base audit. Professions' shares there are not for the search to see."""
         wanted = [cell for cell in cells if cell.kind != "explicit"]
         tallies = self.session.tally(self.session.tasks(wanted), {"base": Variant.plain()}, self.texts, written=False)
-        sums = {kind: np.zeros(3, np.int64) for kind in ("audit", "control")}
-        for task, found in zip(tallies.tasks, tallies, strict=True):
-            ok = found.ok[0]
-            undetermined = int((found.codes[0] == len(self.labels)).sum())
-            sums[task.cell.kind] += (int((found.recognised[0] & ok).sum()), undetermined, int(ok.sum()))
-        (recognised, undetermined, n), (controls, _, of_controls) = (sums[kind].tolist() for kind in sums)
+        counts = count_cells(tallies, len(self.manifest.professions), self.config.wordings.audit, self.labels)
+        recognised, undetermined, n = (
+            int(each.sum()) for each in (counts.recognised, counts.labels[..., -1], counts.ok)
+        )
+        controls, of_controls = counts.controls[:, 0].sum(axis=0).tolist()
         return Base(
             recognised / n if n else 1.0, controls / of_controls if of_controls else 1.0, undetermined / max(1, n)
         )
@@ -157,19 +156,12 @@ class _Search:
     def _count(self, seen: Seen, k: int, cells: Sequence[Cell], digest: str) -> None:
         variant = {self.components[k]: Variant.plain(digest)}
         tallies = self.session.tally(self.session.tasks(cells), variant, self.texts, written=False)
-        places = {p.name: i for i, p in enumerate(self.manifest.professions)}
-        for task, found in zip(tallies.tasks, tallies, strict=True):
-            cell, codes, ok = task.cell, found.codes[0], found.ok[0]
-            hits, n = int((found.recognised[0] & ok).sum()), int(ok.sum())
-            if cell.kind == "audit":
-                seen.tallies[k, places[cell.subject]] += label_counts(codes, len(self.labels))
-                if self.search.edited[k, places[cell.subject]]:
-                    seen.recognised[k] += (hits, n)
-            elif cell.kind == "explicit":
-                right = int(((codes == self.labels.index(cell.label or "")) & ok).sum())
-                seen.explicit[k, places[cell.subject]] += (right, n)
-            else:
-                seen.controls[k] += (hits, n)
+        counts = count_cells(tallies, len(self.manifest.professions), self.wordings, self.labels)
+        edited = np.asarray(self.search.edited[k], bool)
+        seen.tallies[k] += counts.labels[:, 0].sum(axis=1)
+        seen.recognised[k] += (counts.recognised[edited].sum(), counts.ok[edited].sum())
+        seen.explicit[k] += counts.explicit[:, 0, :, :2].sum(axis=1)
+        seen.controls[k] += counts.controls[:, 0].sum(axis=0)
 
     def _cells(self, trial: Trial, k: int) -> list[Cell]:
         edited = self.search.edited[k].tolist()

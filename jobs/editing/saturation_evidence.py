@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.auditing.gates import finite
+from jobs.auditing.as_reported import rate_figure
 from jobs.config import RunConfig
 from jobs.editing.calibration_evidence import EVIDENCE
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.tables import bounded_rows
-from jobs.report.figure_schema import RateFigure
 from jobs.report.search_schema import SaturatedProfession, SaturationRound
 from jobs.report.search_schema import Saturation as Section
 from manifests import Manifest
@@ -182,11 +181,11 @@ def _round(
         overshoot=float(np.median(trial.overshoot[k][edited])) if edited.any() else 1.0,
         professions=int((seen.tallies[k].sum(axis=1) > 0).sum()),
         images=images,
-        own=_figure(hits, int(counts[:labels].sum())),
-        explicit=_figure(*(int(n) for n in seen.explicit[k].sum(axis=0))),
-        recognised=_figure(*(int(n) for n in seen.recognised[k])),
-        controls=_figure(*(int(n) for n in seen.controls[k])),
-        undetermined=_figure(int(counts[labels]), int(counts.sum())),
+        own=rate_figure(rate(hits, int(counts[:labels].sum()))),
+        explicit=rate_figure(rate(*(int(n) for n in seen.explicit[k].sum(axis=0)))),
+        recognised=rate_figure(rate(*(int(n) for n in seen.recognised[k]))),
+        controls=rate_figure(rate(*(int(n) for n in seen.controls[k]))),
+        undetermined=rate_figure(rate(int(counts[labels]), int(counts.sum()))),
         chosen=chosen,
     )
 
@@ -216,13 +215,8 @@ def _profession(
         state=state,
         lam=float(chosen.lam[k, p]) if edited else None,
         overshoot=float(chosen.overshoot[k, p]) if edited else None,
-        own=_figure(hits, n),
+        own=rate_figure(rate(hits, n)),
     )
-
-
-def _figure(hits: int, n: int) -> RateFigure:
-    exact = rate(hits, n)
-    return RateFigure(value=finite(exact.value), n=n, low=finite(exact.low), high=finite(exact.high))
 
 
 def _rule(config: RunConfig, components: int) -> str:

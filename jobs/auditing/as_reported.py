@@ -1,0 +1,41 @@
+"""Figures of statistics as the report holds them: what is no number is null."""
+
+from __future__ import annotations
+
+import math
+
+from jobs.report.figure_schema import DeltaFigure, RateFigure, ShareFigure
+from time_ops.stats.estimates import Estimate, Rate
+from time_ops.stats.inference import Interval
+from time_ops.stats.parity import ParityFigure
+
+__all__ = ["delta_figure", "finite", "rate_figure", "share_figure"]
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None where it is no number that a report can hold."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def delta_figure(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
+    """A Delta; of the worst wording with its name, of all wordings with the interval over professions."""
+    return DeltaFigure(
+        value=finite(found.value),
+        low=finite(found.low),
+        high=finite(found.high),
+        floor=finite(found.floor),
+        n=found.n,
+        wording=wording,
+        resampled_low=None if resampled is None else finite(resampled.low),
+        resampled_high=None if resampled is None else finite(resampled.high),
+    )
+
+
+def share_figure(found: ParityFigure | Rate) -> ShareFigure:
+    """A share or a difference of shares, whose n stands elsewhere."""
+    return ShareFigure(value=finite(found.value), low=finite(found.low), high=finite(found.high))
+
+
+def rate_figure(found: Rate, worst: str | None = None) -> RateFigure:
+    """A rate, and whom it is worst for."""
+    return RateFigure(value=finite(found.value), n=found.n, low=finite(found.low), high=finite(found.high), worst=worst)
