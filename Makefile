@@ -15,7 +15,7 @@ run: setup ## the main job on an embedded S3 server and Ray, with the demo model
 
 test: ## all tests except the benchmarks'
 	@infra/setup.sh test
-	.venv/bin/python -m pytest -m alone tests/jobs
+	.venv/bin/python -m pytest -m alone tests/jobs/cluster
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore=tests/bench
 
 test-fast: ## the quick tests of time_ops, manifests and jobs

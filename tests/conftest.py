@@ -1,4 +1,7 @@
-"""Real servers shared by the whole test session: a store alone (`s3`), and store and Ray (`cluster`)."""
+"""Real servers shared by the whole test session: a store alone (`s3`), and store and Ray (`cluster`).
+
+Also in which order files are run, and which of them by the same worker of pytest-xdist.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Before torch and NumPy are loaded, and for every process that a test starts: models this small gain nothing from
 # threads, and threads that wait for a core which another test has cost tenfold.
@@ -19,8 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-# Ray lets all else go before its workers, which is what tests wait for: another test would be served first.
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 from infra import local
 from infra.local import seaweed
@@ -28,6 +31,48 @@ from infra.local.home import REGION, Credentials, Home
 from infra.local.ports import SEAWEED_PORTS, choose_ports
 from infra.local.processes import stop
 from infra.storage import ObjectStore, StorageSettings, open_store
+
+# Seconds to minutes each, the longest first: begun last, one of them would keep one worker busy while the others idle.
+_FIRST = (
+    "tests/soak/test_soak.py",
+    "tests/jobs/test_debias.py",
+    "tests/infra/test_local.py",
+    "tests/jobs/scheduling/test_job.py",
+    "tests/jobs/test_exactly_once.py",
+    "tests/jobs/test_audit.py",
+    "tests/jobs/test_xl.py",
+    "tests/jobs/test_mixture_job.py",
+    "tests/jobs/test_evaluate.py",
+    "tests/jobs/test_export_mixture.py",
+    "tests/jobs/test_classifier_job.py",
+    "tests/jobs/doctor/test_doctor.py",
+    "tests/jobs/cluster/test_nodes.py",
+    "tests/infra/demo/test_train.py",
+)
+# They share `cluster_server`, whose start costs as much as a test: one worker has them all.
+_OF_ONE_CLUSTER = {"tests/jobs/test_debias.py", "tests/infra/test_local.py", "tests/jobs/scheduling/test_job.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {name: i for i, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: place.get(_file_of(item.nodeid), len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Hand out whole files, those of one cluster together."""
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = _file_of(nodeid)
+        return "those of one cluster" if file in _OF_ONE_CLUSTER else file
+
+
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @dataclass(frozen=True)
