@@ -19,6 +19,7 @@ from jobs.exports.mixture.forms import write_mixture_export
 from jobs.exports.schema import FILES, Exported
 from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file, pipeline_of
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.publishing import publish
 from jobs.models.sources import open_edited
 from time_ops import EditOperator, Mixture, ModelError
@@ -60,7 +61,7 @@ def write_export(
     spec = spec_of(base, task.title, date=task.date, license=task.licence)
     header = file_header(HEADERS[task.form], spec, task.provenance)
     operator_header = file_header("operator", spec, task.provenance)
-    unet = open_edited(base / "unet", operator)
+    unet = open_edited(denoiser_folder(base), operator)
     with scratch_folder(scratch) as folder:
         written, others = _written(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
@@ -111,7 +112,7 @@ def _written(
     """The file that holds the edit (None: a diffusers folder has several), and other files beside it."""
     if task.form == "diffusers":
         return None, []
-    out, unet = folder / FILES[task.form], base / "unet"
+    out, unet = folder / FILES[task.form], denoiser_folder(base)
     if task.form == "operator":
         check_transform(operator)
         return write_operator(operator, out, header), [write_loader(folder / LOADER).path]

@@ -23,7 +23,7 @@ from jobs.config import RunConfig
 from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.evaluation.operators import EditSolver, SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
-from jobs.exports.forms.diffusers_folder import UNET_CONFIG, write_checkpoint
+from jobs.exports.forms.diffusers_folder import write_checkpoint
 from jobs.exports.forms.header import Provenance, file_header, spec_of
 from jobs.exports.mixture.folder import write_mixture
 from jobs.exports.model_card import licence_of
@@ -42,10 +42,12 @@ from jobs.images.requests import EditRequest
 from jobs.images.shards import BASE, Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.models.checksums import verify_folder
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.pipelines import load_pipeline
 from jobs.models.staging import Origin, age_out, cache_folder, origin_of, resolve_dtype, stage_model
 from jobs.models.weights import check_pipeline
 from time_ops import EditOperator, Mixture, ModelError, Statistics
+from time_ops.surfaces import denoiser_of
 
 __all__ = ["AuditWorker"]
 
@@ -253,7 +255,7 @@ class AuditWorker:
         """The dtype that an export is stored in, and whether half precision is in play when it is drawn with."""
         with self._models:
             _, _, dtype = self._open_export(form, prefix)
-            return str(dtype).removeprefix("torch."), is_half(dtype, self._pipe.unet.dtype)
+            return str(dtype).removeprefix("torch."), is_half(dtype, denoiser_of(self._pipe).dtype)
 
     def compare_export(
         self, form: Form, prefix: str, operator: EditOperator, wanted: Sequence[Sample], texts: TextEmbeddings
@@ -278,11 +280,11 @@ class AuditWorker:
         """As `export_precision`, of a component of a mixture."""
         with self._models:
             dtype = self._open_part(form, prefix, label).dtype
-            return str(dtype).removeprefix("torch."), is_half(dtype, self._pipe.unet.dtype)
+            return str(dtype).removeprefix("torch."), is_half(dtype, denoiser_of(self._pipe).dtype)
 
     def check_route(self, prefix: str, mixture: Mixture, wanted: Sequence[Sample]) -> None:
         """Whether a stored mixture routes as the audit does; see `jobs.exports.verify.mixture`."""
-        config = json.loads((self._model_folder / UNET_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((denoiser_folder(self._model_folder) / "config.json").read_text(encoding="utf-8"))
         check_route(self._store.sub(prefix), mixture, wanted, config)
 
     def compare_mixture(
