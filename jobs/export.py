@@ -212,8 +212,9 @@ class _Export:
     def _candidate(self, form: Form) -> str:
         return f"{self.prefix}/{form}-candidate"
 
-    def _main(self, form: Form) -> str:
-        return main_file(form, only_unet=self.wanted.only_unet, mixture=isinstance(self.edit, Mixture))
+    def _main(self, exported: Exported) -> str:
+        mixture = isinstance(self.edit, Mixture)
+        return main_file(exported.form, only_unet=self.wanted.only_unet, mixture=mixture, pipeline=exported.pipeline)
 
     def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
@@ -326,7 +327,7 @@ class _Export:
                 mixture=self.earlier.report.mixture,
             ).encode(),
         }
-        promote(self.store, candidate, target, changed, main=self._main(form))
+        promote(self.store, candidate, target, changed, main=self._main(exported))
         shipped = exported.shipped
         same = "" if shipped is None else f"{shipped.same_label.value:.1%} of {shipped.same_label.n} labels as audited"
         self._say(f"{self.store.url(target)}: {exported.outcome}, {same}")

@@ -109,23 +109,29 @@ class PreserveConfig(Section):
 class SamplerConfig(Section):
     """How images are made."""
 
-    scheduler: Literal["ddim", "ddpm", "dpm++", "euler", "euler-a", "heun", "lms", "pndm", "unipc"] = Field(
-        "ddim", description="the sampler; its other settings come from the model's own scheduler config"
+    scheduler: Literal["ddim", "ddpm", "dpm++", "euler", "euler-a", "heun", "lms", "pndm", "unipc", "flow-euler"] = (
+        Field(
+            "ddim",
+            description="the sampler; its other settings come from the model's own scheduler config; SD3 and FLUX take "
+            "flow-euler, all other models any but that",
+        )
     )
     steps: int = Field(50, ge=1, le=1000, description="denoising steps")
-    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 or less: none")
+    guidance_scale: float = Field(
+        7.5, ge=0, description="classifier-free guidance; 1 or less: none; FLUX is told this number instead"
+    )
     height: int = Field(512, ge=8, description="pixels")
     width: int = Field(512, ge=8, description="pixels")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU"
     )
     batch_size: int | Literal["auto"] = Field("auto", description="images per forward pass")
-    negative_prompt: str = Field("", description="transformed by the edit just as the prompt is")
+    negative_prompt: str = Field("", description="transformed by the edit just as the prompt is; FLUX reads none")
     safety_checker: bool = Field(True, description="use the model's safety checker where it has one")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="torch.compile the UNet: a minute slower to start, then faster; auto: on a GPU in half precision, "
-        "with a C compiler, where the run draws enough images to pay for it",
+        description="torch.compile the UNet or transformer: a minute slower to start, then faster; auto: on a GPU in "
+        "half precision, with a C compiler, where the run draws enough images to pay for it",
     )
 
     @field_validator("batch_size")

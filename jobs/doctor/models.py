@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from infra.storage import StorageError, StorageSettings, open_store
@@ -21,9 +20,19 @@ from jobs.doctor.schema import Finding, tried
 from jobs.images.cells import check_held_out
 from jobs.images.judging import models_of, stage_classifiers
 from jobs.images.panel import Panel, check_panel
-from jobs.models.files import is_single_file, load_tokenizers, safetensors_header, weight_files, weight_variant
+from jobs.models.files import (
+    components_of,
+    denoiser_folder,
+    is_single_file,
+    load_tokenizers,
+    safetensors_header,
+    weight_files,
+    weight_variant,
+)
+from jobs.models.names import JOINT, POOLED
+from jobs.models.sampling import check_sampler
 from jobs.models.staging import cache_folder, stage_model
-from jobs.models.weights import check_pipeline
+from jobs.models.weights import check_pipeline, component_class
 from jobs.runs.inputs import read_bytes, read_inputs
 from manifests import read_manifest
 from time_ops import ModelError
@@ -35,7 +44,7 @@ UNGIVEN = "-"
 
 _PROMPT = "A photo of a CEO"
 _EDITED = ".attn2.to_v.weight"
-_POOLED = "add_embedding.linear_1.weight"
+_CONTEXT = "one layer of the token states"
 
 
 def is_on_hub(reference: str) -> bool:
@@ -69,6 +78,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         def model() -> str:
             folder = stage_model(config, settings, cache)
             check_pipeline(folder, safety_checker=config.sampler.safety_checker)
+            check_sampler(folder, config.sampler)
             kinds = weights_of(folder, left_out=() if config.sampler.safety_checker else ("safety_checker",))
             folders.append(folder)
             return kinds
@@ -150,7 +160,7 @@ def hub(references: list[str], environment: Any) -> Finding:
 
 
 def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
-    """What a pipeline's folder holds: dtypes of the UNet and how many projections of it an edit would change.
+    """What a pipeline's folder holds: dtypes of the UNet or transformer and how many layers of it an edit would change.
 
     Args:
         folder: the pipeline.
@@ -161,6 +171,7 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
     """
     dtypes: Counter[str] = Counter()
     edited = size = pooled = 0
+    denoiser = denoiser_folder(folder).name
     for part in sorted(each for each in folder.iterdir() if each.is_dir() and each.name not in left_out):
         for file in weight_files(part):
             size += file.stat().st_size
@@ -170,15 +181,16 @@ def weights_of(folder: Path, left_out: tuple[str, ...] = ()) -> str:
                     header, _ = safetensors_header(stream)
             except (SafetensorError, OSError, ValueError) as error:
                 raise ModelError(f"{part.name}/{file.name} can't be read: {error}. Fetch the model again.") from error
-            if part.name == "unet":
+            if part.name == denoiser:
                 dtypes.update(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
-                edited += sum(name.endswith(_EDITED) for name in header)
-                pooled += _POOLED in header
+                edited += sum(name.endswith(_EDITED) or name == JOINT[0] for name in header)
+                pooled += sum(name in (POOLED, JOINT[1]) for name in header)
     if not edited:
-        raise ModelError("the UNet has no cross-attention projections, so nothing to edit. Give another model.")
+        raise ModelError(f"the {denoiser} has no layers that read the text, so nothing to edit. Give another model.")
     kinds = ", ".join(sorted(dtypes))
     also = " and one of the pooled embedding" if pooled else ""
-    return f"opens: {size / 1e9:.2f} GB, UNet in {kinds}, {edited} layers of cross-attention{also}"
+    name, layers = ("UNet", f"{edited} layers of cross-attention") if denoiser == "unet" else (denoiser, _CONTEXT)
+    return f"opens: {size / 1e9:.2f} GB, {name} in {kinds}, {layers}{also}"
 
 
 def _room(references: list[str], settings: StorageSettings) -> Finding:
@@ -208,26 +220,28 @@ def _tokenizes(folder: Path) -> str:
 
 
 def _encodes(folder: Path) -> str:
-    found = []
-    for suffix, tokenizer in zip(("", "_2"), load_tokenizers(folder), strict=False):
-        part = folder / f"text_encoder{suffix}"
-        # SDXL's second encoder gives the pooled embedding too, through a projection.
-        kind: Any = CLIPTextModelWithProjection if suffix else CLIPTextModel
+    found, parts = [], components_of(folder)
+    encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts]
+    for name, tokenizer in zip(encoders, load_tokenizers(folder), strict=False):
+        # CLIP with a projection gives a pooled embedding too.
+        kind = component_class(*parts[name])
+        part, said = folder / name, name.replace("_", " ")
         try:
             encoder = kind.from_pretrained(
                 part, variant=weight_variant(part), use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise ModelError(f"the {part.name.replace('_', ' ')} can't be loaded: {error}") from error
-        length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+            raise ModelError(f"the {said} can't be loaded: {error}") from error
+        length = int(tokenizer.model_max_length)
+        length = min(length, int(getattr(encoder.config, "max_position_embeddings", length)))
         inputs = tokenizer(_PROMPT, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             made = encoder(inputs["input_ids"])
-        parts = [made.last_hidden_state, *([made.text_embeds] if suffix else [])]
-        if not all(bool(torch.isfinite(each).all()) for each in parts):
-            raise ModelError(f"the {part.name.replace('_', ' ')}'s embeddings are not finite. Fetch the model again.")
-        pooled = f" and one pooled vector of {parts[1].shape[-1]}" if suffix else ""
-        found.append(f"{length} x {parts[0].shape[-1]}{pooled}")
+        pooled = getattr(made, "text_embeds", None)
+        if not all(bool(torch.isfinite(each).all()) for each in (made.last_hidden_state, pooled) if each is not None):
+            raise ModelError(f"the {said}'s embeddings are not finite. Fetch the model again.")
+        also = "" if pooled is None else f" and one pooled vector of {pooled.shape[-1]}"
+        found.append(f"{length} x {made.last_hidden_state.shape[-1]}{also}")
     return f"encodes it into {', '.join(found)}, all finite"
 
 

@@ -10,6 +10,7 @@ from jobs.config import RunConfig
 from jobs.images.recipe import Recipe
 from jobs.models.files import load_tokenizers
 from jobs.models.kinds import check_kind
+from jobs.models.sampling import check_sampler
 from jobs.models.staging import cache_folder, stage_model
 from jobs.runs.identity import evaluation_identity, last_name
 from jobs.runs.inputs import prompt_checker, read_bytes
@@ -54,12 +55,13 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
 
     Raises:
         ManifestError: it is no edit set, or none of its edits can be used; with every fault.
-        ConfigError: the file is missing.
-        ModelError: the model is missing, or no Stable Diffusion pipeline.
+        ConfigError: the file is missing, or the sampler does not fit the model.
+        ModelError: the model is missing, or of no family that jobs audit.
     """
     content = read_bytes(config.manifest, settings)
     folder = stage_model(config, settings, cache_folder() / token)
     check_kind(folder, safety_checker=config.sampler.safety_checker)
+    check_sampler(folder, config.sampler)
     tokenizers = load_tokenizers(folder)
     aligned = prompt_checker(tokenizers, config.evaluate.wordings)
     columns = {"source": "old", "destination": "new"}

@@ -6,7 +6,9 @@ import re
 
 from jobs.exports.mixture.loading import mixture_loading
 from jobs.exports.schema import FILES, Exported, Form
+from jobs.exports.task import denoiser_in
 from jobs.models.files import variant_of
+from jobs.models.joint_kinds import FLUX, SD3
 from jobs.report.figure_schema import DeltaFigure, RateFigure
 from jobs.report.figures import plain_text
 from jobs.report.mixture_schema import MixtureReport
@@ -16,9 +18,19 @@ __all__ = ["NOT_CHECKED", "REVERT", "export_card"]
 NOT_CHECKED = "Not checked yet: the command that writes this is under way, or has failed.\n"
 """README.md of what is written, until it has been drawn with."""
 
+_WHOLE = f'pipe = StableDiffusionPipeline.from_single_file("{FILES["single-file"]}")'
+_TRANSFORMER = (
+    f'transformer = {{kind}}.from_single_file("{FILES["single-file"]}", config=BASE, subfolder="transformer")\n'
+    "pipe = StableDiffusionPipeline.from_pretrained(BASE, transformer=transformer)"
+)
+_WHOLE_OF_MIXTURE = 'StableDiffusionPipeline.from_single_file(f"{FOLDER}/{file}", config=BASE)'
+_TRANSFORMER_OF_MIXTURE = (
+    "StableDiffusionPipeline.from_pretrained(BASE, transformer={kind}.from_single_file("
+    'f"{{FOLDER}}/{{file}}", config=BASE, subfolder="transformer"))'
+)
 _LOADING: dict[Form, str] = {
     "diffusers": "pipe = StableDiffusionPipeline.from_pretrained(FOLDER)",
-    "single-file": f'pipe = StableDiffusionPipeline.from_single_file("{FILES["single-file"]}")',
+    "single-file": _WHOLE,
     "lora": f'pipe.load_lora_weights(FOLDER, weight_name="{FILES["lora"]}")     # on the base model, at strength 1',
     "operator": "from load_operator import edited_prompt\n"
     'pipe(**edited_prompt(pipe, "a photo of a CEO"))     # on the base model',
@@ -32,7 +44,8 @@ REVERT: dict[Form, str] = {
 """How the edit is undone, of the forms whose model's weights stay as they are."""
 _PIPELINE = "StableDiffusionPipeline"
 _MARKUP = re.compile(r"([\\`*_\[\]<>|])")
-_UNET = 'unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")'
+_DENOISER = '{name} = {kind}.from_pretrained(FOLDER, subfolder="{name}")'
+_CLASSES = {SD3: "SD3Transformer2DModel", FLUX: "FluxTransformer2DModel"}
 
 
 def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixture: MixtureReport | None = None) -> str:
@@ -41,7 +54,7 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixtu
     Args:
         card: the run's model card.
         exported: what was exported, and found of it.
-        only_unet: a diffusers folder that holds the UNet only.
+        only_unet: a diffusers folder that holds the UNet or transformer only.
         mixture: of the run's report; None: the run made one edit.
     """
     lines = ["", f"## This export: {exported.form}", ""]
@@ -50,8 +63,7 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixtu
     if exported.outcome != "pass":
         lines += ["**It did not pass its own check, below, and was not published. Do not ship it.**", ""]
     if mixture is not None:
-        loading = mixture_loading(mixture, exported.form).replace(_PIPELINE, exported.pipeline)
-        lines += [loading, *_components(exported)]
+        lines += [_named(mixture_loading(mixture, exported.form), exported), *_components(exported)]
     else:
         lines += ["```python", _loading(exported, only_unet=only_unet), "```", ""]
     if exported.rank is not None:
@@ -123,10 +135,23 @@ def _rate(figure: RateFigure) -> str:
 
 def _loading(exported: Exported, *, only_unet: bool) -> str:
     """The lines that load an export of a single edit."""
-    loading = _UNET if only_unet and exported.form == "diffusers" else _LOADING[exported.form]
-    loading = loading.replace(_PIPELINE, exported.pipeline)
+    own = denoiser_in(exported.pipeline)
+    kind = _CLASSES.get(exported.pipeline, "UNet2DConditionModel")
+    alone = only_unet and exported.form == "diffusers"
+    loading = _DENOISER.format(name=own, kind=kind) if alone else _LOADING[exported.form]
+    loading = _named(loading, exported)
     # Weights that the base model has in a variant alone, as fp16, are found by its name only.
-    names = [name.removeprefix("unet/") for name in exported.files if name.startswith("unet/")]
-    if exported.form == "diffusers" and (variant := variant_of(names, "unet")) is not None:
+    names = [name.removeprefix(f"{own}/") for name in exported.files if name.startswith(f"{own}/")]
+    if exported.form == "diffusers" and (variant := variant_of(names, own)) is not None:
         return f'{loading[:-1]}, variant="{variant}")'
     return loading
+
+
+def _named(loading: str, exported: Exported) -> str:
+    """Lines for Stable Diffusion 1.x, with the base model's own class and component."""
+    own = denoiser_in(exported.pipeline)
+    if own == "transformer":
+        # Single files of these families hold the transformer alone as often as not.
+        loading = loading.replace(_WHOLE, _TRANSFORMER.format(kind=_CLASSES[exported.pipeline]))
+        loading = loading.replace(_WHOLE_OF_MIXTURE, _TRANSFORMER_OF_MIXTURE.format(kind=_CLASSES[exported.pipeline]))
+    return loading.replace(_PIPELINE, exported.pipeline).replace("pipe.unet.", f"pipe.{own}.")

@@ -12,13 +12,23 @@ from jobs.exports.forms.header import Form as HeaderForm
 from jobs.exports.forms.header import Provenance
 from jobs.exports.forms.lora import LoraWritten
 from jobs.exports.schema import Form
+from jobs.models.joint_kinds import FLUX, SD3
 from jobs.models.publishing import MIXTURE_INDEX, MODEL_INDEX
 from time_ops import EditOperator, Mixture, ModelError
 
-__all__ = ["HEADERS", "RECORD", "Dtype", "ExportTask", "base_file_of", "errors_of", "main_file", "pipeline_of"]
+__all__ = [
+    "HEADERS",
+    "RECORD",
+    "Dtype",
+    "ExportTask",
+    "base_file_of",
+    "denoiser_in",
+    "errors_of",
+    "main_file",
+    "pipeline_of",
+]
 
 RECORD = "export.json"
-_UNET_CONFIG = "unet/config.json"
 Dtype = Literal["float32", "float16", "bfloat16"]
 HEADERS: dict[Form, HeaderForm] = {
     "diffusers": "tensors",
@@ -64,13 +74,20 @@ class ExportTask:
     licence: str | None = None
 
 
-def main_file(form: Form, *, only_unet: bool = False, mixture: bool = False) -> str:
+def denoiser_in(pipeline: str) -> str:
+    """The folder, and the attribute, of a pipeline's model that reads the text, by diffusers' class of the pipeline."""
+    return "transformer" if pipeline in (SD3, FLUX) else "unet"
+
+
+def main_file(
+    form: Form, *, only_unet: bool = False, mixture: bool = False, pipeline: str = "StableDiffusionPipeline"
+) -> str:
     """The small file without which an export is none: written last, deleted first."""
     if form != "diffusers":
         return RECORD
     if mixture:
         return MIXTURE_INDEX
-    return _UNET_CONFIG if only_unet else MODEL_INDEX
+    return f"{denoiser_in(pipeline)}/config.json" if only_unet else MODEL_INDEX
 
 
 def base_file_of(task: ExportTask, folder: Path, settings: StorageSettings) -> Path:

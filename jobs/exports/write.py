@@ -19,6 +19,7 @@ from jobs.exports.mixture.forms import write_mixture_export
 from jobs.exports.schema import FILES, Exported
 from jobs.exports.task import HEADERS, RECORD, Dtype, ExportTask, base_file_of, errors_of, main_file, pipeline_of
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.publishing import publish
 from jobs.models.sources import open_edited
 from time_ops import EditOperator, Mixture, ModelError
@@ -58,7 +59,7 @@ def write_export(
             "this model is not the base model of the run: its tensors differ; give the one that was edited"
         )
     header, operator_header = _headers(task, base)
-    unet = open_edited(base / "unet", operator)
+    unet = open_edited(denoiser_folder(base), operator)
     with scratch_folder(scratch) as folder:
         written, others = _written(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
@@ -122,7 +123,7 @@ def _written(
     """The file that holds the edit (None: a diffusers folder has several), and other files beside it."""
     if task.form == "diffusers":
         return None, []
-    out, unet = folder / FILES[task.form], base / "unet"
+    out, unet = folder / FILES[task.form], denoiser_folder(base)
     if task.form == "operator":
         check_transform(operator)
         return write_operator(operator, out, header), [write_loader(folder / LOADER).path]

@@ -1,4 +1,4 @@
-"""Whether a UNet is compiled: it takes a minute, and then an image takes less."""
+"""Whether a UNet or transformer is compiled: it takes a minute, and then an image takes less."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 from jobs.config import RunConfig, SamplerConfig
+from time_ops.surfaces import denoiser_of
 
 __all__ = ["compile_unet", "compiles", "for_images", "is_worth_compiling"]
 
@@ -55,4 +56,4 @@ def compile_unet(pipe: Any) -> None:
 
     Without CUDA graphs, which overwrite the outputs of earlier steps that multistep schedulers keep.
     """
-    pipe.unet.compile(fullgraph=True, dynamic=False)
+    denoiser_of(pipe).compile(fullgraph=True, dynamic=False)

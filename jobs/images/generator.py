@@ -20,8 +20,10 @@ from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[imp
 from PIL import Image
 
 from jobs.config import SamplerConfig
+from jobs.images.latents import decodable, is_packed, unpacked
 from jobs.images.shards import BASE, STATUSES
 from time_ops import EditOperator, TextEmbeddings, encode_texts
+from time_ops.surfaces import denoiser_of
 
 __all__ = [
     "Generator",
@@ -31,6 +33,7 @@ __all__ = [
     "batch_that_fits",
     "decoded_at_once",
     "encode_picture",
+    "is_guided",
     "negative_prompt_of",
     "padded",
 ]
@@ -83,11 +86,16 @@ def negative_prompt_of(pipe: Any, sampler: SamplerConfig) -> str | None:
     return None if zeros and not sampler.negative_prompt else sampler.negative_prompt
 
 
+def is_guided(pipe: Any, sampler: SamplerConfig) -> bool:
+    """Whether images are drawn with a negative (or empty) prompt too; FLUX is told the guidance, and reads none."""
+    return sampler.guidance_scale > 1 and not is_packed(pipe)
+
+
 class Generator:
     """One base pipeline; an edit is tried by transforming prompt embeddings, never by loading edited weights.
 
-    W' c = W (A c) for the conditional and for the negative (or empty) prompt alike, so both are transformed; of SDXL
-    their pooled embeddings as well, by the operator's pooled one.
+    W' c = W (A c) for the conditional and for the negative (or empty) prompt alike, so both are transformed; their
+    pooled embeddings as well where the model reads such, by the operator's pooled one.
     """
 
     def __init__(self, pipe: Any, sampler: SamplerConfig) -> None:
@@ -147,7 +155,7 @@ class Generator:
         elif operator != BASE:
             edit = self._operators[operator]
             tokens, pooled = edit.transform(tokens), None if pooled is None else edit.transform_pooled(pooled)
-        where = self._pipe.device, self._pipe.unet.dtype
+        where = self._pipe.device, denoiser_of(self._pipe).dtype
         self._edited[prompt, operator] = TextEmbeddings(
             tokens.to(*where), None if pooled is None else pooled.to(*where)
         )
@@ -208,11 +216,6 @@ class Generator:
     def _latents(self, batch: Sequence[ImageRequest], generators: list[torch.Generator]) -> torch.Tensor:
         """[size, C, H/f, W/f] in the pipeline's dtype."""
         sampler = self._sampler
-        options: dict[str, Any] = {}
-        if sampler.guidance_scale > 1:
-            negative = negative_prompt_of(self._pipe, sampler)
-            options |= self._texts([(negative, r.operator) for r in batch], "negative_")
-        options |= self._texts([(r.prompt, r.operator) for r in batch])
         result = self._pipe(
             generator=generators,
             num_inference_steps=sampler.steps,
@@ -220,10 +223,17 @@ class Generator:
             height=sampler.height,
             width=sampler.width,
             output_type="latent",
-            **options,
+            **self._prompts(batch),
         )
-        latents: torch.Tensor = result.images
-        return latents
+        return unpacked(self._pipe, result.images, sampler.height, sampler.width)
+
+    def _prompts(self, batch: Sequence[ImageRequest]) -> dict[str, Any]:
+        """What the pipeline is told of the batch's prompts."""
+        options: dict[str, Any] = {}
+        if is_guided(self._pipe, self._sampler):
+            negative = negative_prompt_of(self._pipe, self._sampler)
+            options |= self._texts([(negative, r.operator) for r in batch], "negative_")
+        return options | self._texts([(r.prompt, r.operator) for r in batch])
 
     def _decode(
         self, latents: torch.Tensor, generators: list[torch.Generator], n: int
@@ -236,7 +246,7 @@ class Generator:
         pipe, size = self._pipe, len(latents)
         shape = (size, pipe.vae.config.out_channels, self._sampler.height, self._sampler.width)
         # SDXL's VAE may run in float32 where all else is float16; see `jobs.models.pipelines.prepared`.
-        latents = _unscaled(pipe.vae, latents.to(pipe.vae.dtype))
+        latents = decodable(pipe.vae, latents.to(pipe.vae.dtype))
         images = torch.zeros(shape, dtype=latents.dtype, device=latents.device)
         undecodable = []
         at_once = decoded_at_once(size, latents.dtype, latents.device, self._sampler)
@@ -277,15 +287,6 @@ def _as_bytes(pipe: Any, images: torch.Tensor, hidden: Sequence[bool]) -> np.nda
     values = torch.where(shown, pipe.image_processor.denormalize(images), images)
     pixels: np.ndarray = (values.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels
-
-
-def _unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the VAE reads them, by its configuration, as diffusers' own pipelines do."""
-    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-    if mean is None or std is None:
-        return torch.as_tensor(latents / vae.config.scaling_factor)
-    means, stds = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (mean, std))
-    return torch.as_tensor(latents * stds / vae.config.scaling_factor + means)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "PICKLED",
     "UNMADE",
     "components_of",
+    "denoiser_folder",
     "is_pickled",
     "is_single_file",
     "load_tokenizers",
@@ -160,6 +161,12 @@ def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tup
     return found
 
 
+def denoiser_folder(folder: Path) -> Path:
+    """The component of a pipeline's folder that reads the text: `transformer/` of SD3 and FLUX, `unet/` of others."""
+    there = folder / "transformer"
+    return there if there.is_dir() else folder / "unet"
+
+
 def load_tokenizers(folder: Path) -> list[Any]:
     """The pipeline's tokenizers alone, of the classes it names, for checking prompts without loading weights.
 
@@ -169,7 +176,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
     import transformers
 
     found = []
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         if (folder / name).is_dir():
             kind = _component_class(folder, name)
             # AutoTokenizer imports torch; the named class, which the pipeline itself would load, does not.
@@ -180,7 +187,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
             except UNMADE as error:
                 raise ModelError(f"the model's {name} can't be loaded: {error}") from error
     if not found:
-        raise ModelError("the model has no tokenizer folder; it is no Stable Diffusion pipeline")
+        raise ModelError("the model has no tokenizer folder; it is no text-to-image pipeline")
     return found
 
 

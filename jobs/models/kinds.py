@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from jobs.models.files import components_of, is_pickled, pickled_advice, weight_variant
+from jobs.models.joint_kinds import FLUX, SD3, joint_faults
 from time_ops.errors import ModelError
 from time_ops.files import json_of
 
-__all__ = ["check_kind"]
+__all__ = ["check_kind", "class_of"]
 
 _NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _XL = "StableDiffusionXLPipeline"
+_TWO = (*_NEEDED[1:], "text_encoder_2", "tokenizer_2")
 _KINDS: dict[Any, tuple[str, ...]] = {
     "StableDiffusionPipeline": _NEEDED,
-    _XL: (*_NEEDED, "text_encoder_2", "tokenizer_2"),
+    _XL: ("unet", *_TWO),
+    # Its third encoder, a T5, may be left out: zeros are read in its place.
+    SD3: ("transformer", *_TWO),
+    FLUX: ("transformer", *_TWO),
 }
 """The pipelines that jobs audit, and the components that each needs."""
 # What people also give, and why it is not audited.
@@ -28,10 +33,17 @@ _REFUSED = {
     "StableDiffusionXLInpaintPipeline": "it reads a mask and an image beside the text",
     "StableDiffusionXLControlNetPipeline": "its ControlNet reads the text by layers of its own",
     "StableDiffusionControlNetPipeline": "its ControlNet reads the text by layers of its own",
-    "StableDiffusion3Pipeline": "time_ops edits it from a notebook (docs/families.md); jobs do not draw with it yet",
-    "FluxPipeline": "time_ops edits it from a notebook (docs/families.md); jobs do not draw with it yet",
+    "StableDiffusion3Img2ImgPipeline": "it reads an image beside the text",
+    "StableDiffusion3ControlNetPipeline": "its ControlNet reads the text by layers of its own",
+    "FluxControlNetPipeline": "its ControlNet reads the text by layers of its own",
+    "FluxControlPipeline": "it reads an image beside the text",
+    "FluxFillPipeline": "it reads a mask and an image beside the text",
+    "FluxKontextPipeline": "it reads an image beside the text",
+    "Flux2Pipeline": "another text encoder writes its embeddings, and is not known here yet",
+    "ChromaPipeline": "it masks the text's padding, which is not read here yet",
 }
-_WEIGHTLESS = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
+_WEIGHTLESS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _SIZES = 6
 """How many numbers SDXL reads beside its pooled embedding: original size, crop and target size, two each."""
 # What the channels beyond the latents' are, by what published UNets of 4 latent channels read.
@@ -59,14 +71,14 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
         safety_checker: whether that is loaded as well; else it may be as it likes.
 
     Raises:
-        ModelError: it is no Stable Diffusion 1.x, 2.x or XL pipeline, its UNet wants more than a text and noise, or a
+        ModelError: it is no pipeline of a known family, its UNet or transformer wants more than a text and noise, or a
             component is missing, pickled, or of another class than its own configuration says; with every fault.
     """
     index = _json(folder / "model_index.json")
     kind = index.get("_class_name")
     if kind not in _KINDS:
         why = f". {_REFUSED[kind][0].upper()}{_REFUSED[kind][1:]}" if kind in _REFUSED else ""
-        raise ModelError(f"the model is a {kind}; jobs audit {' and '.join(_KINDS)} (SD 1.x, 2.x and XL) so far{why}")
+        raise ModelError(f"the model is a {kind}; jobs audit {', '.join(_KINDS)} (SD 1.x to 3.5, FLUX.1) so far{why}")
     components = components_of(folder, safety_checker=safety_checker)
     faults = [f"model_index.json names no {name}" for name in _KINDS[kind] if name not in components]
     pickled = []
@@ -92,16 +104,31 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
             f"{', '.join(pickled)} {'holds' if len(pickled) == 1 else 'hold'} pickled weights alone, which are never "
             f"opened. {pickled_advice(pipeline=True)}"
         )
-    if {"unet", "vae", "text_encoder"} <= configs.keys():
-        encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
+    denoiser = _KINDS[kind][0] if kind in (SD3, FLUX) else "unet"
+    if {denoiser, "vae", "text_encoder"} <= configs.keys():
         try:
-            faults += _unet_faults(configs["unet"], configs["vae"], encoders, components["unet"][1], xl=kind == _XL)
+            if kind in (SD3, FLUX):
+                faults += joint_faults(kind, configs, _json(folder / "scheduler" / "scheduler_config.json"))
+            else:
+                encoders = [configs[name] for name in _ENCODERS if name in configs]
+                faults += _unet_faults(configs["unet"], configs["vae"], encoders, components["unet"][1], xl=kind == _XL)
         except (TypeError, AttributeError) as error:
-            faults.append(f"a value in config.json of its unet, vae or text encoder is of another type ({error})")
+            faults.append(f"a value in config.json of its {denoiser}, vae or text encoder is of another type ({error})")
+        except ModelError as error:
+            faults.append(str(error))
     if len(faults) == 1:
         raise ModelError(f"the model can't be audited: {faults[0]}")
     if faults:
         raise ModelError.listing("the model can't be audited:", faults)
+
+
+def class_of(folder: Path) -> str:
+    """Diffusers' class of a pipeline, as its model_index.json names it.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
+    return str(_json(folder / "model_index.json").get("_class_name"))
 
 
 def _json(file: Path) -> Mapping[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from jobs.config import SamplerConfig
 from jobs.models.files import components_of, weight_variant
+from jobs.models.kinds import class_of
+from jobs.models.sampling import check_sampler
 from jobs.models.weights import check_loaded, check_pipeline, component_class
 from time_ops.errors import ModelError
 
@@ -31,30 +32,37 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as Stable Diffusion ships it; the warm-up needs four steps
     "unipc": ("UniPCMultistepScheduler", {}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
+_KINDS = (StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline)
 
 
 def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The resident pipeline, ready to sample: scheduler set, progress bar off, in evaluation mode.
 
     Attention is scaled dot-product, diffusers' default. On a GPU the VAE's layout is channels-last, and TF32 is allowed
-    unless the dtype is float32. How many images are decoded together is the generator's choice, whether the UNet is
-    compiled the worker's.
+    unless the dtype is float32. How many images are decoded together is the generator's choice, whether the UNet or
+    transformer is compiled the worker's.
 
     Components whose weights are there in a variant alone, as fp16, are loaded from that.
 
     Raises:
-        ModelError: not a Stable Diffusion 1.x, 2.x or XL pipeline, one that can't be loaded, or one whose files are not
-            what its configuration says; see `check_pipeline`.
+        ModelError: a pipeline of no known family, one that can't be loaded, or one whose files are not what its
+            configuration says; see `check_pipeline`.
+        ConfigError: the sampler does not fit the model.
     """
     check_pipeline(folder, safety_checker=sampler.safety_checker, finite=False)
+    check_sampler(folder, sampler)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    kind: Any = _kind_of(folder)
+    kind: Any = {kind.__name__: kind for kind in _KINDS}[class_of(folder)]
     if kind is StableDiffusionXLPipeline:
         # A watermark is written into the pixels, of the base and of the edited model's images alike.
         options["add_watermarker"] = False
-    elif not sampler.safety_checker:
+    elif kind is StableDiffusionPipeline and not sampler.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
+    elif kind is StableDiffusion3Pipeline and "text_encoder_3" not in components_of(folder):
+        # diffusers asks to be told that there is no T5; zeros are read in its place.
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -64,12 +72,6 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
     check_loaded(pipe.components)
     return prepared(pipe, sampler, device, dtype)
-
-
-def _kind_of(folder: Path) -> Any:
-    """The class of a pipeline that `check_kind` has passed."""
-    said = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    return {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}[said]
 
 
 def _variants(folder: Path, sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:

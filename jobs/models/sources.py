@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "DenoiserSource",
     "Entry",
     "SafetensorsSource",
-    "UnetSource",
+    "open_denoiser",
     "open_edited",
     "open_safetensors",
-    "open_unet",
     "refuse_pickled",
 ]
 
@@ -40,6 +40,11 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _METADATA = "__metadata__"
 _VARIANTS = (".fp16", ".bf16", ".non_ema", ".ema")
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "transformer": ("SD3Transformer2DModel", "FluxTransformer2DModel"),
+}
+"""What may be edited, by its folder."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,11 @@ def open_safetensors(path: Path) -> SafetensorsSource:
 
 
 @dataclass(frozen=True)
-class UnetSource:
-    """The entries that read the text, in a diffusers folder's `unet/`, whose weights stay on the disk.
+class DenoiserSource:
+    """The entries that read the text, in a diffusers folder's `unet/` or `transformer/`; weights stay on the disk.
 
     Attributes:
-        config: The UNet's configuration.
+        config: The UNet's or transformer's configuration.
         names: Weights that the operator edits, "down_blocks...attn2.to_k.weight" and so on, in the model's order; the
             one that reads the pooled embedding is the last, where that is edited.
         files: The file that holds each.
@@ -189,24 +194,24 @@ class UnetSource:
         return self.files[name].read(name)
 
 
-def open_edited(folder: Path, operator: EditOperator, files: Sequence[Path] | None = None) -> UnetSource:
-    """Find the weights that an operator edits; the other parameters and the errors are those of `open_unet`."""
+def open_edited(folder: Path, operator: EditOperator, files: Sequence[Path] | None = None) -> DenoiserSource:
+    """Find the weights that an operator edits; the other parameters and the errors are those of `open_denoiser`."""
     pooled = None if operator.pooled is None else operator.pooled.d
-    return open_unet(folder, d=operator.d, pooled=pooled, values_only=operator.values_only, files=files)
+    return open_denoiser(folder, d=operator.d, pooled=pooled, values_only=operator.values_only, files=files)
 
 
-def open_unet(
+def open_denoiser(
     folder: Path,
     *,
     d: int,
     pooled: int | None = None,
     values_only: bool = False,
     files: Sequence[Path] | None = None,
-) -> UnetSource:
+) -> DenoiserSource:
     """Find the weights that an operator of these widths edits.
 
     Args:
-        folder: `unet/` of a diffusers folder, sharded or not.
+        folder: `unet/` or `transformer/` of a diffusers folder, sharded or not.
         d: Width of the operator.
         pooled: Width of its pooled operator; None: it has none, and leaves what reads that embedding alone.
         values_only: Whether it leaves the keys alone.
@@ -217,25 +222,9 @@ def open_unet(
 
     """
     # Only who exports pays for importing it.
-    from diffusers import UNet2DConditionModel
-
     from time_ops.surfaces import text_entries
 
-    try:
-        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder.name}/config.json can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder.name}/config.json can't be read: it holds no JSON object")
-    kind = config.get("_class_name", UNet2DConditionModel.__name__)
-    if kind != UNet2DConditionModel.__name__:
-        raise ModelError(f"{folder.name}/ holds a {kind}, not a {UNet2DConditionModel.__name__}")
-    # On the meta device a model has its layers and their shapes, and no weights: SDXL's takes 5 GB.
-    try:
-        with torch.device("meta"):
-            model = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
-    except UNMADE as error:
-        raise ModelError(f"{folder.name}/config.json makes no UNet2DConditionModel: {str(error)[:200]}") from error
+    config, model = _on_meta(folder)
     entries = text_entries(model, d=d, pooled=pooled, values_only=values_only)
     names = tuple(f"{p.name}.weight" for p in entries if p.kind == "tokens" or pooled is not None)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name in set(names)}
@@ -252,7 +241,28 @@ def open_unet(
             faults.append(f"{name} is stored as {entry.dtype}, a format of quantised weights")
     if faults:
         raise ModelError.listing(f"the weights in {folder.name}/ do not fit its configuration:", faults[:8])
-    return UnetSource(config, names, {name: held[name] for name in names})
+    return DenoiserSource(config, names, {name: held[name] for name in names})
+
+
+def _on_meta(folder: Path) -> tuple[Mapping[str, Any], Any]:
+    """A configuration and the model that it makes: its layers and their shapes, and no weights (SDXL's take 5 GB)."""
+    import diffusers
+
+    try:
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder.name}/config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder.name}/config.json can't be read: it holds no JSON object")
+    known = _CLASSES.get(folder.name, _CLASSES["unet"])
+    kind = config.get("_class_name", known[0])
+    if kind not in known:
+        raise ModelError(f"{folder.name}/ holds a {kind}, not a {' or '.join(known)}")
+    try:
+        with torch.device("meta"):
+            return config, getattr(diffusers, kind).from_config(config)
+    except UNMADE as error:
+        raise ModelError(f"{folder.name}/config.json makes no {kind}: {str(error)[:200]}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

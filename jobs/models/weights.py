@@ -91,9 +91,9 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
         elif issubclass(kind, torch.nn.Module):
             other = _OTHER_HALF if class_name == "CLIPTextModel" else ()
             models[name] = _examined(folder / name, kind, other, faults)
-    # Where one of the two is missing, that has been said.
+    # Where one of several is missing, that has been said.
     tokenizers = load_tokenizers(folder)
-    for suffix, tokenizer in zip(("", "_2"), tokenizers, strict=False):
+    for suffix, tokenizer in zip(("", "_2", "_3"), tokenizers, strict=False):
         if models.get(f"text_encoder{suffix}") is not None:
             encoder, reader = f"text_encoder{suffix}", f"tokenizer{suffix}"
             faults += _reading_faults(tokenizer, models[encoder], encoder, reader)

@@ -36,7 +36,8 @@ from jobs.models.digests import content_digest
 from jobs.models.staging import cache_folder, stage_model
 from jobs.planning.costs import advice_of, compile_note, hours_of, timed, total_of
 from jobs.planning.earlier import EarlierRun
-from jobs.planning.schema import Plan, RateEstimate, StagePlan, StorageEstimate
+from jobs.planning.memory import memory_of
+from jobs.planning.schema import MemoryEstimate, Plan, RateEstimate, StagePlan, StorageEstimate
 from jobs.planning.stages import Count, Earlier, Round, Stage
 from jobs.runs.drawn_again import drawn_again
 from jobs.runs.identity import identity_of
@@ -81,9 +82,10 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
         probe = _probe(config, model, classifiers)
         recipe = recipe_of(config, probe)
         width, checkpoint_bytes = stored_width(config, classifiers), _size(model)
+        memory = memory_of(model, recipe.dtype, safety_checker=config.sampler.safety_checker)
     finally:
         shutil.rmtree(cache_folder() / token, ignore_errors=True)
-    planner = _Planner(config, manifest, store, recipe, width, dict(probe.classifiers))
+    planner = _Planner(config, manifest, store, recipe, width, dict(probe.classifiers), memory)
     return planner.plan(rate, workers or config.workers.count, checkpoint_bytes * _folders(config, manifest))
 
 
@@ -96,8 +98,9 @@ class _Planner:
         recipe: Recipe,
         width: int | None,
         classifiers: Mapping[str, str],
+        memory: MemoryEstimate,
     ) -> None:
-        self.classifiers = classifiers
+        self.classifiers, self.memory = classifiers, memory
         self.config, self.manifest, self.store, self.recipe = config, manifest, store, recipe
         self.identity = identity_of(config, manifest, recipe)
         self.run = config.run or f"run-{self.identity[:16]}"
@@ -125,6 +128,7 @@ class _Planner:
             images_to_make=sum(s.images_to_make for s in stages),
             shards_to_make=sum(s.shards_to_make for s in stages),
             storage=self._storage(stages, checkpoint_bytes),
+            memory=self.memory,
             rate=found_rate,
             workers=workers,
             worker_hours=None if worker_s is None else worker_s / 3600,

@@ -37,6 +37,15 @@ class StorageEstimate(_Figures):
     basis: str
 
 
+class MemoryEstimate(_Figures):
+    """What the model's weights take on each worker; images under way and classifiers come on top."""
+
+    weights_bytes: int = Field(description="all components, in the dtype that they run in")
+    encoding_bytes: int = Field(
+        description="the text encoders once more in float32, while prompts are encoded; 0 where they run in it"
+    )
+
+
 class RateEstimate(_Figures):
     """How fast one worker is."""
 
@@ -60,6 +69,7 @@ class Plan(_Figures):
     images_to_make: int
     shards_to_make: int
     storage: StorageEstimate
+    memory: MemoryEstimate
     rate: RateEstimate
     workers: int | None
     worker_hours: float | None

@@ -71,6 +71,11 @@ def _named_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{_bytes(storage.shards_bytes)} of shards, {_bytes(storage.shards_bytes_to_write)} of it new; checkpoint "
         f"{_bytes(storage.checkpoint_bytes)}",
     )
+    memory = plan.memory
+    beside = f", and {_bytes(memory.encoding_bytes)} beside them while prompts are encoded" * bool(
+        memory.encoding_bytes
+    )
+    yield "memory", f"{_bytes(memory.weights_bytes)} of weights on each worker{beside}; images come on top"
     yield "speed", _rate(plan)
     if plan.rate.images_per_s is not None:
         yield "cost", _cost(plan)

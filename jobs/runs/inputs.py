@@ -12,6 +12,7 @@ from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from jobs.models.files import load_tokenizers
 from jobs.models.kinds import check_kind
+from jobs.models.sampling import check_sampler
 from jobs.models.staging import cache_folder, stage_model
 from manifests import Fault, Manifest, manifest_bytes, read_manifest
 from time_ops.prompts import PromptEdit, augment, check_prompts
@@ -99,14 +100,15 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
 
     Raises:
         ManifestError: naming every bad row.
-        ConfigError: the file is missing.
-        ModelError: the model is missing, or no Stable Diffusion pipeline.
+        ConfigError: the file is missing, or the sampler does not fit the model.
+        ModelError: the model is missing, or of no family that jobs audit.
     """
     content = read_bytes(config.manifest, settings)
     folder = stage_model(config, settings, cache_folder() / token)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
     check_kind(folder, safety_checker=config.sampler.safety_checker)
+    check_sampler(folder, config.sampler)
     tokenizers = load_tokenizers(folder)
     others = [*config.controls, *config.preserve.prompts, config.sampler.negative_prompt]
     long = {f.reason: None for tokenizer in tokenizers for f in check_prompts(tokenizer, [], prompts=others)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jobs.exports.forms.diffusers_folder import UNET_CONFIG, write_checkpoint
+from jobs.exports.forms.diffusers_folder import write_checkpoint
 from jobs.exports.forms.header import Provenance, file_header, spec_of
 from jobs.exports.mixture.folder import write_mixture
 from jobs.exports.model_card import licence_of
@@ -24,9 +24,11 @@ from jobs.images.generator import Generator
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.models.checksums import verify_folder
+from jobs.models.files import denoiser_folder
 from jobs.models.staging import Origin, origin_of
 from jobs.worker.resident import Resident
 from time_ops import EditOperator, Mixture
+from time_ops.surfaces import denoiser_of
 
 __all__ = ["ExportService"]
 
@@ -95,7 +97,7 @@ class ExportService:
         """Stored dtype of an export, and whether half precision is in play."""
         with self._resident.models:
             _, _, dtype = self._open_export(form, prefix)
-            return str(dtype).removeprefix("torch."), is_half(dtype, self._resident.pipe.unet.dtype)
+            return str(dtype).removeprefix("torch."), is_half(dtype, denoiser_of(self._resident.pipe).dtype)
 
     def compare_export(
         self, form: Form, prefix: str, operator: EditOperator, wanted: Sequence[Sample], texts: TextEmbeddings
@@ -121,11 +123,11 @@ class ExportService:
         """As `export_precision`, of a component."""
         with self._resident.models:
             dtype = self._open_part(form, prefix, label).dtype
-            return str(dtype).removeprefix("torch."), is_half(dtype, self._resident.pipe.unet.dtype)
+            return str(dtype).removeprefix("torch."), is_half(dtype, denoiser_of(self._resident.pipe).dtype)
 
     def check_route(self, prefix: str, mixture: Mixture, wanted: Sequence[Sample]) -> None:
         """Whether a stored mixture routes as the audit does."""
-        config = json.loads((self._resident.model_folder / UNET_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((denoiser_folder(self._resident.model_folder) / "config.json").read_text(encoding="utf-8"))
         check_route(self._resident.store.sub(prefix), mixture, wanted, config)
 
     def compare_mixture(

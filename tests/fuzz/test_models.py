@@ -19,7 +19,7 @@ from jobs.models.classifier_kinds import embedding_width
 from jobs.models.digests import content_digest
 from jobs.models.files import components_of
 from jobs.models.kinds import check_kind
-from jobs.models.sources import open_unet
+from jobs.models.sources import open_denoiser
 from jobs.models.staging import stage
 from jobs.models.weights import check_classifier, check_image_model, check_pipeline
 from tests.fuzz.judging import judged, untouched
@@ -62,7 +62,7 @@ def test_pipelines_that_are_made_of_what_they_say(tmp_path_factory: Any, broken:
     replaced(folder, broken[0], json.dumps(broken[1]).encode())
     with untouched(place):
         judged("pipelines", lambda: check_pipeline(folder, finite=False))
-        judged("pipelines", lambda: open_unet(folder / "unet", d=64))
+        judged("pipelines", lambda: open_denoiser(folder / "unet", d=64))
 
 
 WEIGHTS = (PIPELINE_PATH / "text_encoder" / "model.safetensors").read_bytes()

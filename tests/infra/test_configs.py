@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.config import load_config
+from jobs.models.files import components_of
 from jobs.planning.plan import make_plan
 from jobs.runs.inputs import read_inputs
 from tests.time_ops.conftest import make_xl_pipe
+from tests.time_ops.families import make_flux_pipe, make_sd3_pipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "infra/configs").glob("*.yaml"))
@@ -27,7 +30,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("tokenizer", "tokenizer_2"):
         shutil.rmtree(xl / name)
         shutil.copytree(PIPELINE_PATH / "tokenizer", xl / name)
-    return {"sd": PIPELINE_PATH, "xl": xl}
+    found = {"sd": PIPELINE_PATH, "xl": xl}
+    for name, make in (("sd3", make_sd3_pipe), ("dev", make_flux_pipe), ("schnell", make_schnell)):
+        found[name] = tmp_path_factory.mktemp("models") / name
+        make().save_pretrained(found[name])
+        for part, (_, kind) in components_of(found[name]).items():
+            if kind == "CLIPTokenizer":  # T5's is as long as the published one, and spells what it does not know
+                shutil.rmtree(found[name] / part)
+                shutil.copytree(PIPELINE_PATH / "tokenizer", found[name] / part)
+    return found
+
+
+def make_schnell() -> Any:
+    return make_flux_pipe(guidance=False)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
@@ -36,7 +51,8 @@ def test_it_parses_and_plans(file: Path, models: dict[str, Path], tmp_path: Path
     assert given.output.startswith("s3://bucket/")
     assert (ROOT / given.manifest).is_file()
     assert file.name in PAGE
-    model = models["xl" if "xl" in given.model else "sd"]
+    named = {"xl": "xl", "diffusion-3": "sd3", "dev": "dev", "schnell": "schnell"}
+    model = models[next((family for part, family in named.items() if part in given.model), "sd")]
     flags = {
         "manifest": str(ROOT / given.manifest),
         "model": str(model),
@@ -54,3 +70,4 @@ def test_it_parses_and_plans(file: Path, models: dict[str, Path], tmp_path: Path
     cells = 35 * (5 * config.images_per_cell + 2 * config.explicit_images)
     assert audit.images == cells + len(config.controls) * config.control_images
     assert f"{audit.images:,}" in PAGE
+    assert (plan.memory.encoding_bytes > 0) == (config.sampler.dtype == "bfloat16")

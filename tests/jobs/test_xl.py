@@ -136,7 +136,7 @@ def test_latents_are_scaled_as_the_vae_says(folder: Path) -> None:
         ("model_index.json", {"text_encoder": [None, None]}, "names no text_encoder"),
         ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "refiner draws none from text alone"),
         ("model_index.json", {"_class_name": "StableDiffusionXLControlNetPipeline"}, "ControlNet reads the text"),
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "jobs do not draw with it yet"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "names no transformer"),
     ],
 )
 def test_what_is_no_sdxl_from_text_is_refused_by_name(

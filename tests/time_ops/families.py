@@ -59,7 +59,7 @@ def _vae(channels: int, **extra: Any) -> AutoencoderKL:
     ).eval()
 
 
-def make_sd3_pipe() -> Any:
+def make_sd3_pipe(*, t5: bool = True) -> Any:
     torch.manual_seed(0)
     first, second, third = make_tokenizer(), make_tokenizer(pad="!"), make_t5_tokenizer()
     transformer = SD3Transformer2DModel(
@@ -81,13 +81,14 @@ def make_sd3_pipe() -> Any:
         tokenizer=first,
         text_encoder_2=make_encoder(second, 32, projected=True),
         tokenizer_2=second,
-        text_encoder_3=make_t5(third),
-        tokenizer_3=third,
+        text_encoder_3=make_t5(third) if t5 else None,
+        tokenizer_3=third if t5 else None,
     )
     return _strong(pipe)
 
 
-def make_flux_pipe() -> Any:
+def make_flux_pipe(*, guidance: bool = True) -> Any:
+    """A small FLUX; `guidance`: told it as a number, as dev is and schnell is not."""
     torch.manual_seed(0)
     first, second = make_tokenizer(), make_t5_tokenizer()
     transformer = FluxTransformer2DModel(
@@ -100,7 +101,7 @@ def make_flux_pipe() -> Any:
         joint_attention_dim=T5_WIDTH,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
-        guidance_embeds=True,
+        guidance_embeds=guidance,
     ).eval()
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),

@@ -1,8 +1,8 @@
-"""The edited model as a diffusers folder: the base model's files, its projections' values replaced in place.
+"""The edited model as a diffusers folder: the base model's files, its layers' values replaced in place.
 
 Nothing is loaded and saved again. Every file keeps its name (variant, shards and their index with it); a file of the
-UNet that holds edited projections is written with the same tensors in the same order, all others are the base model's
-very bytes, which a server that has them copies by itself.
+UNet or transformer that holds edited layers is written with the same tensors in the same order, all others are the base
+model's very bytes, which a server that has them copies by itself.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.exports.forms.operator_file import write_operator
 from jobs.exports.forms.writing import Edits, edited_pieces, scratch_folder, tensor_bytes, write_safetensors
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.publishing import MODEL_INDEX, Stored, publish
 from jobs.models.sources import SafetensorsSource, open_edited, open_safetensors
 from jobs.models.staging import staged_from
 from time_ops import EditOperator, ModelError
 
-__all__ = ["UNET", "UNET_CONFIG", "kept_files", "stored_files", "write_checkpoint", "write_edited_unet"]
+__all__ = ["kept_files", "stored_files", "write_checkpoint", "write_edited_unet"]
 
 _KEPT = (".safetensors", ".json", ".txt", ".model")
 _PICKLED_INDEX = ".bin.index"
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-UNET, UNET_CONFIG = "unet", "unet/config.json"
 
 
 def write_checkpoint(
@@ -56,7 +56,8 @@ def write_checkpoint(
         card: the model card's text.
         store: where to.
         prefix: where in it.
-        only_unet: leave the other components out; the folder is then opened by `UNet2DConditionModel`.
+        only_unet: leave the other components out; the folder is then opened by its class, `UNet2DConditionModel` or a
+            transformer's.
         header: metadata for the edited files, added to their own; see `jobs.exports.forms.header`.
         operator_header: likewise for the operator's file beside them.
         scratch: where the edited files (5.1 GB for SDXL in half precision) lie meanwhile; None: the usual place.
@@ -73,18 +74,19 @@ def write_checkpoint(
     if content_digest(base) != expected:
         raise ModelError("the model has changed since it was audited; run the job again")
     kept = kept_files(base, only_unet=only_unet)
+    part = denoiser_folder(base)
     with scratch_folder(scratch) as folder:
-        edited = write_edited_unet(base / UNET, operator, folder / UNET, header)
+        edited = write_edited_unet(part, operator, folder / part.name, header)
         write_operator(operator, folder / "operator.safetensors", operator_header or {})
         (folder / "README.md").write_text(card, encoding="utf-8")
         made = {name: folder / name for name in ("operator.safetensors", "README.md")}
-        made |= {f"{UNET}/{path.name}": path for path in edited}
+        made |= {f"{part.name}/{path.name}": path for path in edited}
         files = kept | made
         publish(
             files,
             store,
             prefix,
-            main=UNET_CONFIG if only_unet else MODEL_INDEX,
+            main=f"{part.name}/config.json" if only_unet else MODEL_INDEX,
             stored=stored_files(base, kept.keys() - made.keys(), settings),
             beside=beside,
         )
@@ -94,12 +96,12 @@ def write_checkpoint(
 def write_edited_unet(
     folder: Path, operator: EditOperator, out: Path, header: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Write the files of a UNet that an edit changes, under their own names, and read the edited weights back.
+    """Write the files of a UNet or transformer that an edit changes, under their own names, and read them back.
 
     Each variant in the folder is edited from its own values, in its own dtype: W A in float64, cast once.
 
     Args:
-        folder: `unet/` of a diffusers folder.
+        folder: `unet/` or `transformer/` of a diffusers folder.
         operator: the edit.
         out: where to.
         header: metadata, added to each file's own.
@@ -108,8 +110,8 @@ def write_edited_unet(
         The files written.
 
     Raises:
-        ModelError: the UNet can't be edited, its files are not whole or lack projections that its configuration
-            promises (32 in all for SD 1.x and 2.x, 141 for SDXL), or the weights did not take the edit.
+        ModelError: it can't be edited, its files are not whole or lack layers that its configuration promises (32 in
+            all for SD 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX), or the weights did not take the edit.
         StorageError: there is no space left.
     """
     written = []
@@ -172,7 +174,8 @@ def kept_files(base: Path, *, only_unet: bool) -> dict[str, Path]:
     """
     index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
     components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    wanted = {UNET} if only_unet else components | {UNET, MODEL_INDEX}
+    own = denoiser_folder(base).name
+    wanted = {own} if only_unet else components | {own, MODEL_INDEX}
     files = {path.relative_to(base).as_posix(): path for path in base.rglob("*") if path.is_file()}
     return {
         name: path

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.models.names import is_xl
+from jobs.models.files import denoiser_folder
+from jobs.models.names import family_of
 from jobs.report.figure_schema import Verdict
 from time_ops import EditOperator, Mixture, ModelError
 from time_ops.files import json_of
@@ -33,6 +34,7 @@ __all__ = [
 Form = Literal["single_file", "lora", "tensors", "operator", "mixture"]
 
 _VERSION = "1.0.1"
+_FLUX_SIZE = 128
 _UNKNOWN_ARCHITECTURE = "stable-diffusion-custom"
 # A path, or a place on some store, in a value that is to be published.
 _PLACE = re.compile(r"""(?:^|[\s"'(=,])(?:~?/\w|[A-Za-z]:\\|file:|s3://)""")
@@ -46,7 +48,7 @@ class ModelSpec:
         title: Name that a program shows.
         architecture: ModelSpec's name of it, "stable-diffusion-v1" and so on, without a suffix.
         resolution: In pixels, "512x512".
-        prediction_type: "epsilon" or "v".
+        prediction_type: "epsilon" or "v"; None: it matches a flow.
         description: Some sentences.
         author: Who made it.
         date: ISO 8601, of the run; never that of the export.
@@ -176,22 +178,31 @@ def spec_of(folder: Path, title: str, **others: str | None) -> ModelSpec:
         ModelError: A configuration that can't be read.
 
     """
-    unet = _config(folder / "unet" / "config.json")
-    vae = _config(folder / "vae" / "config.json")
+    part = denoiser_folder(folder)
+    config, vae = _config(part / "config.json"), _config(folder / "vae" / "config.json")
     predicts_v = _config(folder / "scheduler" / "scheduler_config.json").get("prediction_type") == "v_prediction"
-    side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    # FLUX's configuration says no size; its pipeline draws 128 latents wide where it is told none.
+    side = int(config.get("sample_size", _FLUX_SIZE)) * 2 ** (len(vae["block_out_channels"]) - 1)
+    flow = family_of(config) in ("sd3", "flux")
     return ModelSpec(
         title=title,
-        architecture=_architecture(unet, predicts_v=predicts_v),
+        architecture=_architecture(config, predicts_v=predicts_v),
         resolution=f"{side}x{side}",
-        prediction_type="v" if predicts_v else "epsilon",
+        # ModelSpec has no word for what matches a flow.
+        prediction_type=None if flow else "v" if predicts_v else "epsilon",
         **others,
     )
 
 
-def _architecture(unet: Mapping[str, Any], *, predicts_v: bool) -> str:
-    width = unet["cross_attention_dim"]
-    if is_xl(unet):
+def _architecture(config: Mapping[str, Any], *, predicts_v: bool) -> str:
+    """The name that programs know; sizes of SD3, which no name of its configuration tells, are not in it."""
+    family = family_of(config)
+    if family == "sd3":
+        return "stable-diffusion-3"
+    if family == "flux":
+        return "flux-1-dev" if config.get("guidance_embeds") else "flux-1-schnell"
+    width = config["cross_attention_dim"]
+    if family == "xl":
         return {2048: "stable-diffusion-xl-v1-base", 1280: "stable-diffusion-xl-v1-refiner"}.get(
             width, _UNKNOWN_ARCHITECTURE
         )

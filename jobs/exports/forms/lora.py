@@ -1,6 +1,7 @@
 """The edit as a LoRA file, which people add to their own copy of the base model.
 
-One file serves all: its names are kohya's, which A1111 and ComfyUI read and diffusers' `load_lora_weights` converts.
+One file serves all: its names are kohya's, which A1111 and ComfyUI read and diffusers' `load_lora_weights` converts. Of
+SD3 and FLUX they are diffusers' own, which ComfyUI reads too.
 
 Strength 1 is the edit, to the precision of the file's dtype and the rank's stated error. Another strength s gives
 W + s W (A - I): 0 the base model, between them a weaker edit on a straight line (not the edit that a larger lam would
@@ -13,7 +14,8 @@ rounding included, it is `evenhand.lora_error_stored`. From rank 387 on, for SD 
 smaller file.
 
 SDXL's layer of the pooled embedding has factors of its own, for the pooled operator (`lora_unet_label_emb_0_0`): its
-down matrix is 0 where the layer reads sizes. Both parts keep to `error`, and the stated errors are the larger ones.
+down matrix is 0 where the layer reads sizes. So has that of SD3 and FLUX. Both parts keep to `error`, and the stated
+errors are the larger ones.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from pathlib import Path
 import torch
 
 from jobs.exports.forms.writing import Written, entries_of, tensor_bytes, write_safetensors
-from jobs.models.names import is_xl, kohya_names
-from jobs.models.sources import UnetSource, open_edited
+from jobs.models.names import family_of, lora_layers, lora_parts
+from jobs.models.sources import DenoiserSource, open_edited
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.lora import LowRank, truncate
 
@@ -68,7 +70,7 @@ def write_lora(
     """Write the best LoRA of its rank. Memory: all layers' up matrices, 50 KB per unit of rank for SD 1.x in float16.
 
     Args:
-        unet_folder: `unet/` of the base model's diffusers folder.
+        unet_folder: `unet/` or `transformer/` of the base model's diffusers folder.
         operator: The edit.
         out: Where.
         header: See `jobs.exports.forms.header`.
@@ -89,9 +91,8 @@ def write_lora(
         raise EditError(f"a LoRA is written in float32, float16 or bfloat16, not {dtype}")
     low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=rank, error=error)
     down, ups, stored = _factors(operator, unet.token_names, unet, low, dtype)
-    layers = kohya_names(unet.config, unet.names)
     parts = {name: (up, down, low.rank) for name, up in ups.items()}
-    found = LoraWritten(out, 0, len(layers), low.rank, low.error, low.weight_error, stored)
+    found = LoraWritten(out, 0, len(unet.names), low.rank, low.error, low.weight_error, stored)
     second = _pooled_low(operator, unet, rank, error)
     if second is not None and operator.pooled is not None and unet.pooled_name is not None:
         down, ups, stored = _factors(operator.pooled, (unet.pooled_name,), unet, second, dtype)
@@ -106,15 +107,30 @@ def write_lora(
             stored_error=max(found.stored_error, stored),
             pooled_rank=second.rank,
         )
-    tensors: dict[str, torch.Tensor] = {}
-    for name, (up, shared, kept) in parts.items():
-        tensors |= {f"{layers[name]}.lora_up.weight": up, f"{layers[name]}.lora_down.weight": shared}
-        # Programs multiply by alpha / rank. In float32: bfloat16 has no 257.
-        tensors[f"{layers[name]}.alpha"] = torch.tensor(float(kept))
+    tensors = _named(unet, parts)
     entries = entries_of((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
     pieces = (tensor_bytes(tensors[entry.name]) for entry in entries)
-    metadata = {**header, **_kohya_metadata(unet, low.rank), **_errors(found)}
-    return replace(found, size_bytes=write_safetensors(out, entries, pieces, metadata))
+    own = _kohya_metadata(unet, low.rank) if _is_kohya(unet) else {}
+    return replace(found, size_bytes=write_safetensors(out, entries, pieces, {**header, **own, **_errors(found)}))
+
+
+def _is_kohya(unet: DenoiserSource) -> bool:
+    """Whether programs know the family's layers by kohya's names."""
+    return family_of(unet.config) in ("sd", "xl")
+
+
+def _named(
+    unet: DenoiserSource, parts: Mapping[str, tuple[torch.Tensor, torch.Tensor, int]]
+) -> dict[str, torch.Tensor]:
+    """Up and down factors and ranks, by weight, under the names that programs know."""
+    layers, (named_down, named_up) = lora_layers(unet.config, unet.names), lora_parts(unet.config)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (up, down, kept) in parts.items():
+        tensors |= {f"{layers[name]}.{named_up}": up, f"{layers[name]}.{named_down}": down}
+        if _is_kohya(unet):
+            # Programs multiply by alpha / rank, by 1 where there is none. In float32: bfloat16 has no 257.
+            tensors[f"{layers[name]}.alpha"] = torch.tensor(float(kept))
+    return tensors
 
 
 def low_rank_operator(unet_folder: Path, operator: EditOperator, lora: LoraWritten) -> EditOperator:
@@ -133,7 +149,7 @@ def low_rank_operator(unet_folder: Path, operator: EditOperator, lora: LoraWritt
     return replace(cut, pooled=second.operator(operator.pooled))
 
 
-def _pooled_low(operator: EditOperator, unet: UnetSource, rank: int | None, error: float) -> LowRank | None:
+def _pooled_low(operator: EditOperator, unet: DenoiserSource, rank: int | None, error: float) -> LowRank | None:
     """Truncate the pooled operator, for the columns of its layer that read the pooled embedding; None: no edit."""
     if operator.pooled is None or unet.pooled_name is None or operator.pooled.is_identity:
         return None
@@ -142,7 +158,7 @@ def _pooled_low(operator: EditOperator, unet: UnetSource, rank: int | None, erro
 
 
 def _factors(
-    operator: EditOperator, names: Sequence[str], unet: UnetSource, low: LowRank, dtype: torch.dtype
+    operator: EditOperator, names: Sequence[str], unet: DenoiserSource, low: LowRank, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
     """The shared down matrix, every layer's up matrix, both in `dtype`, and the error that they come to."""
     rows = sum(unet.entry(name).shape[0] for name in names)
@@ -168,10 +184,10 @@ def _factors(
     return down, ups, (lost / whole) ** 0.5
 
 
-def _kohya_metadata(unet: UnetSource, rank: int) -> dict[str, str]:
+def _kohya_metadata(unet: DenoiserSource, rank: int) -> dict[str, str]:
     """What A1111 tells the base model by: without it, it takes every LoRA for one of SD 1.x and hides it elsewhere."""
     second = unet.config.get("cross_attention_dim") == _SD2_WIDTH
-    version = "sdxl_base_v1-0" if is_xl(unet.config) else "sd_v2" if second else "sd_v1"
+    version = "sdxl_base_v1-0" if family_of(unet.config) == "xl" else "sd_v2" if second else "sd_v1"
     return {
         "ss_base_model_version": version,
         "ss_network_alpha": str(float(rank)),

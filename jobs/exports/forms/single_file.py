@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from jobs.exports.forms.writing import Edits, Written, edited_pieces, write_safetensors
-from jobs.models.names import ORIGINAL, POOLED_ORIGINAL, ema_twin, original_names
-from jobs.models.sources import SafetensorsSource, UnetSource, open_edited, open_safetensors
+from jobs.models.names import ORIGINAL, POOLED_ORIGINAL, ema_twin, family_of, original_names
+from jobs.models.sources import DenoiserSource, SafetensorsSource, open_edited, open_safetensors
 from time_ops import EditOperator, ModelError
 
 __all__ = ["SingleFileWritten", "write_single_file"]
@@ -51,12 +51,12 @@ def write_single_file(
     """Write the edited form of a base model's single file. Memory: one weight.
 
     Args:
-        base_file: The base model's .safetensors in the original layout (SD 1.x, 2.x or SDXL).
+        base_file: The base model's .safetensors in the original layout; of SD3 and FLUX it may be the transformer's.
         operator: The edit.
         out: Where; not the base file.
         header: See `jobs.exports.forms.header`. It is added to the base file's own, and wins where both have a key.
-        unet_folder: `unet/` of the diffusers folder that was audited. With it, the file's projections, or those of its
-            running average, must be the folder's own.
+        unet_folder: `unet/` or `transformer/` of the diffusers folder that was audited, which SD3 and FLUX need. With
+            it, the file's layers, or those of its running average, must be the folder's own.
         expected: Projections that must be there; None: as many as the folder has, or as SD 1.x, 2.x or SDXL have.
 
     Raises:
@@ -68,10 +68,15 @@ def write_single_file(
     if out.exists() and out.samefile(base_file):
         raise ModelError(f"{out.name} is the base file itself; give another name")
     unet = None if unet_folder is None else open_edited(unet_folder, operator)
-    projections = [*_projections(source, operator, unet, expected), *_pooled(source, operator)]
-    twins = _twins(source, projections)
-    if unet is not None:
-        _check_base(source, unet, averaged=bool(twins))
+    if unet is not None and family_of(unet.config) in ("sd3", "flux"):
+        names = _joint_names(source, unet)
+        projections, twins = list(names.values()), []
+        _check_base(source, unet, names, averaged=False)
+    else:
+        projections = [*_projections(source, operator, unet, expected), *_pooled(source, operator)]
+        twins = _twins(source, projections)
+        if unet is not None:
+            _check_base(source, unet, original_names(unet.config, unet.names), averaged=bool(twins))
     touched = {*projections, *twins}
     edits = Edits(operator)
 
@@ -85,7 +90,7 @@ def write_single_file(
 
 
 def _projections(
-    source: SafetensorsSource, operator: EditOperator, unet: UnetSource | None, expected: int | None
+    source: SafetensorsSource, operator: EditOperator, unet: DenoiserSource | None, expected: int | None
 ) -> list[str]:
     matches = [match for match in map(_PROJECTION.fullmatch, source.entries) if match]
     found = [m.string for m in matches if m[1] == "v" or not operator.values_only]
@@ -108,6 +113,23 @@ def _projections(
             f"{name} is not the operator's base model: {wrong[0]} has shape {shape}, the operator width {operator.d}"
         )
     return found
+
+
+def _joint_names(source: SafetensorsSource, transformer: DenoiserSource) -> dict[str, str]:
+    """What the file calls the layers of SD3 or FLUX that read the text, by diffusers' names.
+
+    Files of a whole model have the original code's prefix, those of a transformer alone have none.
+    """
+    plain = original_names(transformer.config, transformer.names)
+    prefix = "" if all(name in source.entries for name in plain.values()) else ORIGINAL
+    names = {name: prefix + original for name, original in plain.items()}
+    missing = [original for original in names.values() if original not in source.entries]
+    if missing:
+        raise ModelError(
+            f"{source.path.name} has no {missing[0]}, with the original code's prefix or without: it is no single "
+            f"file of the {transformer.config.get('_class_name')} that was audited"
+        )
+    return names
 
 
 def _pooled(source: SafetensorsSource, operator: EditOperator) -> list[str]:
@@ -135,8 +157,7 @@ def _twins(source: SafetensorsSource, projections: list[str]) -> list[str]:
     return twins
 
 
-def _check_base(source: SafetensorsSource, unet: UnetSource, *, averaged: bool) -> None:
-    names = original_names(unet.config, unet.names)
+def _check_base(source: SafetensorsSource, unet: DenoiserSource, names: Mapping[str, str], *, averaged: bool) -> None:
     differing = _differing(source, unet, names)
     # The folders of some models were made from the average.
     if differing and averaged:
@@ -149,7 +170,7 @@ def _check_base(source: SafetensorsSource, unet: UnetSource, *, averaged: bool) 
         )
 
 
-def _differing(source: SafetensorsSource, unet: UnetSource, names: Mapping[str, str]) -> list[str]:
+def _differing(source: SafetensorsSource, unet: DenoiserSource, names: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, original in names.items()

@@ -1,6 +1,6 @@
-"""The edited projections alone, under diffusers' names.
+"""The edited layers alone, under diffusers' names.
 
-unet.load_state_dict(safetensors.torch.load_file("tensors.safetensors"), strict=False)
+unet.load_state_dict(safetensors.torch.load_file("tensors.safetensors"), strict=False)    # of SD3 and FLUX transformer
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["write_tensors"]
 
 
 def write_tensors(unet_folder: Path, operator: EditOperator, out: Path, header: Mapping[str, str]) -> Written:
-    """Write the 32 (SD 1.x, 2.x) or 141 (SDXL) edited weights, in the base model's dtype. Memory: one weight.
+    """Write the 32 (SD 1.x, 2.x), 141 (SDXL) or 2 (SD3, FLUX) edited weights, in their dtype. Memory: one weight.
 
     Args:
-        unet_folder: `unet/` of the base model's diffusers folder.
+        unet_folder: `unet/` or `transformer/` of the base model's diffusers folder.
         operator: The edit.
         out: Where.
         header: See `jobs.exports.forms.header`.

@@ -1,7 +1,7 @@
 """The files that users run, as they lie in a mixture's folder: the same bytes for every mixture of a family.
 
-SDXL's `pipeline.py` is put together from two modules here, as a user's folder has one file: what all families share,
-without the pipeline of the others, and SDXL's own pipeline.
+Of SDXL, SD3 and FLUX `pipeline.py` is put together from two modules here, as a user's folder has one file: what all
+families share, without SD 1.x's pipeline, and the family's own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from importlib.resources import files as resources
 from typing import Any
 
 from jobs.exports.mixture.parts import CODE, PIPELINE
-from jobs.models.names import is_xl
+from jobs.models.names import Family, family_of
 
 __all__ = ["code_bytes"]
 
-_SHARED, _XL = "pipeline", "pipeline_xl"
+_SHARED = "pipeline"
+_OWN: dict[Family, str] = {"xl": "pipeline_xl", "sd3": "pipeline_sd3", "flux": "pipeline_flux"}
 
 
 def code_bytes(name: str, config: Mapping[str, Any] | None = None) -> bytes:
@@ -25,16 +26,16 @@ def code_bytes(name: str, config: Mapping[str, Any] | None = None) -> bytes:
 
     Args:
         name: what it is called in their folder.
-        config: of the base model's UNet; None: SD 1.x or 2.x.
+        config: of the base model's UNet or transformer; None: SD 1.x or 2.x.
     """
-    if name == PIPELINE and config is not None and is_xl(config):
-        return _xl_pipeline()
+    if name == PIPELINE and config is not None and (own := _OWN.get(family_of(config))) is not None:
+        return _joined(own)
     return resources("jobs.exports.mixture").joinpath(CODE[name]).read_bytes()
 
 
 @cache
-def _xl_pipeline() -> bytes:
-    shared, own = (resources("jobs.exports.mixture").joinpath(f"{module}.py").read_text() for module in (_SHARED, _XL))
+def _joined(module: str) -> bytes:
+    shared, own = (resources("jobs.exports.mixture").joinpath(f"{name}.py").read_text() for name in (_SHARED, module))
     # Of the shared module all but its docstring, its `__all__` and the other families' pipeline.
     kept = [part for part in _parts(shared) if not part.startswith(('"""', "__all__", "class MixturePipeline("))]
     head, *rest = [part for part in _parts(own) if not part.startswith(("from jobs.", "__all__"))]

@@ -18,15 +18,16 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 
 from infra.storage import ObjectStore, StorageSettings
-from jobs.exports.forms.diffusers_folder import UNET, UNET_CONFIG, kept_files, stored_files, write_edited_unet
+from jobs.exports.forms.diffusers_folder import kept_files, stored_files, write_edited_unet
 from jobs.exports.forms.header import Provenance, component_header, file_header, not_alone, spec_of
 from jobs.exports.forms.writing import Written, entries_of, scratch_folder, tensor_bytes, write_file, write_safetensors
 from jobs.exports.mixture.code import code_bytes
 from jobs.exports.mixture.parts import LOADER, MIXTURE_FILE, PIPELINE, ROUTE, component_place
 from jobs.exports.schema import Form
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.publishing import MIXTURE_INDEX, MODEL_INDEX, publish
-from jobs.models.sources import open_unet
+from jobs.models.sources import open_denoiser
 from time_ops import Mixture, ModelError
 from time_ops.files import header_of
 from time_ops.route import ROUTE_VECTORS, ROUTE_VERSION
@@ -122,7 +123,7 @@ def _write_parts(
     """All that is not the base model's own, below `folder`; returns the components' folders in it."""
     write_about(folder, base, mixture, provenance, title, "diffusers", date=date, licence=licence)
     header = file_header("tensors", spec_of(base, title, date=date, license=licence), provenance)
-    parts = []
+    parts, denoiser = [], denoiser_folder(base)
     for component in mixture.components:
         if component.is_identity:
             continue
@@ -130,7 +131,7 @@ def _write_parts(
         parts.append(component_place("diffusers", label))
         place = folder / parts[-1]
         write_edited_unet(
-            base / UNET, component.operator, place / UNET, component_header(header, label, mixture.digest)
+            denoiser, component.operator, place / denoiser.name, component_header(header, label, mixture.digest)
         )
         write_file(place / "README.md", component_card(label, mixture, title).encode())
         if not only_unet:
@@ -170,7 +171,7 @@ def write_about(
     content = mixture_content(mixture, provenance, title, form)
     write_file(folder / MIXTURE_INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode())
     code = {"diffusers": [ROUTE, PIPELINE], "operator": [ROUTE, LOADER]}.get(form, [ROUTE])
-    config = json.loads((base / UNET_CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((denoiser_folder(base) / "config.json").read_text(encoding="utf-8"))
     for name in code:
         write_code(folder / name, config)
     written = [MIXTURE_INDEX, *code]
@@ -243,12 +244,12 @@ def mixture_header(
     """What mixture.safetensors says beside its own header: the run, and by what its base model is known again.
 
     Raises:
-        ModelError: the base model's UNet is none that the mixture fits.
+        ModelError: the base model is none that the mixture fits.
     """
     # Only who exports pays for importing diffusers.
     from jobs.exports.mixture.pipeline import weights_digest
 
-    unet = open_unet(base / UNET, d=mixture.d, pooled=mixture.pooled_d)
+    unet = open_denoiser(denoiser_folder(base), d=mixture.d, pooled=mixture.pooled_d)
     digests = {
         f"evenhand.projections_{kind}": weights_digest(
             b"", ((name, unet.read(name)) for name in sorted(unet.names)), kind

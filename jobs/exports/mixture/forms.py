@@ -19,8 +19,9 @@ from jobs.exports.mixture.parts import component_place
 from jobs.exports.schema import Exported, ExportedComponent
 from jobs.exports.task import HEADERS, RECORD, ExportTask, base_file_of, errors_of, pipeline_of
 from jobs.models.digests import content_digest
+from jobs.models.files import denoiser_folder
 from jobs.models.publishing import publish
-from jobs.models.sources import open_unet
+from jobs.models.sources import open_denoiser
 from time_ops import EditOperator, Mixture, ModelError
 
 __all__ = ["LOW_RANK_FILE", "write_mixture_export"]
@@ -96,7 +97,7 @@ def _write_components(
         return {}
     spec = spec_of(base, task.title, date=task.date, license=task.licence)
     header = file_header(HEADERS[task.form], spec, task.provenance)
-    unet = base / "unet"
+    unet = denoiser_folder(base)
     written: dict[str, Written] = {}
     dtype: torch.dtype | None = None if task.dtype is None else getattr(torch, task.dtype)
     single = base_file_of(task, folder / "fetched", settings) if task.form == "single-file" else None
@@ -133,7 +134,7 @@ def _exported(
 ) -> Exported:
     errors = {label: errors_of(each) for label, each in written.items() if isinstance(each, LoraWritten)}
     tensors = [each.tensors for each in written.values()] or [
-        len(open_unet(base / "unet", d=mixture.d, pooled=mixture.pooled_d).names)
+        len(open_denoiser(denoiser_folder(base), d=mixture.d, pooled=mixture.pooled_d).names)
     ]
     return Exported(
         form=task.form,

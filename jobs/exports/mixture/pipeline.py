@@ -30,7 +30,15 @@ __all__ = ["MixturePipeline", "Routed", "weights_digest"]
 ROUTE_VERSION = 1
 FORMAT, FORMAT_POOLED = "evenhand-mixture/1", "evenhand-mixture/2"
 FILE = "mixture.safetensors"
-POOLED = "add_embedding.linear_1.weight"
+# What reads the text: cross-attention and SDXL's layer of the pooled embedding, and the two layers of SD3 and FLUX.
+ATTENTION, POOLED = ("attn2.to_k.weight", "attn2.to_v.weight"), "add_embedding.linear_1.weight"
+JOINT, POOLED_JOINT = ("context_embedder.weight",), "time_text_embed.text_embedder.linear_1.weight"
+# What decides a text encoder's embeddings, beside the weights, and what else decides a T5's.
+FIELDS = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
+    *("layer_norm_eps", "max_position_embeddings", "use_attention_mask"),
+)
+T5_FIELDS = ("d_kv", "d_ff", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance")
 
 
 class Routed:
@@ -252,14 +260,16 @@ def _check_header(path: Path, header: Any, operators: torch.Tensor, pooled: torc
 def _check_model(
     pipe: Any, header: Mapping[str, Any], metadata: Mapping[str, str], any_base: bool, pooled: int | None
 ) -> None:
-    """Refuse a model that the mixture can't be for: another width, text encoder or UNet."""
-    width, d = pipe.unet.config.cross_attention_dim, header["d"]
+    """Refuse a model that the mixture can't be for: another width, text encoder, UNet or transformer."""
+    joint = getattr(pipe, "transformer", None) is not None
+    model, name = (pipe.transformer, "transformer") if joint else (pipe.unet, "UNet")
+    width, d = model.config["joint_attention_dim" if joint else "cross_attention_dim"], header["d"]
     if width != d:
         raise ValueError(f"this model reads embeddings of width {width}, the mixture was made for {d}: another model")
     steps = [step for component in header["components"] for step in component["steps"]]
     encoder = next((step["encoder"] for step in steps if step["encoder"]), None)
-    second = (getattr(pipe, "text_encoder_2", None), getattr(pipe, "tokenizer_2", None))
-    parts = [p for p in ((pipe.text_encoder, pipe.tokenizer), second) if None not in p]
+    both = [[getattr(pipe, part + n, None) for part in ("text_encoder", "tokenizer")] for n in ("", "_2", "_3")]
+    parts = [part for part in both if None not in part]
     if encoder and parts:
         digests = [(_encoder_digests(model), _tokenizer_digest(tokenizer)) for model, tokenizer in parts]
         found = {
@@ -268,13 +278,13 @@ def _check_model(
         }
         if not any(found[kind] == encoder[kind] for kind in found):
             raise ValueError("this model's text encoder is not the one that the mixture was solved for: another model")
-    names = ("attn2.to_k.weight", "attn2.to_v.weight", *(() if pooled is None else (POOLED,)))
-    read = sorted((name, w) for name, w in pipe.unet.named_parameters() if name.endswith(names))
+    names = (*(JOINT if joint else ATTENTION), *(() if pooled is None else (POOLED_JOINT if joint else POOLED,)))
+    read = sorted((key, w) for key, w in model.named_parameters() if key.endswith(names))
     known = {kind: metadata.get(f"evenhand.projections_{kind}") for kind in ("float16", "bfloat16")}
     if not any_base and all(known.values()) and all(weights_digest(b"", read, kind) != known[kind] for kind in known):
         raise ValueError(
-            "this model's UNet is not the one that was audited: an edited one would be edited twice, as a component of "
-            "the mixture. Give the base model, or any_base=True for another UNet that nobody has audited with it"
+            f"this model's {name} is not the one that was audited: an edited one would be edited twice, as a component "
+            f"of the mixture. Give the base model, or any_base=True for another {name} that nobody has audited with it"
         )
 
 
@@ -290,17 +300,7 @@ def weights_digest(head: bytes, weights: Iterable[tuple[str, torch.Tensor]], kin
 
 
 def _encoder_digests(encoder: Any) -> dict[str, str]:
-    fields = (
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_act",
-        "layer_norm_eps",
-        "max_position_embeddings",
-        "use_attention_mask",
-    )
+    fields = (*FIELDS, *T5_FIELDS) if encoder.config.model_type == "t5" else FIELDS
     config = {field: getattr(encoder.config, field, None) for field in fields}
     head = json.dumps(config, sort_keys=True, default=str).encode()
     weights = sorted(encoder.named_parameters(), key=lambda pair: pair[0])
@@ -309,15 +309,18 @@ def _encoder_digests(encoder: Any) -> dict[str, str]:
 
 def _tokenizer_digest(tokenizer: Any) -> str:
     merges: list[str] = []
+    pieces: dict[str, Any] = {}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        stored = json.loads(backend.to_str())["model"].get("merges") or []
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored]
+        model = json.loads(backend.to_str())["model"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+        pieces = {"scores": model["vocab"]} if model.get("type") == "Unigram" else {}
     facts = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "merges": merges,
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "positions": int(tokenizer.model_max_length),
+        **pieces,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -16,8 +16,7 @@ import torch
 
 from infra.storage import ObjectStore, in_parallel
 from jobs.config import SamplerConfig
-from jobs.exports.mixture import pipeline as mixture_pipeline
-from jobs.exports.mixture import pipeline_xl as mixture_pipeline_xl
+from jobs.exports.mixture import pipeline, pipeline_flux, pipeline_sd3, pipeline_xl
 from jobs.exports.mixture.code import code_bytes
 from jobs.exports.mixture.load_mixture import edited_prompt
 from jobs.exports.mixture.parts import CODE, MIXTURE_FILE, PIPELINE, component_place
@@ -25,14 +24,17 @@ from jobs.exports.mixture.route import component_of
 from jobs.exports.schema import Form
 from jobs.exports.verify.opened import open_export, pipeline_options
 from jobs.exports.verify.samples import Sample
-from jobs.images.generator import Generator, ImageRequest, negative_prompt_of
+from jobs.images.generator import Generator, ImageRequest, is_guided, negative_prompt_of
 from jobs.images.shards import BASE
 from jobs.models.checksums import CHECKSUMS, parse_checksums, sha256_of
-from jobs.models.names import is_xl
+from jobs.models.names import Family, family_of
 from jobs.models.publishing import MIXTURE_INDEX
 from time_ops import Mixture, ModelError
+from time_ops.surfaces import denoiser_of
 
 __all__ = ["Part", "RoutedGenerator", "audited_operator", "check_route", "open_part"]
+
+_HOMES: dict[Family, Any] = {"sd": pipeline, "xl": pipeline_xl, "sd3": pipeline_sd3, "flux": pipeline_flux}
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,17 @@ class RoutedGenerator(Generator):
         super().__init__(pipe, sampler)
         self._folder = folder
 
-    def _latents(self, batch: Sequence[ImageRequest], generators: list[torch.Generator]) -> torch.Tensor:
-        sampler = self._sampler
-        options: dict[str, Any] = {
-            "prompt": [request.prompt for request in batch],
-        }
-        negative = negative_prompt_of(self._pipe, sampler)
+    def _prompts(self, batch: Sequence[ImageRequest]) -> dict[str, Any]:
+        options: dict[str, Any] = {"prompt": [request.prompt for request in batch]}
+        negative = negative_prompt_of(self._pipe, self._sampler)
         if negative is not None:
             options["negative_prompt"] = [negative] * len(batch)
         if self._folder is not None:
             made = [self._loaded(request, self._folder) for request in batch]
             options = {name: torch.cat([each[name] for each in made]) for name in made[0]}
-        if sampler.guidance_scale <= 1:
+        if not is_guided(self._pipe, self._sampler):
             options = {name: value for name, value in options.items() if "negative" not in name}
-        result = self._pipe(
-            generator=generators,
-            num_inference_steps=sampler.steps,
-            guidance_scale=sampler.guidance_scale,
-            height=sampler.height,
-            width=sampler.width,
-            output_type="latent",
-            **options,
-        )
-        latents: torch.Tensor = result.images
-        return latents
+        return options
 
     def _loaded(self, request: ImageRequest, folder: Path) -> dict[str, torch.Tensor]:
         label = component_of(request.seed, request.prompt, folder=folder)
@@ -138,7 +127,7 @@ def open_part(
         StorageError: the store refuses or fails.
     """
     place = None if label is None else component_place(form, label)
-    _fetch(published, place, scratch, base.unet.config)
+    _fetch(published, place, scratch, denoiser_of(base).config)
     if place is None:
         return _open_whole(form, scratch, base, sampler)
     if label is not None and form == "operator":
@@ -154,7 +143,7 @@ def open_part(
 def _open_whole(form: Form, folder: Path, base: Any, sampler: SamplerConfig) -> Part:
     if form == "operator":
         return Part(RoutedGenerator(base, sampler, folder), BASE, torch.float64)
-    home: Any = mixture_pipeline_xl if is_xl(base.unet.config) else mixture_pipeline
+    home = _HOMES[family_of(denoiser_of(base).config)]
     try:
         pipe: Any = home.MixturePipeline(**base.components, **pipeline_options(base), mixture=str(folder))
     except ValueError as error:
@@ -170,7 +159,7 @@ def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sampl
         published: the store of the export's folder.
         mixture: the audited mixture.
         wanted: the images.
-        config: of the base model's UNet, by which `pipeline.py` is known.
+        config: of the base model's UNet or transformer, by which `pipeline.py` is known.
 
     Raises:
         ModelError: they do not, or are not as they were published.
@@ -191,7 +180,7 @@ def check_route(published: ObjectStore, mixture: Mixture, wanted: Sequence[Sampl
 def _fetch(published: ObjectStore, place: str | None, folder: Path, config: Mapping[str, Any]) -> None:
     """The files of one component, or none, and what says of the whole what it is; each as it was published.
 
-    `config` is that of the base model's UNet.
+    `config` is that of the base model's UNet or transformer.
     """
     digests = parse_checksums(published.get(CHECKSUMS).decode())
     always = {MIXTURE_INDEX, MIXTURE_FILE, *CODE}

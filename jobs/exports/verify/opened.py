@@ -22,15 +22,17 @@ from jobs.images.generator import Generator, ImageRequest
 from jobs.images.labels import Labels, TextEmbeddings
 from jobs.images.panel import Panel
 from jobs.images.shards import STATUSES
-from jobs.models.files import weight_variant
-from jobs.models.names import POOLED, is_xl, kohya_names
+from jobs.models.files import denoiser_folder, weight_variant
+from jobs.models.names import family_of, is_joint, lora_layers, lora_parts, text_width
 from jobs.models.pipelines import load_pipeline, prepared
-from jobs.models.sources import DTYPES, SafetensorsSource, open_safetensors, open_unet
+from jobs.models.sources import DTYPES, SafetensorsSource, open_denoiser, open_safetensors
 from time_ops import EditOperator, ModelError
+from time_ops.surfaces import denoiser_of, text_entries
 
 __all__ = ["compare", "is_half", "open_export", "pipeline_options"]
 
 _BATCH = 16
+_UP = ("lora_up.weight", "lora_B.weight")
 
 
 def is_half(*dtypes: torch.dtype) -> bool:
@@ -61,30 +63,28 @@ def open_export(
     device = base.device
     if form == "operator":
         return base, EditOperator.load(folder / FILES[form]), torch.float64
+    denoiser = denoiser_of(base)
     if form == "diffusers":
+        part = denoiser_folder(folder)
         # The width of the embeddings is the base model's.
-        dtype = open_unet(folder / "unet", d=base.unet.config.cross_attention_dim).dtype
+        dtype = open_denoiser(part, d=text_width(denoiser.config)).dtype
         if (folder / "model_index.json").is_file():
             return load_pipeline(folder, sampler, device, dtype), None, dtype
-        unet = type(base.unet).from_pretrained(
-            folder / "unet",
-            variant=weight_variant(folder / "unet"),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
+        edited = type(denoiser).from_pretrained(
+            part, variant=weight_variant(part), dtype=dtype, use_safetensors=True, local_files_only=True
         )
-        return prepared(_with_unet(base, unet, dtype), sampler, device, dtype), None, dtype
+        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     source = open_safetensors(folder / (file or FILES[form]))
-    edited = [
-        entry for name, entry in source.entries.items() if ".attn2.to_" in name or name.endswith("lora_up.weight")
-    ]
-    if not edited:
-        raise ModelError(f"{source.path.name} holds none of the edit's tensors")
-    dtype = DTYPES[edited[0].dtype]
+    dtype = _edited_dtype(source)
+    if form == "single-file" and hasattr(base, "transformer"):
+        # Such files hold the transformer alone as often as not; the text encoders are the base model's either way.
+        edited = _transformer_of(source.path, base_folder, denoiser, dtype)
+        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     if form == "single-file":
         return prepared(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype), None, dtype
-    unet = _with_weights(form, base.unet, source)
-    return prepared(_with_unet(base, unet, base.unet.dtype), sampler, device, base.unet.dtype), None, dtype
+    edited = copy.deepcopy(denoiser)
+    _add(form, source, edited)
+    return prepared(_with_denoiser(base, edited, denoiser.dtype), sampler, device, denoiser.dtype), None, dtype
 
 
 def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -> Any:
@@ -96,7 +96,7 @@ def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "config": str(base_folder)}
     if hasattr(base, "safety_checker") and base.safety_checker is None:
         options |= {"safety_checker": None}
-    if is_xl(base.unet.config):
+    if family_of(denoiser_of(base).config) == "xl":
         options |= {"add_watermarker": False}
     try:
         return type(base).from_single_file(str(file), **options)
@@ -104,36 +104,54 @@ def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -
         raise ModelError(f"the single file can't be loaded by diffusers: {error}") from error
 
 
-def _with_weights(form: Form, base: Any, source: SafetensorsSource) -> Any:
-    """A copy of the base's UNet with the tensors of an export, or with a LoRA added to its weights."""
-    unet = copy.deepcopy(base)
-    weights = dict(unet.named_parameters())
-    with torch.no_grad():
-        if form == "tensors":
-            for name in source.entries:
-                weights[name].copy_(source.read(name))
-        else:
-            names = [n for n in weights if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) or n == POOLED]
-            layers = {name: layer for name, layer in kohya_names(unet.config, names).items()
-                      if name != POOLED or f"{layer}.lora_up.weight" in source.entries}  # fmt: skip
-            for name, layer in layers.items():
-                up, down = (source.read(f"{layer}.lora_{part}.weight").double() for part in ("up", "down"))
-                weights[name].copy_(weights[name].double().cpu() + up @ down)
-    return unet
+def _edited_dtype(source: SafetensorsSource) -> torch.dtype:
+    """What the edited tensors of a file are stored in."""
+    for name, entry in source.entries.items():
+        if ".attn2.to_" in name or name.endswith(_UP) or is_joint(name):
+            return DTYPES[entry.dtype]
+    raise ModelError(f"{source.path.name} holds none of the edit's tensors")
+
+
+def _transformer_of(file: Path, base_folder: Path, denoiser: Any, dtype: torch.dtype) -> Any:
+    try:
+        return type(denoiser).from_single_file(
+            str(file), config=str(base_folder), subfolder="transformer", dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the single file can't be loaded by diffusers: {error}") from error
+
+
+@torch.no_grad()
+def _add(form: Form, source: SafetensorsSource, denoiser: Any) -> None:
+    """Put a file's tensors in the place of a model's own, or add a LoRA's to them."""
+    weights = dict(denoiser.named_parameters())
+    if form == "tensors":
+        for name in source.entries:
+            weights[name].copy_(source.read(name))
+        return
+    layers = lora_layers(denoiser.config, [f"{entry.name}.weight" for entry in text_entries(denoiser)])
+    for name, layer in layers.items():
+        down, up = (f"{layer}.{part}" for part in lora_parts(denoiser.config))
+        # The layer of the pooled embedding has factors only where that is edited.
+        if up in source.entries:
+            shift = source.read(up).double() @ source.read(down).double()
+            weights[name].copy_(weights[name].double().cpu() + shift)
 
 
 def pipeline_options(base: Any) -> dict[str, Any]:
     """What a pipeline like this one is made with beside its components."""
-    if is_xl(base.unet.config):
+    family = family_of(denoiser_of(base).config)
+    if family == "xl":
         return {"force_zeros_for_empty_prompt": base.config.force_zeros_for_empty_prompt, "add_watermarker": False}
-    return {"requires_safety_checker": base.config.requires_safety_checker}
+    return {"requires_safety_checker": base.config.requires_safety_checker} if family == "sd" else {}
 
 
-def _with_unet(base: Any, unet: Any, dtype: torch.dtype) -> Any:
+def _with_denoiser(base: Any, denoiser: Any, dtype: torch.dtype) -> Any:
     """A pipeline of the base's other parts, which take the dtype in copies of their own."""
-    parts = {**base.components, "unet": unet}
-    if dtype != base.unet.dtype:
-        others = [name for name, part in parts.items() if name != "unet" and isinstance(part, torch.nn.Module)]
+    own = "transformer" if hasattr(base, "transformer") else "unet"
+    parts = {**base.components, own: denoiser}
+    if dtype != denoiser_of(base).dtype:
+        others = [name for name, part in parts.items() if name != own and isinstance(part, torch.nn.Module)]
         parts |= {name: copy.deepcopy(parts[name]).to(dtype) for name in others}
     return type(base)(**parts, **pipeline_options(base))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
@@ -19,12 +19,15 @@ from jobs.config import RunConfig, SamplerConfig
 from jobs.exports.api import ExportWorker
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.models.digests import content_digest
+from jobs.models.names import JOINT
 from jobs.models.pipelines import load_pipeline
 from jobs.worker.worker import AuditWorker
+from tests.jobs.exports.original_layout import sd3 as sd3_layout
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of
 from tests.jobs.here_pool import HerePool
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
+from tests.time_ops.families import make_flux_pipe, make_sd3_pipe
 from time_ops import EditOperator, Mixture, PromptEdit, encode_edits, solve
 from time_ops.mixture import UNEDITED
 
@@ -96,6 +99,27 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> Model:
     make_pipe(use_linear_projection=True).save_pretrained(place / "folder")
     save_file(single_file(place / "folder", second=True), place / "sd2.safetensors")
     return Model(StableDiffusionPipeline, place / "folder", place / "sd2.safetensors", 32, 8)
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Its single file holds the transformer alone."""
+    place = tmp_path_factory.mktemp("sd3")
+    make_sd3_pipe().save_pretrained(place / "folder")
+    transformer = load_file(place / "folder" / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(sd3_layout(transformer), place / "sd3.safetensors")
+    return Model(StableDiffusion3Pipeline, place / "folder", place / "sd3.safetensors", 64, 1, 48)
+
+
+@pytest.fixture(scope="session")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Its single file holds the two layers that are edited, and another one."""
+    place = tmp_path_factory.mktemp("flux")
+    make_flux_pipe().save_pretrained(place / "folder")
+    kept = load_file(place / "folder" / "transformer" / "diffusion_pytorch_model.safetensors")
+    names = {JOINT[0]: "txt_in.weight", JOINT[1]: "vector_in.in_layer.weight", "x_embedder.weight": "img_in.weight"}
+    save_file({original: kept[name] for name, original in names.items()}, place / "flux.safetensors")
+    return Model(FluxPipeline, place / "folder", place / "flux.safetensors", 64, 1, 32)
 
 
 @pytest.fixture(params=["sd", "sd2", "xl"])

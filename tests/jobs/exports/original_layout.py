@@ -124,3 +124,42 @@ def open_clip(tensors: Tensors, prefix: str) -> Tensors:
 def _sibling(key: str, tensors: Tensors, part: str) -> str:
     layer, kind = re.search(r"resblocks\.(\d+)\..+\.(weight|bias)$", key).groups()  # type: ignore[union-attr]
     return next(k for k in tensors if k.endswith(f"layers.{layer}.self_attn.{part}_proj.{kind}"))
+
+
+JOINT = (
+    (r"^pos_embed\.pos_embed$", "pos_embed"),
+    (r"^pos_embed\.proj", "x_embedder.proj"),
+    (r"^time_text_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+    (r"^time_text_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+    (r"^time_text_embed\.text_embedder\.linear_1", "y_embedder.mlp.0"),
+    (r"^time_text_embed\.text_embedder\.linear_2", "y_embedder.mlp.2"),
+    (r"^transformer_blocks", "joint_blocks"),
+    (r"norm1_context\.linear", "context_block.adaLN_modulation.1"),
+    (r"norm1\.linear", "x_block.adaLN_modulation.1"),
+    (r"attn\.to_out\.0", "x_block.attn.proj"),
+    (r"attn\.to_add_out", "context_block.attn.proj"),
+    (r"ff_context\.net\.0\.proj", "context_block.mlp.fc1"),
+    (r"ff_context\.net\.2", "context_block.mlp.fc2"),
+    (r"ff\.net\.0\.proj", "x_block.mlp.fc1"),
+    (r"ff\.net\.2", "x_block.mlp.fc2"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+)
+
+
+def sd3(tensors: Tensors) -> Tensors:
+    """The transformer of an SD3: queries, keys and values in one tensor, and in places shift and scale swapped."""
+    found: Tensors = {}
+    last = max(int(k.split(".")[1]) for k in tensors if k.startswith("transformer_blocks."))
+    for key, value in tensors.items():
+        merged = re.fullmatch(r"transformer_blocks\.(\d+)\.attn\.(to_q|add_q_proj)\.(weight|bias)", key)
+        if merged:
+            side = "x_block" if merged[2] == "to_q" else "context_block"
+            three = torch.cat([tensors[key.replace("_q", f"_{part}")] for part in "qkv"])
+            found[f"joint_blocks.{merged[1]}.{side}.attn.qkv.{merged[3]}"] = three
+        elif not re.search(r"\.(to_[kv]|add_[kv]_proj)\.", key):
+            swapped = key.startswith(("norm_out.", f"transformer_blocks.{last}.norm1_context."))
+            for new, old in JOINT:
+                key = re.sub(new, old, key)
+            found[key] = torch.cat(value.chunk(2)[::-1]) if swapped else value
+    return {f"model.diffusion_model.{k}": v.contiguous() for k, v in found.items()}

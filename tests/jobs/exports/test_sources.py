@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.models.sources import open_safetensors, open_unet
+from jobs.models.sources import open_denoiser, open_safetensors
 from tests.jobs.exports.conftest import Model
 from time_ops import ModelError
 
@@ -74,20 +74,20 @@ def test_a_sound_file_is_read_by_byte_ranges(tmp_path: Path) -> None:
 
 def test_shards_and_variants_of_a_unet_are_found(sd: Model, tmp_path: Path) -> None:
     unet = shutil.copytree(sd.folder / "unet", tmp_path / "unet")
-    whole = open_unet(unet, d=32)
+    whole = open_denoiser(unet, d=32)
     kept = {name: whole.read(name) for name in whole.names}
     tensors = load_file(unet / "diffusion_pytorch_model.safetensors")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     names = sorted(tensors)
     for i, part in enumerate((names[::2], names[1::2]), start=1):
         save_file({n: tensors[n] for n in part}, unet / f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors")
-    sharded = open_unet(unet, d=32)
+    sharded = open_denoiser(unet, d=32)
     assert whole.names == sharded.names
     assert len(whole.names) == 8
     assert all(torch.equal(sharded.read(name), weight) for name, weight in kept.items())
     save_file({names[0]: tensors[names[0]]}, unet / "diffusion_pytorch_model.non_ema.safetensors")
     with pytest.raises(ModelError, match=r"several variants \(\.fp16, \.non_ema\) and no default"):
-        open_unet(unet, d=32)
+        open_denoiser(unet, d=32)
 
 
 def test_a_unet_that_is_not_what_its_configuration_says_is_refused(sd: Model, tmp_path: Path) -> None:
@@ -99,16 +99,16 @@ def test_a_unet_that_is_not_what_its_configuration_says_is_refused(sd: Model, tm
     del cut[first]
     save_file(cut, path)
     with pytest.raises(ModelError) as caught:
-        open_unet(unet, d=32)
+        open_denoiser(unet, d=32)
     for reason in (f"{first} is missing", f"{second} has shape", f"{third} is stored as F8_E4M3"):
         assert reason in str(caught.value)
     path.unlink()
     with pytest.raises(ModelError, match="holds no safetensors"):
-        open_unet(unet, d=32)
+        open_denoiser(unet, d=32)
     config = json.loads((unet / "config.json").read_text())
     (unet / "config.json").write_text(json.dumps(config | {"_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(ModelError, match="holds a FluxTransformer2DModel"):
-        open_unet(unet, d=32)
+        open_denoiser(unet, d=32)
     (unet / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"unet/config\.json can't be read"):
-        open_unet(unet, d=32)
+        open_denoiser(unet, d=32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from jobs.models.names import ema_twin, kohya_names, original_names
+from jobs.models.names import ema_twin, lora_layers, original_names
 from tests.time_ops.test_surfaces import SD1, SD2, SDXL
 from time_ops import ModelError
 from time_ops.surfaces import text_entries
@@ -44,7 +44,7 @@ def test_the_real_layouts(config: dict[str, Any], count: int, places: dict[str, 
 
 
 def test_kohyas_names() -> None:
-    sd, xl = (kohya_names(config, names_of(config)) for config in (SD1, SDXL))
+    sd, xl = (lora_layers(config, names_of(config)) for config in (SD1, SDXL))
     assert sd["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"] == (
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     )

@@ -41,7 +41,7 @@ def test_the_shipped_loader_gives_the_edited_models_embeddings_and_image(model: 
 
 
 def test_the_loader_needs_nothing_of_ours(tmp_path: Path) -> None:
-    assert imported(write_loader(tmp_path / LOADER).path) == {"typing", "torch", "safetensors"}
+    assert imported(write_loader(tmp_path / LOADER).path) == {"inspect", "typing", "torch", "safetensors"}
 
 
 def test_our_own_reader_takes_the_file_with_its_longer_header(sd: Model, tmp_path: Path) -> None:

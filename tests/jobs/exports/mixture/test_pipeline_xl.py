@@ -69,8 +69,8 @@ def latents(generator: Generator, names: list[str]) -> torch.Tensor:
         return generator._latents(requests, [torch.Generator().manual_seed(s) for s in SEEDS]).clone()
 
 
-def audited(base: Any, mixture: Mixture, label: str | None) -> torch.Tensor:
-    generator, names = Generator(base, SAMPLER), []
+def audited(base: Any, mixture: Mixture, label: str | None, sampler: SamplerConfig = SAMPLER) -> torch.Tensor:
+    generator, names = Generator(base, sampler), []
     for prompt, seed in zip(PROMPTS, SEEDS, strict=True):
         k = mixture.component_of(seed, prompt) if label is None else mixture.labels.index(label)
         generator.add_operator(mixture.components[k].operator)
