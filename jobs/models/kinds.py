@@ -104,7 +104,7 @@ def check_kind(folder: Path, *, safety_checker: bool = True) -> None:
             f"{', '.join(pickled)} {'holds' if len(pickled) == 1 else 'hold'} pickled weights alone, which are never "
             f"opened. {pickled_advice(pipeline=True)}"
         )
-    denoiser = _KINDS[kind][0] if kind in (SD3, FLUX) else "unet"
+    denoiser = _KINDS[kind][0]
     if {denoiser, "vae", "text_encoder"} <= configs.keys():
         try:
             if kind in (SD3, FLUX):
