@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
@@ -434,11 +434,14 @@ class Rows:
 
 
 class Sums:
-    """Weighted G and B over many rows, a few hundred of one weight multiplied at a time.
+    """Weighted G and B over many rows, some hundreds of one weight multiplied at a time.
 
     Products of float32 tokens are exact in float64, so a weight is applied to sums of them, never to tokens; and sums
     are formed apart and then added, as each addition to a large total rounds with it. At 35 edits and a first token of
     thirty times the others' norm, 2e-10 of the edit is lost so; one running sum of scaled rows lost 5e-9.
+
+    Beyond `_WIDE` the totals are far larger than a processor's caches: more rows are multiplied before one is touched,
+    and of G only what is on and above its diagonal blocks, the rest being the same.
 
     Args:
         d: Width.
@@ -447,14 +450,17 @@ class Sums:
 
     """
 
-    _CAPACITY = 320
+    _WIDE = 2048
+    _CAPACITY, _WIDE_CAPACITY = 320, 1280
+    _BLOCK = 512
 
     def __init__(self, d: int, device: Device, shifts: int = 1) -> None:
         self._G = torch.zeros(d, d, dtype=torch.float64, device=device)
         self._B = torch.zeros(shifts, d, d, dtype=torch.float64, device=device)
-        self._tokens = torch.empty(self._CAPACITY, d, dtype=torch.float64, device=device)
+        self._capacity = self._CAPACITY if d <= self._WIDE else self._WIDE_CAPACITY
+        self._tokens = torch.empty(self._capacity, d, dtype=torch.float64, device=device)
         self._counted = torch.empty_like(self._tokens)
-        self._shifts = torch.empty(shifts, self._CAPACITY, d, dtype=torch.float64, device=device)
+        self._shifts = torch.empty(shifts, self._capacity, d, dtype=torch.float64, device=device)
         self._filled, self._weight = 0, 0.0
 
     def add(self, rows: Rows, weight: float) -> None:
@@ -465,10 +471,10 @@ class Sums:
             self._flush()
             self._weight = weight
         counts = rows.counts.to(self._tokens.device)[:, None]
-        for start in range(0, len(rows.tokens), self._CAPACITY):
-            part = slice(start, start + self._CAPACITY)
+        for start in range(0, len(rows.tokens), self._capacity):
+            part = slice(start, start + self._capacity)
             count = len(rows.tokens[part])
-            if self._filled + count > self._CAPACITY:
+            if self._filled + count > self._capacity:
                 self._flush()
             to = slice(self._filled, self._filled + count)
             self._tokens[to].copy_(rows.tokens[part])
@@ -487,6 +493,8 @@ class Sums:
     def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """G [d, d] and the B of each shift [K, d, d], float64."""
         self._flush()
+        for rows, right in self._blocks():
+            self._G[right, rows] = self._G[rows, right].T
         return self._G, self._B
 
     def total(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -496,10 +504,21 @@ class Sums:
 
     def _flush(self) -> None:
         tokens, counted = self._tokens[: self._filled], self._counted[: self._filled]
-        self._G.add_(tokens.T @ counted, alpha=self._weight)
+        if len(self._G) <= self._WIDE:
+            self._G.add_(tokens.T @ counted, alpha=self._weight)
+        for rows, right in self._blocks():
+            for columns in (rows, right):
+                self._G[rows, columns].add_(tokens[:, rows].T @ counted[:, columns], alpha=self._weight)
         for B, shifts in zip(self._B, self._shifts, strict=True):
             B.add_(shifts[: self._filled].T @ tokens, alpha=self._weight)
         self._filled = 0
+
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Of a wide G each diagonal block's rows, and all columns right of it; of another none."""
+        d = len(self._G)
+        for start in range(0, d if d > self._WIDE else 0, self._BLOCK):
+            stop = min(start + self._BLOCK, d)
+            yield slice(start, stop), slice(stop, d)
 
 
 @dataclass(frozen=True, eq=False)
