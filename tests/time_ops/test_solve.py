@@ -21,6 +21,7 @@ from time_ops import (
     solve,
     solve_statistics,
 )
+from time_ops.sums import Sums
 
 
 def published(weight: torch.Tensor, pairs: list[list[tuple[torch.Tensor, torch.Tensor]]], lam: float) -> torch.Tensor:
@@ -254,6 +255,19 @@ def test_each_form_is_taken_where_it_is_the_cheaper() -> None:
     limited = Problem(many, statistics_bytes=1)
     assert limited._gram is None
     assert limited._sums is None
+
+
+@pytest.mark.parametrize("d", [24, 29])
+def test_a_wide_models_sums_are_the_formulas(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks above the diagonal and larger parts, as at 4096; narrow enough to compare with the plain formula."""
+    for name, size in (("_WIDE", 16), ("_WIDE_CAPACITY", 12), ("_BLOCK", 8)):
+        monkeypatch.setattr(Sums, name, size)
+    pairs = make_pairs(d, 6, edits=3, destinations=2, first_norm=3.0)
+    lams = [0.5, 2.0, 7.0]
+    assert close(solve(pairs, lams).matrix, dense(pairs, lams))
+    parts = [Statistics.of(pair).weighted(lam) for pair, lam in zip(pairs, lams, strict=True)]
+    assert close(solve_statistics(parts[0] + parts[1] + parts[2]).matrix, dense(pairs, lams))
+    assert torch.equal(parts[0].G, parts[0].G.T)
 
 
 def test_shared_tokens_are_summed_once() -> None:
