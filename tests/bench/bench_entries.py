@@ -35,7 +35,8 @@ from manifests import Profession, read_manifest
 from manifests.build import shipped_manifest_path
 from tests.bench.bench_calibration import MODELS, Workplace
 from tests.bench.common import conditions, table
-from time_ops import EditOperator, Mixture, augment, solve_mixture
+from time_ops import EditOperator, Mixture, solve_mixture
+from time_ops.prompts import augment
 
 COLUMNS = ("own label, by component", "undetermined", "other label's explicit prompts right")
 
