@@ -15,6 +15,15 @@ from typing import Any
 __all__ = ["without"]
 
 
+class _Empty(type):
+    """A class of which any name is an empty list: other classes' bodies may add to one."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return []
+
+
 class _Absent(ModuleType):
     """A package of which any name is an empty class."""
 
@@ -23,7 +32,7 @@ class _Absent(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return _Empty(name, (), {})
 
 
 class _Finder(MetaPathFinder, Loader):
