@@ -40,6 +40,7 @@ _FIRST = (
     "tests/jobs/scheduling/test_job.py",
     "tests/jobs/test_exactly_once.py",
     "tests/jobs/test_audit.py",
+    "tests/jobs/test_joint_job.py",
     "tests/jobs/test_xl.py",
     "tests/jobs/test_mixture_job.py",
     "tests/jobs/test_evaluate.py",

@@ -133,7 +133,7 @@ def export(
         str | None,
         typer.Option(help="For a single file: the base model's own, a path or s3://bucket/key; default: the model."),
     ] = None,
-    only_unet: Annotated[bool, typer.Option("--only-unet", help="Of a diffusers folder: unet/ alone.")] = False,
+    only_unet: Annotated[bool, typer.Option("--only-unet", help="Of a folder: unet/ or transformer/ alone.")] = False,
     rank: Annotated[int | None, typer.Option(min=1, help="Of a LoRA; default: as --error asks.")] = None,
     error: Annotated[float, typer.Option(min=0, max=0.99, help="What a LoRA may leave out of the edit.")] = 1e-3,
     dtype: Annotated[

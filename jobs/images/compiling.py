@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
 
 from jobs.config import RunConfig, SamplerConfig
-from time_ops.surfaces import denoiser_of
 
-__all__ = ["compile_unet", "compiles", "for_images", "is_worth_compiling"]
+__all__ = ["compiles", "for_images", "is_worth_compiling"]
 
 # On an H200 compiling took 52 s and saved 0.09 s of an image of 512 pixels and 50 steps: after 600 it has paid for
 # itself, after twice as many for its start on every node too. A slower GPU saves more on each.
@@ -49,11 +47,3 @@ def compiles(sampler: SamplerConfig, device: str, dtype: str) -> bool:
     if device != "cuda" or dtype == "float32":
         return False
     return shutil.which(os.environ.get("CC", "cc")) is not None or shutil.which("gcc") is not None
-
-
-def compile_unet(pipe: Any) -> None:
-    """Compile at the first batch, and again for every other batch size; workers of a node share inductor's cache.
-
-    Without CUDA graphs, which overwrite the outputs of earlier steps that multistep schedulers keep.
-    """
-    denoiser_of(pipe).compile(fullgraph=True, dynamic=False)

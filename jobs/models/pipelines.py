@@ -18,8 +18,9 @@ from jobs.models.kinds import class_of
 from jobs.models.sampling import check_sampler
 from jobs.models.weights import check_loaded, check_pipeline, component_class
 from time_ops.errors import ModelError
+from time_ops.surfaces import denoiser_of
 
-__all__ = ["SCHEDULERS", "load_pipeline", "prepared"]
+__all__ = ["SCHEDULERS", "compile_unet", "load_pipeline", "prepared"]
 
 # diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,3 +103,11 @@ def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: tor
         pipe.vae.to(memory_format=torch.channels_last)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != torch.float32
     return pipe
+
+
+def compile_unet(pipe: Any) -> None:
+    """Compile at the first batch, and again for every other batch size; workers of a node share inductor's cache.
+
+    Without CUDA graphs, which overwrite the outputs of earlier steps that multistep schedulers keep.
+    """
+    denoiser_of(pipe).compile(fullgraph=True, dynamic=False)

@@ -10,6 +10,7 @@ from jobs.config import SamplerConfig
 from jobs.errors import ConfigError
 from jobs.models.joint_kinds import FLUX, SD3
 from jobs.models.kinds import class_of
+from time_ops.errors import ModelError
 from time_ops.files import json_of
 
 __all__ = ["FLOW_SCHEDULERS", "check_sampler"]
@@ -27,6 +28,7 @@ def check_sampler(folder: Path, sampler: SamplerConfig) -> None:
 
     Raises:
         ConfigError: with every fault.
+        ModelError: its configuration says no sizes.
     """
     faults = [*_faults(class_of(folder), folder, sampler)]
     if faults:
@@ -46,8 +48,7 @@ def _faults(kind: str, folder: Path, sampler: SamplerConfig) -> Iterator[str]:
         return
     transformer, vae = (_config(folder / part) for part in ("transformer", "vae"))
     # Where diffusers finds another size it draws the next smaller one, or raises once models are loaded.
-    patch = transformer.get("patch_size", 2) if kind == SD3 else 2
-    unit = patch * 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    unit = _unit(transformer.get("patch_size", 2) if kind == SD3 else 2, vae.get("block_out_channels", [0]))
     for side in ("height", "width"):
         size = getattr(sampler, side)
         if size % unit:
@@ -62,6 +63,15 @@ def _faults(kind: str, folder: Path, sampler: SamplerConfig) -> Iterator[str]:
             f"sampler.guidance_scale: {sampler.guidance_scale:g} would be passed over, as this FLUX is told no "
             "guidance (guidance_embeds: false, as schnell's): set 1"
         )
+
+
+def _unit(patch: Any, blocks: Any) -> int:
+    """How many pixels wide a patch is: latents of a patch, times two for each of the VAE's blocks but one."""
+    if not isinstance(patch, int) or not isinstance(blocks, list) or not (0 < patch < 256 and 0 < len(blocks) < 16):
+        raise ModelError(
+            "the model can't be audited: patch_size of its transformer or block_out_channels of its VAE is no size"
+        )
+    return patch * int(2 ** (len(blocks) - 1))
 
 
 def _config(part: Path) -> Mapping[str, Any]:

@@ -14,13 +14,13 @@ import torch
 
 from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.config import RunConfig
-from jobs.images.compiling import compile_unet, compiles
+from jobs.images.compiling import compiles
 from jobs.images.generator import Generator
 from jobs.images.judging import digest_of_classifiers, digests_of, stage_classifiers
 from jobs.images.panel import Panel, check_panel
 from jobs.images.recipe import KEYED_LIBRARIES, Probe
 from jobs.models.digests import content_digest
-from jobs.models.pipelines import load_pipeline
+from jobs.models.pipelines import compile_unet, load_pipeline
 from jobs.models.staging import age_out, cache_folder, resolve_dtype, stage_model
 from jobs.models.weights import check_pipeline
 from time_ops import ModelError

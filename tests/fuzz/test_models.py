@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
+from jobs.config import SamplerConfig
 from jobs.models.checksums import parse_checksums
 from jobs.models.classifier_kinds import embedding_width
 from jobs.models.digests import content_digest
 from jobs.models.files import components_of
 from jobs.models.kinds import check_kind
+from jobs.models.sampling import check_sampler
 from jobs.models.sources import open_denoiser
 from jobs.models.staging import stage
 from jobs.models.weights import check_classifier, check_image_model, check_pipeline
@@ -26,9 +28,14 @@ from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import DEEP, broken_bytes, broken_json, json_text, odd_texts, safetensors_file
 from tests.jobs.images.classifiers import save_head
+from tests.time_ops.families import make_flux_pipe
 from time_ops import ModelError
 
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
+JOINT_CONFIGS = (
+    *("model_index.json", "scheduler/scheduler_config.json"),
+    *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+)
 SAID = {name: json.loads((PIPELINE_PATH / name).read_text()) for name in CONFIGS}
 
 
@@ -63,6 +70,31 @@ def test_pipelines_that_are_made_of_what_they_say(tmp_path_factory: Any, broken:
     with untouched(place):
         judged("pipelines", lambda: check_pipeline(folder, finite=False))
         judged("pipelines", lambda: open_denoiser(folder / "unet", d=64))
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux")
+    make_flux_pipe().save_pretrained(folder)
+    return folder
+
+
+@given(st.data(), st.sampled_from(JOINT_CONFIGS))
+@inputs(30)
+def test_what_a_flux_says_of_itself_and_of_its_sampler(
+    flux: Path, tmp_path_factory: Any, data: st.DataObject, name: str
+) -> None:
+    broken = json.dumps(data.draw(broken_json(json.loads((flux / name).read_text()), most=1))).encode()
+    place = tmp_path_factory.mktemp("pipeline")
+    folder = linked(place, flux)
+    replaced(folder, name, broken)
+
+    def checked() -> None:
+        check_kind(folder)
+        check_sampler(folder, SamplerConfig(scheduler="flow-euler", height=64, width=64, guidance_scale=3.5))
+
+    with untouched(place):
+        judged("pipelines", checked)
 
 
 WEIGHTS = (PIPELINE_PATH / "text_encoder" / "model.safetensors").read_bytes()

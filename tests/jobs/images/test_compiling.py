@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jobs.config import SamplerConfig, load_config
-from jobs.images.compiling import compile_unet, compiles, for_images, is_worth_compiling
+from jobs.images.compiling import compiles, for_images, is_worth_compiling
+from jobs.models.pipelines import compile_unet
 
 SD = SamplerConfig(height=512, width=512, steps=50)
 

@@ -1,0 +1,162 @@
+"""The main job with SD3 and FLUX, on a real Ray and a real S3 store: a mixture of the one, a single edit of the other.
+
+One run for each. Small random models of the real classes draw noise, so gates do not pass: what is asked is that every
+step is taken, and that what is stored draws what was audited.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from rich.console import Console
+
+from infra.demo import CLASSIFIER_PATH
+from infra.storage import ObjectStore
+from jobs.audit import audit
+from jobs.auditing.outcome import Outcome
+from jobs.cli import main
+from jobs.config import RunConfig, load_config
+from jobs.debias import debias
+from jobs.planning.plan import make_plan
+from manifests import write_manifest
+from tests.conftest import S3Server
+from tests.jobs.helpers import manifest
+from tests.time_ops.families import make_flux_pipe, make_sd3_pipe
+from time_ops import EditOperator, Mixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+FORMS = {"sd3": "mixture", "flux": "single"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A family, its run in a store, and the configuration of that."""
+
+    name: str
+    store: ObjectStore
+    folder: Path
+    outcome: Outcome
+
+    def config(self, **keys: Any) -> RunConfig:
+        return load_config((self.folder / "run.yaml").read_text(), flags=keys)
+
+    @property
+    def run(self) -> str:
+        return f"runs/{self.outcome.run}"
+
+    def get(self, name: str) -> bytes:
+        return self.store.get(f"{self.run}/{name}")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def here(
+    request: pytest.FixtureRequest, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp(request.param)
+    {"sd3": make_sd3_pipe, "flux": make_flux_pipe}[request.param]().save_pretrained(folder / "model")
+    write_manifest(manifest("nurse", "ceo"), folder / "m.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        s3_server.apply(patch)
+        store = s3_server.store()
+        config = {
+            "manifest": str(folder / "m.parquet"),
+            "model": str(folder / "model"),
+            "classifier": str(CLASSIFIER_PATH),
+            "output": store.url(),
+            "form": FORMS[request.param],
+            "run": request.param,
+            "wordings": {
+                "edit": ["{source}", "a photo of {source}"],
+                "calibration": ["a picture of {source}"],
+                "audit": ["{source} at work"],
+            },
+            "mixture": {"budget": 0, "neutral": ["a photo of a cat"]},
+            "calibration": {"images": 2, "control_images": 2, "base_rounds": 1, "search_rounds": 1, "verify_rounds": 1},
+            "controls": ["a photo of a black cat"],
+            "images_per_cell": 4,
+            "explicit_images": 2,
+            "control_images": 2,
+            "shard_images": 4,
+            "sampler": {
+                "scheduler": "flow-euler",
+                "steps": 2,
+                "guidance_scale": 3.0,
+                "height": 16,
+                "width": 16,
+                "batch_size": 8,
+            },
+            "pictures": {"per_cell": 1, "format": "png"},
+            "export": {"images": 3},
+            "workers": {"count": 1},
+        }
+        (folder / "run.yaml").write_text(yaml.safe_dump(config))
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
+            outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
+            yield Place(request.param, store, folder, outcome)
+        finally:
+            ray.shutdown()
+
+
+def test_the_run_goes_through_every_step_and_its_checkpoint_draws_what_was_audited(here: Place) -> None:
+    report = here.outcome.report
+    assert report.shipped is not None
+    assert report.shipped.gate.outcome == "pass"
+    # Of a mixture each component and the whole.
+    assert report.shipped.images == 3 * (3 if here.name == "sd3" else 1)
+    assert report.cost.images > 0
+    assert report.summary.base.undetermined.n == 8
+    names = {name.removeprefix(f"{here.run}/") for name in here.store.list(here.run)}
+    (place,) = {name.partition("/")[0] for name in names} & {"candidate", "checkpoint"}
+    card = here.get(f"{place}/README.md").decode()
+    assert "of SD3 and FLUX the transformer's `context_embedder`" in card
+    if here.name == "sd3":
+        edit: Mixture | EditOperator = Mixture.from_bytes(here.get("mixture.safetensors"))
+        assert edit.pooled_d == 48
+        assert f"{place}/pipeline.py" in names
+        assert f"{place}/components/female-only/transformer/config.json" in names
+    else:
+        (here.folder / "operator.safetensors").write_bytes(here.get("operator.safetensors"))
+        edit = EditOperator.load(here.folder / "operator.safetensors")
+        assert edit.pooled is not None
+        assert f"{place}/transformer/config.json" in names
+    assert edit.digest == report.provenance["operator"]
+
+
+def test_the_same_command_again_draws_nothing_and_a_plan_says_so(here: Place) -> None:
+    again = debias(here.config(), Console(file=io.StringIO()))
+    assert (again.run, again.report.cost.images) == (here.outcome.run, 0)
+    plan = make_plan(here.config())
+    assert (plan.run, plan.images_to_make) == (here.outcome.run, 0)
+    name = "mixture" if here.name == "sd3" else "operator"
+    operator = here.store.url(f"{here.run}/{name}.safetensors")
+    alone = audit(here.config(run="alone", audit={"operator": operator}), Console(file=io.StringIO()))
+    edited, mine = alone.report.summary.edited, here.outcome.report.summary.edited
+    assert edited is not None
+    assert mine is not None
+    assert (alone.report.cost.images, edited.delta) == (0, mine.delta)
+
+
+def test_its_exports_are_checked_and_published(here: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    forms = [flag for form in ("operator", "lora", "tensors") for flag in ("--form", form)]
+    models = ["--model", str(here.folder / "model"), "--classifier", str(CLASSIFIER_PATH)]
+    with pytest.raises(SystemExit) as ended:
+        main(["export", here.store.url(here.run), *models, *forms, "--force", "--json"])
+    assert ended.value.code == 0
+    found = {each["form"]: each for each in json.loads(capsys.readouterr().out)}
+    assert set(found) == {"operator", "lora", "tensors"}
+    for form, told in found.items():
+        assert told["pipeline"] == {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}[here.name]
+        assert told["shipped"]["gate"]["outcome"] == "pass"
+        card = here.get(f"exports/{form}/README.md").decode()
+        assert "pipe.unet" not in card
+        assert ("pipe.transformer.load_state_dict" in card) == (form == "tensors")
