@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from jobs.worker.api import WorkerApi
@@ -11,6 +12,11 @@ __all__ = ["audit_worker"]
 
 def audit_worker(*args: Any) -> WorkerApi:
     """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
-    from jobs.worker.worker import AuditWorker
-
+    # Four thousand modules are made, and none of them is garbage: looking through them takes a fifth of the time.
+    gc.disable()
+    try:
+        from jobs.worker.worker import AuditWorker
+    finally:
+        gc.freeze()
+        gc.enable()
     return AuditWorker(*args)

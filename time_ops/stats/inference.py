@@ -151,13 +151,17 @@ def _beyond(counts: Floats, targets: Floats, limit: float, confidence: float) ->
 
 
 def _holm(chances: Floats, confidence: float) -> Bools:
-    """Which of several p-values `[P]` are called at once; none of none."""
-    if not len(chances):
-        return np.zeros(0, dtype=bool)
-    # Not above, see `ratios`: workers would load pandas with it.
-    from statsmodels.stats.multitest import multipletests
+    """Which of several p-values `[P]` are called at once; none of none.
 
-    called: Bools = multipletests(np.minimum(1.0, chances), 1 - confidence, method="holm")[0]
+    The step-down of Holm 1979, "A simple sequentially rejective multiple test procedure": from the least on, each has
+    to pass at alpha by the number that are left, and the first that fails ends it. statsmodels' `multipletests` calls
+    the same, and collects the process's garbage each time, which takes longer than a whole report's other figures.
+    """
+    order = np.argsort(chances, kind="stable")
+    left = np.arange(len(chances), 0, -1)
+    passing = np.minimum(1.0, chances[order]) <= (1 - confidence) / left
+    called = np.zeros(len(chances), dtype=bool)
+    called[order] = np.logical_and.accumulate(passing)
     return called
 
 

@@ -19,6 +19,7 @@ from diffusers import StableDiffusionPipeline
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH, PROFESSIONS
 from infra.storage import LocalStore, StorageError, StorageSettings
+from jobs.cluster import tree
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
 from jobs.editing import chunks
@@ -285,12 +286,16 @@ class Forgetful:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["chunk_norms", "chunk_statistics"])
+@pytest.mark.parametrize(
+    ("method", "small"), [("chunk_norms", 64 << 20), ("chunk_statistics", 64 << 20), ("chunk_statistics", 0)]
+)
 def test_lost_results_are_made_again_but_not_for_ever(
-    pool: Pool, output: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    pool: Pool, output: Path, monkeypatch: pytest.MonkeyPatch, method: str, small: int
 ) -> None:
     manifest = manifest_of(130)
     expected = solver_of(pool, output, manifest).solve([30.0] * 130)
+    # Sums by the driver, and by tasks: the same bits.
+    monkeypatch.setattr(tree, "_SMALL_BYTES", small)
     forgetful = Forgetful(pool._crew.send, method, 2)
     monkeypatch.setattr(pool._crew, "send", forgetful)
     found = solver_of(pool, output, manifest).solve([30.0] * 130)
