@@ -9,7 +9,7 @@ import numpy as np
 
 from time_ops.errors import EditError
 
-__all__ = ["Lams", "check_lams", "pooled_ratio", "scale_of"]
+__all__ = ["POOLED_RATIO", "Lams", "check_lams", "pooled_ratio", "scale_of"]
 
 
 def scale_of(norms: Sequence[float]) -> float:
@@ -26,6 +26,13 @@ def scale_of(norms: Sequence[float]) -> float:
 
 
 Lams = float | Sequence[float]
+
+POOLED_RATIO = 0.01
+"""Lam of a mixture's pooled embeddings, in units of the token states', each in its own scale.
+
+A prompt has one pooled embedding, and many token states. A ridge that the many average out is all that decides on the
+one in a wording that the edit has not seen: at 1 it ended on the other label's side (docs/calibration.md).
+"""
 
 
 def pooled_ratio(pooled: float, tokens: float) -> float:

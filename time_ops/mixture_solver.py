@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from time_ops.errors import EditError
-from time_ops.lams import scale_of
+from time_ops.lams import POOLED_RATIO, scale_of
 from time_ops.mixture import Mixture
 from time_ops.operator import EditOperator
 from time_ops.prompts import NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS, PromptEdit, augment
@@ -42,7 +42,7 @@ def solve_mixture(
     professions: Mapping[str, Sequence[float]] | None = None,
     preserve: Sequence[str] = (*NEUTRAL_PROMPTS,),
     augmentations: Sequence[str] = VARIED_AUGMENTATIONS,
-    pooled: float = 1.0,
+    pooled: float = POOLED_RATIO,
 ) -> Mixture:
     """Solve one component for each label, all from the same tokens.
 
@@ -61,7 +61,7 @@ def solve_mixture(
         professions: Weights by source prompt, of those that have their own.
         preserve: Further prompts to be left as they are.
         augmentations: As for `encode_edits`.
-        pooled: How much weaker pooled embeddings are edited, each in units of its own scale; see `solve`.
+        pooled: Lam of pooled embeddings in units of the token states', each in its own scale; see `solve`.
 
     Raises:
         EditError: No edit, a prompt that can't be used, or bad weights; all faults of a kind are named.

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from jobs.config.base import Section
 from jobs.config.sections import Probability
+from time_ops.lams import POOLED_RATIO
 from time_ops.prompts import MOST_OVERSHOOT, NEUTRAL_PROMPTS
 
 __all__ = ["CalibrationConfig", "MixtureConfig"]
@@ -65,6 +66,12 @@ class MixtureConfig(Section):
         le=2,
         description="how far the other labels' destination prompts are pushed away from their source, to make up for "
         "what the edit takes from them in wordings that it has not seen; 0: they are kept as they are",
+    )
+    pooled_ratio: float = Field(
+        POOLED_RATIO,
+        gt=0,
+        description="lambda of the pooled embedding (SDXL, SD3, FLUX), in units of the token states', each in its own "
+        "scale; smaller edits it more strongly",
     )
     neutral: tuple[str, ...] = Field(NEUTRAL_PROMPTS, description="prompts about no people, kept as they are")
     images: int = Field(4, ge=1, description="most images per profession and component, per round")

@@ -52,6 +52,7 @@ class Solver:
     def __init__(self, pool: Pool, manifest: Manifest, config: RunConfig, manifest_key: str) -> None:
         self._pool = pool
         self._preserve, self._named = config.preserve, named_prompts(config)
+        self._pooled = config.mixture.pooled_ratio
         self._unconditional = {"", config.sampler.negative_prompt}
         self._wordings = len(config.wordings.edit)
         self._chunks = edit_chunks(manifest, config, manifest_key)
@@ -93,7 +94,7 @@ class Solver:
             As `solve`.
         """
         used = None if wordings is None or all(wordings) else tuple(bool(w) for w in wordings)
-        return self._solve([self._component(one, used) for one in components], used)
+        return self._solve([self._component(one, used) for one in components], used, self._pooled)
 
     def _component(self, strengths: ComponentStrengths, wordings: tuple[bool, ...] | None) -> _Operator:
         lams = [float(s) for s in strengths.lam]
@@ -152,9 +153,11 @@ class Solver:
         kept = self._preserve_lams(lams, self._preserve.lam if preserve_lam is None else preserve_lam, self._wordings)
         return self._solve([_Operator(lams, blends, kept)], None)[0]
 
-    def _solve(self, operators: Sequence[_Operator], wordings: tuple[bool, ...] | None) -> list[EditOperator]:
-        """Solve them from one pass over the chunks' tokens."""
-        ratio = self._ratio
+    def _solve(
+        self, operators: Sequence[_Operator], wordings: tuple[bool, ...] | None, pooled: float = 1.0
+    ) -> list[EditOperator]:
+        """Solve them from one pass over the chunks' tokens; lams of pooled embeddings are so many times the others'."""
+        ratio = pooled * self._ratio
 
         def calls() -> Iterator[tuple[EditChunk, tuple[ChunkStrengths, ...], tuple[bool, ...] | None]]:
             for i, chunk in enumerate(self._chunks):
