@@ -35,7 +35,7 @@ from jobs.report.evaluation.schema import EvaluationReport, LeftOut, PictureRow
 from jobs.report.evaluation.text import evaluation_table
 from jobs.runs.identity import last_name, made_on, provenance_of
 from jobs.runs.run import Run, open_run
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from manifests import Fault
 from manifests.errors import in_order
 
@@ -69,7 +69,7 @@ def evaluate(config: RunConfig, console: Console) -> Evaluated:
     def read(settings: StorageSettings, token: str) -> EditInputs:
         return read_edits(config, settings, token)
 
-    with open_run(config, console, read, kind="evaluation", worker=audit_worker) as (run, inputs):
+    with open_run(config, console, read, kind="evaluation", worker=make_worker) as (run, inputs):
         return _Evaluation(run, inputs, console).run()
 
 

@@ -44,9 +44,9 @@ from jobs.models.publishing import promote
 from jobs.models.sources import refuse_pickled
 from jobs.models.staging import Origin, cache_folder
 from jobs.report.schema import Shipped
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 from jobs.runs.lease import Lease
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from time_ops import EditError, EditOperator, Mixture, ModelError
 
 __all__ = ["Wanted", "base_file_for", "default_forms", "export", "export_config", "known_forms"]
@@ -104,7 +104,7 @@ def base_file_for(config: RunConfig, given: str | None) -> str | None:
 
 def export_config(
     url: str, settings: StorageSettings, flags: Mapping[str, str | None], assignments: Sequence[str] = ()
-) -> tuple[RunConfig, Earlier]:
+) -> tuple[RunConfig, FinishedRun]:
     """The configuration of a finished run, as it stands in its folder, and the run.
 
     Args:
@@ -119,7 +119,7 @@ def export_config(
     """
     if "://" not in url:
         url = Path(url).absolute().as_posix()
-    earlier = read_earlier(url, settings)
+    earlier = read_finished(url, settings)
     if earlier.report.kind != "debias":
         raise ConfigError(f"{url} is an audit: it edited nothing. Give the folder of a run of `evenhand debias`")
     output, _, place = url.rstrip("/").rpartition("/runs/")
@@ -151,7 +151,9 @@ def _kind(place: str) -> str:
     return "file" if is_single_file(place) else "folder"
 
 
-def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> tuple[list[Exported], ExitCode]:
+def export(
+    config: RunConfig, earlier: FinishedRun, wanted: Wanted, console: Console
+) -> tuple[list[Exported], ExitCode]:
     """Write, check and publish every form that is wanted.
 
     Args:
@@ -182,7 +184,7 @@ def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console
 class _Export:
     """The steps, in order."""
 
-    def __init__(self, config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> None:
+    def __init__(self, config: RunConfig, earlier: FinishedRun, wanted: Wanted, console: Console) -> None:
         # What it draws are some images of each form.
         self.config = for_images(config, 0)
         self.earlier, self.wanted, self.console = earlier, wanted, console
@@ -219,7 +221,7 @@ class _Export:
     def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
         found = []
-        with Pool(self.config, self.settings, self.token, audit_worker, self._say) as pool:
+        with Pool(self.config, self.settings, self.token, make_worker, self._say) as pool:
             self._say(f"{pool.size} worker(s); loading the models")
             probe = pool.probe()
             base = str(self.earlier.report.provenance["model_digest"])
@@ -334,7 +336,7 @@ class _Export:
         return exported
 
 
-def _edit_of(earlier: Earlier) -> EditOperator | Mixture:
+def _edit_of(earlier: FinishedRun) -> EditOperator | Mixture:
     kind: type[EditOperator] | type[Mixture] = EditOperator if earlier.report.mixture is None else Mixture
     name = "operator.safetensors" if kind is EditOperator else MIXTURE_FILE
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:

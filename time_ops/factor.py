@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import lapack
 
 from time_ops.errors import EditError
-from time_ops.sums import Device, Rows
+from time_ops.sums import Device, EditRows
 
 __all__ = ["factored", "token_form"]
 
@@ -25,7 +25,7 @@ def factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> tu
 
 
 def token_form(
-    used: Sequence[tuple[Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
+    used: Sequence[tuple[EditRows, float]], d: int, device: Device, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
     """Compute the same A from a system as large as the number of tokens, where those are fewer than d.
 

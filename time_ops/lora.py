@@ -19,7 +19,7 @@ import torch
 
 from time_ops.errors import EditError, ModelError
 from time_ops.operator import EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 __all__ = ["LowRank", "truncate"]
 
@@ -66,7 +66,7 @@ class LowRank:
             whole: The edit that was truncated.
 
         """
-        kept = Inputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
+        kept = SolveInputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
         eye = torch.eye(whole.d, dtype=torch.float64)
         return EditOperator(eye + self.lift @ self.down, (*whole.steps, kept), whole.condition, pooled=whole.pooled)
 

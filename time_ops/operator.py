@@ -28,7 +28,7 @@ from safetensors.torch import save as safetensors_bytes
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
 from time_ops.files import json_of, write_beside
-from time_ops.records import Inputs, canonical_json, canonical_step, from_json_number, json_number, step_from
+from time_ops.records import SolveInputs, canonical_json, canonical_step, from_json_number, json_number, step_from
 from time_ops.transform import Transform
 
 __all__ = ["EditOperator", "operator_from_header", "operator_header"]
@@ -59,7 +59,7 @@ class EditOperator(Transform):
     """
 
     matrix: torch.Tensor
-    steps: tuple[Inputs, ...] = ()
+    steps: tuple[SolveInputs, ...] = ()
     condition: float | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
     pooled: EditOperator | None = None

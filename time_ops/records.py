@@ -12,7 +12,7 @@ from time_ops.encoders import EncoderDigest
 
 __all__ = [
     "EditRecord",
-    "Inputs",
+    "SolveInputs",
     "canonical_json",
     "canonical_step",
     "from_json_number",
@@ -45,7 +45,7 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SolveInputs:
     """All that decides one solve, in canonical order.
 
     Attributes:
@@ -82,7 +82,7 @@ def _canonical_record(record: EditRecord) -> dict[str, Any]:
     }
 
 
-def canonical_step(step: Inputs) -> dict[str, Any]:
+def canonical_step(step: SolveInputs) -> dict[str, Any]:
     """What of a solve's inputs is hashed and stored."""
     return {
         "edits": [_canonical_record(r) for r in step.edits],
@@ -93,10 +93,10 @@ def canonical_step(step: Inputs) -> dict[str, Any]:
     }
 
 
-def step_from(stored: Mapping[str, Any]) -> Inputs:
+def step_from(stored: Mapping[str, Any]) -> SolveInputs:
     """A solve's inputs as `canonical_step` wrote them; raises what an odd value does."""
     encoder = stored["encoder"]
-    return Inputs(
+    return SolveInputs(
         tuple(record_from(r) for r in stored["edits"]),
         tuple(record_from(r) for r in stored["preserved"]),
         None if encoder is None else EncoderDigest(**encoder),

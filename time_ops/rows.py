@@ -34,7 +34,7 @@ from time_ops.prompts import MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.records import EditRecord
 from time_ops.statistics import Statistics
 from time_ops.strengths import SHARE_TOLERANCE, Floats, Strengths, checked_blends
-from time_ops.sums import Device, Rows, Sums, spectral_norm
+from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
 __all__ = ["TokenRows"]
 
@@ -357,7 +357,7 @@ class TokenRows:
         ends = np.cumsum([0, *(len(e.destinations) for e in self.edits)])
         return [self.destinations[start:end] for start, end in pairwise(ends)]
 
-    def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> Rows:
+    def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> EditRows:
         """Distinct tokens of one edit, with a shift for each blend of its destinations."""
         distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
         shifts = torch.zeros(len(blends), len(distinct), self.tokens.shape[1], dtype=torch.float64)
@@ -369,10 +369,10 @@ class TokenRows:
                 moved = np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float)
                 moved *= shares[moves, None]
                 shift.index_add_(0, torch.from_numpy(inverse[moves]), torch.from_numpy(moved))
-        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
+        return EditRows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
 
-    def _kept_rows(self, which: Sequence[bool]) -> Rows:
+    def _kept_rows(self, which: Sequence[bool]) -> EditRows:
         """Distinct tokens of these preserved prompts; none moves."""
         distinct, counts = np.unique(self.kept[np.asarray(which)], return_counts=True)
         none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
-        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)
+        return EditRows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)

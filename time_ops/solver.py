@@ -26,9 +26,9 @@ from time_ops.errors import EditError
 from time_ops.factor import factored, token_form
 from time_ops.lams import Lams, check_lams, pooled_ratio, scale_of
 from time_ops.operator import EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 from time_ops.statistics import check_preserved, one_encoder, record_of
-from time_ops.sums import Device, Rows, Sums, spectral_norm
+from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
 __all__ = ["Problem", "solve"]
 
@@ -82,10 +82,10 @@ def _solved(plan: _Plan, strengths: Sequence[float], device: Device) -> EditOper
     """Solve for the embeddings of one kind."""
     used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
     if sum(len(pair.source) for pair, _ in used) < plan.d:
-        return plan.operator(*token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
+        return plan.operator(*token_form([(EditRows.of(p), w) for p, w in used], plan.d, device), strengths)
     sums = Sums(plan.d, device)
     for pair, weight in used:
-        sums.add(Rows.of(pair), weight)
+        sums.add(EditRows.of(pair), weight)
     return plan.operator(*factored(*sums.total(), strengths), strengths)
 
 
@@ -129,8 +129,8 @@ class Problem:
         self._device = device
         d = self._plan.d
         # The preserved prompts share one lam, so they are one edit to the sums.
-        self._rows = [Rows.each(p) for p in self._plan.edits]
-        self._kept = Rows.joined([Rows.of(p) for p in self._plan.kept], d)
+        self._rows = [EditRows.each(p) for p in self._plan.edits]
+        self._kept = EditRows.joined([EditRows.of(p) for p in self._plan.kept], d)
         self._gram: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
         self._moves = [len(rows.shifts) > 0 for rows in self._rows]
@@ -251,7 +251,7 @@ class _Plan:
     @property
     def scale(self) -> float:
         """The lam at which these edits begin to bite."""
-        return scale_of([spectral_norm(Rows.of(p)) for p in self.edits])
+        return scale_of([spectral_norm(EditRows.of(p)) for p in self.edits])
 
     def with_shares(self, shares: Sequence[Mapping[str, float] | Sequence[float] | None]) -> _Plan:
         if len(shares) != len(self.edits):
@@ -287,5 +287,5 @@ class _Plan:
     def operator(self, matrix: torch.Tensor, condition: float, strengths: Sequence[float]) -> EditOperator:
         records = [record_of(pair, lam) for pair, lam in zip(self.pairs, strengths, strict=True)]
         count = len(self.edits)
-        step = Inputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
+        step = SolveInputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
         return EditOperator(matrix, (step,), condition)

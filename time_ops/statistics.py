@@ -19,8 +19,8 @@ from time_ops.factor import factored
 from time_ops.files import header_of, json_of
 from time_ops.lams import check_lams
 from time_ops.operator import EditOperator
-from time_ops.records import EditRecord, Inputs, record_from
-from time_ops.sums import Rows, Sums
+from time_ops.records import EditRecord, SolveInputs, record_from
+from time_ops.sums import EditRows, Sums
 
 __all__ = ["Statistics", "check_preserved", "one_encoder", "record_of", "solve_statistics"]
 
@@ -66,7 +66,7 @@ class Statistics:
         if preserved:
             check_preserved([pairs])
         sums = Sums(pairs.source.shape[1], "cpu")
-        sums.add(Rows.of(pairs), 1.0)
+        sums.add(EditRows.of(pairs), 1.0)
         record = (record_of(pairs, None),)
         second = None if pairs.pooled is None else cls.of(pairs.pooled, preserved=preserved)
         return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder, second)
@@ -174,7 +174,7 @@ def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOpe
     strengths = [r.lam for r in (*total.edits, *total.preserved) if r.lam is not None]
     matrix, condition = factored(total.G.clone(), total.B, strengths)
     pooled = None if total.pooled is None else solve_statistics(total.pooled)
-    step = Inputs(total.edits, total.preserved, total.encoder, values_only)
+    step = SolveInputs(total.edits, total.preserved, total.encoder, values_only)
     return EditOperator(matrix, (step,), condition, pooled=pooled)
 
 

@@ -11,7 +11,7 @@ from jobs.auditing.as_reported import delta_figure, finite
 from jobs.auditing.counts import Counts, count_cells
 from jobs.auditing.gates import profession_gate, read_gates, regression_gates
 from jobs.auditing.judged_rows import MARGINS
-from jobs.auditing.profession_figures import EditedProfession, control_figures, movements, profession_reports
+from jobs.auditing.profession_figures import AuditedProfession, control_figures, movements, profession_reports
 from jobs.auditing.tally import Tallies
 from jobs.auditing.variant_figures import Names, variant_summary
 from jobs.config import GatesConfig
@@ -23,7 +23,7 @@ from time_ops.stats.deltas import delta, delta_within
 from time_ops.stats.estimates import DeltaBounds, PairedDeltas
 from time_ops.stats.verdicts import Verdict, combine
 
-__all__ = ["AuditResult", "EditedProfession", "evaluate", "with_gate"]
+__all__ = ["AuditResult", "AuditedProfession", "audit_figures", "with_gate"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class AuditResult:
     """Professions that moved between the two, the farthest first; only where compared."""
 
 
-def evaluate(
+def audit_figures(
     tallies: Tallies,
-    professions: Sequence[EditedProfession],
+    professions: Sequence[AuditedProfession],
     labels: Sequence[str],
     wordings: Sequence[str],
     gates: GatesConfig,

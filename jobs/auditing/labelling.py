@@ -12,7 +12,7 @@ import pyarrow as pa
 from infra.storage import ObjectStore
 from jobs.auditing.blocks import OK, Block, places_of, write_table
 from jobs.auditing.judged_rows import counted_codes, judged_columns, swept_codes
-from jobs.auditing.tally import CellTally, Drawn, Frame, PartTally, TallyTask, pack
+from jobs.auditing.tally import CellTally, Drawn, PartTally, TallyFrame, TallyTask, pack
 from jobs.config import RunConfig
 from jobs.images.cells import cut_parts
 from jobs.images.judging import is_plain
@@ -25,7 +25,7 @@ __all__ = ["tally_part"]
 
 def tally_part(
     tasks: Sequence[TallyTask],
-    frame: Frame,
+    frame: TallyFrame,
     texts: TextEmbeddings,
     config: RunConfig,
     store: ObjectStore,
@@ -95,7 +95,7 @@ class _Drawing:
         cls,
         store: ObjectStore,
         task: TallyTask,
-        frame: Frame,
+        frame: TallyFrame,
         variant: Variant,
         texts: TextEmbeddings,
         config: RunConfig,

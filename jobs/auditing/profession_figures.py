@@ -15,14 +15,14 @@ from jobs.report.schema import Control, LabelCounts, Movement, ProfessionReport
 from time_ops.stats.inference import corrected_shares, moved, off_target
 from time_ops.stats.intervals import paired_difference, rate, wilson, worst_case
 
-__all__ = ["Confusion", "EditedProfession", "control_figures", "movements", "profession_reports"]
+__all__ = ["AuditedProfession", "Confusion", "control_figures", "movements", "profession_reports"]
 
 Confusion = Mapping[str, Mapping[str, int]]
 """True label -> given label -> images checked by hand."""
 
 
 @dataclass(frozen=True)
-class EditedProfession:
+class AuditedProfession:
     """What was asked and done for one profession."""
 
     name: str
@@ -44,7 +44,7 @@ class _Pooled:
 
 def profession_reports(
     counts: Counts,
-    professions: Sequence[EditedProfession],
+    professions: Sequence[AuditedProfession],
     names: Names,
     targets: np.ndarray,
     confusion: Confusion | None,

@@ -72,11 +72,11 @@ def check(
     if model and file.is_file():
         from infra.storage import StorageSettings
         from jobs.models.files import load_tokenizers
-        from jobs.models.staging import stage
+        from jobs.models.staging import fetch_model
         from jobs.runs.inputs import prompt_checker
 
         with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
-            folder = stage(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
+            folder = fetch_model(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
             checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
     name, faults, manifest = str(file), *_checked(file, _split_labels(labels), checker)
     if as_json:

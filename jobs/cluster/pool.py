@@ -28,7 +28,7 @@ from jobs.images.requests import EditRequest
 from jobs.images.shards import ShardOutcome, ShardSpec
 from time_ops import EditOperator
 
-__all__ = ["Pool", "Tallied"]
+__all__ = ["Pool", "Spent"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +50,13 @@ T = TypeVar("T")
 
 
 @dataclass
-class Tallied:
-    """What a stage of generation came to."""
+class Spent:
+    """What drawing has cost so far, which the report says; `jobs.cluster.progress.Counts` has how far a stage is."""
 
     shards: int = 0
     reused: int = 0
     images_made: int = 0
     images_reused: int = 0
-    images_bad: int = 0
     worker_s: float = 0.0
     wall_s: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
@@ -66,7 +65,6 @@ class Tallied:
     def add(self, outcome: ShardOutcome) -> None:
         """Count one committed shard."""
         self.shards += 1
-        self.images_bad += outcome.failed_images
         if outcome.reused:
             self.reused += 1
             self.images_reused += outcome.images
@@ -74,12 +72,11 @@ class Tallied:
             self.images_made += outcome.images
             self.worker_s += outcome.seconds
 
-    def __iadd__(self, other: Tallied) -> Tallied:
+    def __iadd__(self, other: Spent) -> Spent:
         self.shards += other.shards
         self.reused += other.reused
         self.images_made += other.images_made
         self.images_reused += other.images_reused
-        self.images_bad += other.images_bad
         self.worker_s += other.worker_s
         self.wall_s += other.wall_s
         self.failed |= other.failed
@@ -92,8 +89,8 @@ class Pool:
     Args:
         config: the run's configuration.
         settings: how workers reach object storage.
-        token: the run's staging folder, see `AuditWorker`.
-        worker: makes what makes shards, in its process: `jobs.worker.make.audit_worker`, or a test's.
+        token: the run's staging folder, see `Worker`.
+        worker: makes what makes shards, in its process: `jobs.worker.make.make_worker`, or a test's.
         say: tells people what is waited for.
 
     Raises:
@@ -246,7 +243,7 @@ class Pool:
         advance: Advance,
         total: int,
         edits: Mapping[str, EditRequest] | None = None,
-    ) -> Tallied:
+    ) -> Spent:
         """Make all shards, each once; `advance` is told of each as it is committed, or given up.
 
         Args:
@@ -332,9 +329,9 @@ def _check(work: Dispatch[Any], name: str) -> None:
         raise error
 
 
-def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Tallied:
+def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Spent:
     """Do the work, and count it; shards that are given up too."""
-    tallied = Tallied()
+    tallied = Spent()
 
     def tell_failures() -> None:
         for failure in work.failures[len(tallied.failed) :]:

@@ -18,7 +18,7 @@ from infra.storage import StorageError, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, tried
 from jobs.images.cells import check_held_out
-from jobs.images.judging import models_of, stage_classifiers
+from jobs.images.judging import fetch_classifiers, models_of
 from jobs.images.panel import Panel, check_panel
 from jobs.models.files import (
     components_of,
@@ -31,7 +31,7 @@ from jobs.models.files import (
 )
 from jobs.models.names import JOINT, POOLED
 from jobs.models.sampling import check_sampler
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.models.weights import check_pipeline, component_class
 from jobs.runs.inputs import read_bytes, read_inputs
 from manifests import read_manifest
@@ -76,7 +76,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         folders: list[Path] = []
 
         def model() -> str:
-            folder = stage_model(config, settings, cache)
+            folder = fetch_run_model(config, settings, cache)
             check_pipeline(folder, safety_checker=config.sampler.safety_checker)
             check_sampler(folder, config.sampler)
             kinds = weights_of(folder, left_out=() if config.sampler.safety_checker else ("safety_checker",))
@@ -246,7 +246,7 @@ def _encodes(folder: Path) -> str:
 
 
 def _classifies(config: RunConfig, settings: StorageSettings, cache: Path) -> str:
-    folders = stage_classifiers(config, settings, cache)
+    folders = fetch_classifiers(config, settings, cache)
     check_panel(config, folders)
     panel = Panel(config, folders, torch.device("cpu"))
     grey = np.full((1, 64, 64, 3), 128, np.uint8)

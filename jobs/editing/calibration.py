@@ -24,11 +24,11 @@ from jobs.images.cells import Cell, calibration_cells
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.search_schema import Calibration as Section
+from jobs.report.search_schema import Calibration
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
-from time_ops.search.calibration import Calibration
-from time_ops.search.model import Candidate, Limits, Measured, Profession, Rules
+from time_ops.search.calibration import CalibrationSearch
+from time_ops.search.model import Candidate, Limits, Measured, Rules, SearchedProfession
 
 __all__ = ["Calibrated", "calibrate", "professions_of"]
 
@@ -45,7 +45,7 @@ class Calibrated:
 
     operator: EditOperator
     candidate: Candidate
-    section: Section | None
+    section: Calibration | None
 
 
 def calibrate(session: Session, texts: TextEmbeddings) -> Calibrated:
@@ -72,7 +72,7 @@ class _Search:
         wordings, edited = self.config.wordings.calibration, self.config.wordings.edit
         rules = _rules(self.config, self.solver.scale if self.is_open else 1.0)
         unedited = [w for w, wording in enumerate(wordings) if wording not in edited]
-        self.calibration = Calibration(professions, len(wordings), rules, unedited)
+        self.calibration = CalibrationSearch(professions, len(wordings), rules, unedited)
         self.trials = self._earlier()
 
     def run(self) -> Calibrated:
@@ -133,14 +133,14 @@ class _Search:
         )
 
 
-def professions_of(manifest: Manifest, labels: Sequence[str]) -> list[Profession]:
+def professions_of(manifest: Manifest, labels: Sequence[str]) -> list[SearchedProfession]:
     """What the manifest leaves open: all of a profession without a lambda; one with a lambda is solved as it stands."""
     professions = []
     for p in manifest.professions:
         targets = resolved_targets(p, labels)
         shares = resolved_shares(p) if p.lam is not None else tuple(d.share for d in p.destinations)
         professions.append(
-            Profession(
+            SearchedProfession(
                 p.name,
                 tuple(targets[label] for label in labels),
                 tuple(labels.index(d.label) for d in p.destinations),

@@ -11,7 +11,7 @@ from jobs.images.recipe import Recipe
 from jobs.models.files import load_tokenizers
 from jobs.models.kinds import check_kind
 from jobs.models.sampling import check_sampler
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.runs.identity import evaluation_identity, last_name
 from jobs.runs.inputs import prompt_checker, read_bytes
 from manifests import EditSet, Fault, ManifestError, read_edit_set
@@ -59,7 +59,7 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
         ModelError: the model is missing, or of no family that jobs audit.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage_model(config, settings, cache_folder() / token)
+    folder = fetch_run_model(config, settings, cache_folder() / token)
     check_kind(folder, safety_checker=config.sampler.safety_checker)
     check_sampler(folder, config.sampler)
     tokenizers = load_tokenizers(folder)

@@ -29,7 +29,7 @@ def check_panel(config: RunConfig, folders: Mapping[str, Path]) -> None:
 
     Args:
         config: names them.
-        folders: of each model, see `stage_classifiers`.
+        folders: of each model, see `fetch_classifiers`.
 
     Raises:
         ModelError: see `check_classifier` and `check_image_model`.
@@ -55,7 +55,7 @@ class Panel:
 
     Args:
         config: names them.
-        folders: of each model, see `stage_classifiers`.
+        folders: of each model, see `fetch_classifiers`.
         device: where they run, in float32.
 
     Raises:

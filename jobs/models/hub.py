@@ -26,7 +26,7 @@ def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Seq
 
     Args:
         reference: `name/model` or `name/model@revision`.
-        pipeline: see `stage`.
+        pipeline: see `fetch_model`.
         patience_s: how long to try again while the hub is away.
         patterns: what to fetch of what is no pipeline.
 

@@ -11,7 +11,7 @@ from jobs.images.shards import BASE
 from jobs.images.tables import bounded_rows
 from jobs.images.variants import Part, Variant
 from jobs.models.files import safetensors_header
-from jobs.planning.stages import Earlier, Round
+from jobs.planning.stages import KnownBefore, Round
 from time_ops.files import json_of
 from time_ops.route import WeightTable
 
@@ -33,23 +33,23 @@ class EarlierRun:
     def __init__(self, store: ObjectStore, run: str, identity: str, *, is_single: bool) -> None:
         self._store, self._run, self._identity, self._is_single = store, run, identity, is_single
 
-    def read(self) -> Earlier:
+    def read(self) -> KnownBefore:
         """What it knows; a note where `debias` will refuse it, nothing where it holds no run."""
         try:
             before = json_of(self._store.get(f"runs/{self._run}/run.json"))
         except ObjectMissing:
-            return Earlier()
+            return KnownBefore()
         except ValueError:
             before = None
         if not isinstance(before, dict):
-            return Earlier(note=f"runs/{self._run}/run.json can't be read; debias will refuse this name")
+            return KnownBefore(note=f"runs/{self._run}/run.json can't be read; debias will refuse this name")
         # A run that never got beyond the queue has no identity, and stands in nobody's way.
         if before.get("identity", self._identity) != self._identity:
-            return Earlier(
+            return KnownBefore(
                 note=f"runs/{self._run} holds a run under another configuration, manifest, model, dtype or library "
                 "version; debias will refuse this name unless its workers' dtype and versions are that run's"
             )
-        return Earlier(self._calibrated(), self._chosen())
+        return KnownBefore(self._calibrated(), self._chosen())
 
     def _calibrated(self) -> tuple[Round, ...]:
         kind = "phase" if self._is_single else "component"

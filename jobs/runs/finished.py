@@ -19,7 +19,7 @@ from jobs.report.schema import Reference, Report, VariantSummary
 from manifests import Manifest, read_manifest
 from time_ops.files import json_of
 
-__all__ = ["Earlier", "EarlierRunError", "read_earlier"]
+__all__ = ["EarlierRunError", "FinishedRun", "read_finished"]
 
 _ROWS = "images/part-"
 
@@ -29,7 +29,7 @@ class EarlierRunError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Earlier:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -110,7 +110,7 @@ class Earlier:
                 raise EarlierRunError(f"{self.store.url(name)} is no table of images: {error}") from error
 
 
-def read_earlier(url: str, settings: StorageSettings) -> Earlier:
+def read_finished(url: str, settings: StorageSettings) -> FinishedRun:
     """Open a finished run's folder.
 
     Args:
@@ -144,7 +144,7 @@ def read_earlier(url: str, settings: StorageSettings) -> Earlier:
     configuration = state.get("configuration")
     if not isinstance(configuration, dict):
         raise ConfigError(f"{store.url('run.json')} says no configuration; run that job again")
-    return Earlier(store, report.run, files, report, configuration, manifest)
+    return FinishedRun(store, report.run, files, report, configuration, manifest)
 
 
 def _json(store: ObjectStore, name: str) -> dict[str, Any] | None:

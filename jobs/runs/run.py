@@ -15,7 +15,7 @@ from rich.console import Console
 
 from infra.storage import ObjectMissing, ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cluster.metrics import Metrics
-from jobs.cluster.pool import Pool, Tallied
+from jobs.cluster.pool import Pool, Spent
 from jobs.cluster.progress import Reporter
 from jobs.config import RunConfig
 from jobs.errors import ExitCode, exit_code_of
@@ -37,7 +37,7 @@ _LAST_WORDS_S = 5.0
 
 
 class RunFinished(Exception):  # noqa: N818 - no error: what was asked for is there
-    """The run that was asked for is finished already, and that will do; see `Job.again`."""
+    """The run that was asked for is finished already, and that will do; see `RunKind.again`."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder.run)
@@ -93,7 +93,7 @@ class Run:
     lease: Lease
     token: str
     started: float = field(default_factory=time.monotonic)
-    spent: Tallied = field(default_factory=Tallied)
+    spent: Spent = field(default_factory=Spent)
     used: list[str] = field(default_factory=list)
 
     def complete(self, verdict: str, code: ExitCode) -> None:
@@ -120,10 +120,10 @@ def open_run(
         read: reads and checks the inputs, given how to reach object storage and the run's staging token.
         kind: the first word of a derived run's name.
         worker: makes a worker, in its process.
-        again: see `Job`.
+        again: see `RunKind`.
 
     Raises:
-        RunFinished: there is nothing to do, see `Job.again`.
+        RunFinished: there is nothing to do, see `RunKind.again`.
         ConfigError: the output or the run's name must be mended; nothing was written.
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
         What `read` raises.

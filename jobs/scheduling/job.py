@@ -25,14 +25,14 @@ from jobs.audit import audit, read_edit
 from jobs.auditing.outcome import Outcome
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
-from jobs.images.judging import check_labels, classifier_digest, stage_classifiers
+from jobs.images.judging import check_labels, classifier_digest, fetch_classifiers
 from jobs.images.recipe import KEYED_LIBRARIES, Probe, recipe_of
 from jobs.models.digests import content_digest
-from jobs.models.staging import cache_folder, stage
+from jobs.models.staging import cache_folder, fetch_model
 from jobs.redact import redact
 from jobs.report.figures import percent, plain_text
 from jobs.report.schema import Report
-from jobs.runs.finished import EarlierRunError, read_earlier
+from jobs.runs.finished import EarlierRunError, read_finished
 from jobs.runs.identity import identity_of, last_name
 from jobs.runs.inputs import read_bytes
 from jobs.scheduling.entries import Entry, entry_of, subject_of
@@ -187,7 +187,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     cache = cache_folder() / uuid.uuid4().hex[:12]
 
     def model_digest(reference: str) -> str:
-        return content_digest(stage(reference, settings, cache, pipeline=True, layout=config.model_layout))
+        return content_digest(fetch_model(reference, settings, cache, pipeline=True, layout=config.model_layout))
 
     try:
         name = last_name(config.manifest)
@@ -198,7 +198,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
             "base": None if wanted.base is None else model_digest(wanted.base),
             "against": None if wanted.against is None else last_name(wanted.against),
         }
-        model, classifiers = model_digest(config.model), stage_classifiers(config, settings, cache)
+        model, classifiers = model_digest(config.model), fetch_classifiers(config, settings, cache)
         check_labels(config, classifiers)
         classifier = classifier_digest(config, classifiers)
     finally:
@@ -212,7 +212,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
 def _finished(store: ObjectStore, entry: Entry, settings: StorageSettings, console: Console) -> Report | None:
     """The report of an entry's run, where the run is still whole."""
     try:
-        return read_earlier(store.url(entry.prefix), settings).report
+        return read_finished(store.url(entry.prefix), settings).report
     except ConfigError as error:
         _say(console, f"nothing has changed since {tick_text(entry.tick)}, but its run can't be reused: {error}")
         return None
@@ -229,7 +229,7 @@ def _audited(
     against = AuditConfig(operator=config.audit.operator, against=url)
     try:
         # Told apart from faults of this run's own input: those end the command.
-        read_earlier(url, settings)
+        read_finished(url, settings)
     except ConfigError as error:
         _say(console, f"not compared with the audit of {tick_text(before.tick)}: {error}")
         return audit(alone, console, again=False)

@@ -31,7 +31,7 @@ from jobs.report.figure_schema import DeltaFigure, RateFigure, ShareFigure
 from jobs.report.figures import finite, plain_text
 from jobs.report.mixture_schema import ComponentReport
 from jobs.report.schema import Report, VariantSummary
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 
 __all__ = ["ARTIFACTS", "SinkError", "check_sink", "log_run", "metrics_of", "params_of", "sink"]
 
@@ -101,7 +101,7 @@ def log_run(url: str, config: MlflowConfig) -> str:
     if config.tracking_uri is None:
         raise ConfigError("give the tracking server: --tracking-uri http://host:5000, or mlflow.tracking_uri")
     check_sink(config)
-    earlier = read_earlier(url, StorageSettings.from_environment())
+    earlier = read_finished(url, StorageSettings.from_environment())
     # Only here: an extra that most runs do without, and seconds to import.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
@@ -114,7 +114,7 @@ def log_run(url: str, config: MlflowConfig) -> str:
             raise SinkError(f"{address}: {plain_text(str(error))[:1000]}") from error
 
 
-def _logged(earlier: Earlier, address: str, experiment: str) -> str:
+def _logged(earlier: FinishedRun, address: str, experiment: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from jobs.worker.api import WorkerApi
 
-__all__ = ["audit_worker"]
+__all__ = ["make_worker"]
 
 
-def audit_worker(*args: Any) -> WorkerApi:
-    """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
-    from jobs.worker.worker import AuditWorker
+def make_worker(*args: Any) -> WorkerApi:
+    """A `Worker`, in whose process the models' libraries are imported; drivers do without them."""
+    from jobs.worker.worker import Worker
 
-    return AuditWorker(*args)
+    return Worker(*args)

@@ -1,6 +1,6 @@
 """Calibration: which blend of destinations, at which lambda, brings every profession to its target under one operator.
 
-    search = Calibration(professions, wordings=15, rules=Rules(lam=0.2 * scale, least_lam=0.02 * scale))
+    search = CalibrationSearch(professions, wordings=15, rules=Rules(lam=0.2 * scale, least_lam=0.02 * scale))
     for trial in earlier:                      # from calibration.parquet: a resumed search goes on where it stopped
         search.tell(*trial)
     while (candidate := search.propose()) is not None:
@@ -30,13 +30,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from time_ops.search.model import Candidate, Floats, Ints, Measured, Outcome, Phase, Profession, Rules, State
+from time_ops.search.model import (
+    Candidate,
+    Floats,
+    Ints,
+    Measured,
+    Phase,
+    ProfessionOutcome,
+    Rules,
+    SearchedProfession,
+    State,
+)
 from time_ops.search.objective import loss
 from time_ops.search.response import Observed, fit_response
 from time_ops.stats.deltas import rms_deviation
 from time_ops.stats.sequences import confidence_sequence
 
-__all__ = ["Calibration"]
+__all__ = ["CalibrationSearch"]
 
 
 _LAM_STEP = 3.0
@@ -51,7 +61,7 @@ _SAME = 0.02
 """Losses this close are equal: the candidate with the larger lambda, the weaker edit, is taken."""
 
 
-class Calibration:
+class CalibrationSearch:
     """The search's state: all that was told, and what follows from it.
 
     Args:
@@ -63,7 +73,7 @@ class Calibration:
     """
 
     def __init__(
-        self, professions: Sequence[Profession], wordings: int, rules: Rules, unedited: Sequence[int] = ()
+        self, professions: Sequence[SearchedProfession], wordings: int, rules: Rules, unedited: Sequence[int] = ()
     ) -> None:
         self.professions, self.wordings, self.rules = tuple(professions), wordings, rules
         self._unedited_wordings = list(unedited)
@@ -147,7 +157,7 @@ class Calibration:
         found: NDArray[np.bool_] = on & calm & (self._free | self._open_lam)
         return found
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[ProfessionOutcome]:
         """How each profession ended."""
         spent = sum((found.tallies.sum(axis=(1, 2)) for _, found in self.trials), np.zeros(len(self._free), np.int64))
         best, balanced = self.best, self.balanced()
@@ -173,7 +183,7 @@ class Calibration:
                 state, reason = State.UNREACHABLE, f"{seen}, with shares and lambda at their ends"
             else:
                 state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds have ended"
-            outcomes.append(Outcome(state, reason, int(spent[p])))
+            outcomes.append(ProfessionOutcome(state, reason, int(spent[p])))
         return outcomes
 
     # Phases

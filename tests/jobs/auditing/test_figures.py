@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.auditing.figures import AuditResult, EditedProfession, evaluate
+from jobs.auditing.figures import AuditedProfession, AuditResult, audit_figures
 from jobs.auditing.gates import number
 from jobs.auditing.sentence import sentence
 from jobs.auditing.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
@@ -69,11 +69,11 @@ def audit(
     tallies.append(replace(tally, packed=pack(np.full(fine.shape, FAILED), fine, fine)))
     tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), None, len(people)))
     professions = [
-        EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
+        AuditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
     ]
     found = tallies_of(tasks, tallies)
     limits = gates or GatesConfig()
-    return evaluate(found, professions, LABELS, WORDINGS, limits, seed=0, confusion=confusion, compared=compared)
+    return audit_figures(found, professions, LABELS, WORDINGS, limits, seed=0, confusion=confusion, compared=compared)
 
 
 def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
