@@ -73,7 +73,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
     earlier: FinishedRun | None = None
     reference: Reference | None = None
     if wanted.base is not None:
-        earlier = _audited_base(wanted.base, config, console, settings)
+        earlier = _audit_base(wanted.base, config, console, settings)
         reference = earlier.reference("base model", last_name(wanted.base))
     elif wanted.against is not None:
         earlier = read_finished(wanted.against, settings)
@@ -98,7 +98,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
         return Outcome(folder.run, folder.url(), report, code_of(report), reused=True)
 
 
-def _audited_base(base: str, config: RunConfig, console: Console, settings: StorageSettings) -> FinishedRun:
+def _audit_base(base: str, config: RunConfig, console: Console, settings: StorageSettings) -> FinishedRun:
     """The base's own run, whose name is derived from its contents: whatever is compared with it finds it again."""
     console.print(f"first, what to compare with: {last_name(base)}", markup=False, highlight=False, soft_wrap=True)
     alone = config.model_copy(update={"model": base, "run": None, "audit": AuditConfig()})
@@ -160,7 +160,7 @@ class _Audit:
     def run(self) -> Outcome:
         """All steps."""
         config, session = self.config, self.session
-        matched = self._matched()
+        matched = self._match_earlier()
         if self.edit is not None:
             # Before any image: what is wrong with an operator is told at once.
             for operator in operators_of(self.edit):
@@ -215,7 +215,7 @@ class _Audit:
         session.lease.check()
         return conclude(session, self.console, report, pictures)
 
-    def _matched(self) -> Matched | None:
+    def _match_earlier(self) -> Matched | None:
         """The earlier run's images; its rows become the first of this run's, so that the folder stands alone."""
         if self.earlier is None:
             return None

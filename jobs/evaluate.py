@@ -86,12 +86,12 @@ class _Evaluation:
         """All steps."""
         run, config = self._run, self._config
         run.reporter.say("solving the edits")
-        solved = self._solved()
+        solved = self._solve()
         tasks = tasks_of(solved, config)
         self._generate(tasks, solved, edited=False)
         self._generate(tasks, solved, edited=True)
         run.reporter.say("deciding and counting")
-        found = self._measured(tasks, solved)
+        found = self._measure(tasks, solved)
         figures = figures_of(solved, tasks, found, config)
         pictures, files = self._pictures(solved)
         left_out = in_order([*self._inputs.edit_set.left_out, *solved.left_out])
@@ -125,7 +125,7 @@ class _Evaluation:
         run.lease.check()
         return self._conclude(report, files)
 
-    def _solved(self) -> Solved:
+    def _solve(self) -> Solved:
         """Every edit at every lam, in the workers: which operators there are, and which edits have none."""
         edits = self._inputs.edit_set.edits
         asked = [requests_of(edit, self._config) for edit in edits]
@@ -151,7 +151,7 @@ class _Evaluation:
         with run.reporter.stage("edited images" if edited else "base and oracle", sum(counts)) as advance:
             run.spent += run.pool.run(used(), (), advance, len(counts), solved.requests if edited else None)
 
-    def _measured(self, tasks: Sequence[MeasureTask], solved: Solved) -> list[Measures]:
+    def _measure(self, tasks: Sequence[MeasureTask], solved: Solved) -> list[Measures]:
         run = self._run
         run.lease.check()
         controls = self._config.controls if self._config.evaluate.control_images else ()

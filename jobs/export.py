@@ -198,10 +198,10 @@ class _Export:
         """All steps."""
         with Lease(self.store, f"{self.prefix}/LEASE", say=self._say) as lease:
             try:
-                checked = self._checked(lease.check)
+                checked = self._write_and_check(lease.check)
             finally:
                 shutil.rmtree(cache_folder() / self.token, ignore_errors=True)
-            found = [self._published(exported, origin) for exported, origin in map(self._audited, checked)]
+            found = [self._publish(exported, origin) for exported, origin in map(self._audit_rank, checked)]
         outcomes = {exported.outcome for exported in found}
         code = ExitCode.DONE
         if "inconclusive" in outcomes:
@@ -218,7 +218,7 @@ class _Export:
         mixture = isinstance(self.edit, Mixture)
         return main_file(exported.form, only_unet=self.wanted.only_unet, mixture=mixture, pipeline=exported.pipeline)
 
-    def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
+    def _write_and_check(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
         found = []
         with Pool(self.config, self.settings, self.token, make_worker, self._say) as pool:
@@ -240,11 +240,11 @@ class _Export:
                 self._say(f"writing {form}")
                 beside = tuple(f"runs/{self.earlier.run}/{name}" for name in ("checkpoint", "candidate"))
                 exported = pool.call(ExportWorker.write_export, self._task(form, origin), beside)
-                shipped = self._compared(exported, checking)
+                shipped = self._compare(exported, checking)
                 found.append((exported.model_copy(update={"shipped": shipped}), origin))
         return found
 
-    def _compared(self, exported: Exported, checking: Checking) -> Shipped:
+    def _compare(self, exported: Exported, checking: Checking) -> Shipped:
         """What was stored, opened again and drawn with beside the audited edit."""
         form, prefix = exported.form, self._candidate(exported.form)
         approximate = (exported.error or 0.0) > _CLOSE
@@ -291,7 +291,7 @@ class _Export:
             loading=False,
         )
 
-    def _audited(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
+    def _audit_rank(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
         """A LoRA at its rank, audited on the run's own seeds and compared with it; other forms are the edit itself."""
         exported, origin = checked
         if exported.form != "lora":
@@ -316,7 +316,7 @@ class _Export:
         )
         return exported.model_copy(update={"audit": found}), origin
 
-    def _published(self, exported: Exported, origin: Origin) -> Exported:
+    def _publish(self, exported: Exported, origin: Origin) -> Exported:
         """Under its own name once it passes; else it stays a candidate, with what was found in it."""
         form, candidate = exported.form, self._candidate(exported.form)
         target = f"{self.prefix}/{form}" if exported.outcome == "pass" else candidate

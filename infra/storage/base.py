@@ -239,9 +239,9 @@ class ObjectStore(ABC):
         self.put(key, b"first")
         try:
             tag = self.get_tagged(key)[1]
-            if self._refused(ObjectExists, key, b"second", if_absent=True):
+            if self._refuses(ObjectExists, key, b"second", if_absent=True):
                 self.put(key, b"third", if_match=tag)
-                return self._refused(ObjectChanged, key, b"fourth", if_match=tag)
+                return self._refuses(ObjectChanged, key, b"fourth", if_match=tag)
         except StorageError as error:
             if error.retriable:
                 raise
@@ -253,7 +253,7 @@ class ObjectStore(ABC):
         """Return how far this machine's clock is ahead of the server's, to a second; None where there is no server."""
         return None
 
-    def _refused(
+    def _refuses(
         self, kind: type[StorageError], key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> bool:
         try:

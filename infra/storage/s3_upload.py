@@ -116,14 +116,14 @@ class Upload:
         metadata = {SHA256: self.digests.sha256}
         if len(self.digests.parts) == 1:
             self.client.put_object(**self._object, Metadata=metadata, **self.encrypted, **self._part(1))  # type: ignore[arg-type]
-            recorded = self._recorded()
+            recorded = self._read_digest()
         else:
             self._send_parts(metadata, fresh=False)
-            recorded = self._recorded()
+            recorded = self._read_digest()
             if recorded not in (None, self.digests.sha256):
                 # Parts taken over were begun for a file that differs in those it had not sent: so does the record.
                 self._send_parts(metadata, fresh=True)
-                recorded = self._recorded()
+                recorded = self._read_digest()
         if recorded not in (None, self.digests.sha256):
             raise StorageError(f"upload {self._url}: another writer has written it meanwhile.", self._url)
 
@@ -132,7 +132,7 @@ class Upload:
         return f"s3://{self.bucket}/{self.name}"
 
     def _send_parts(self, metadata: dict[str, str], *, fresh: bool) -> None:
-        upload_id, done = (None, {}) if fresh else self._unfinished()
+        upload_id, done = (None, {}) if fresh else self._find_unfinished()
         if upload_id is None:
             checked = {"ChecksumAlgorithm": "CRC32"} if self.crc else {}
             upload_id = self.client.create_multipart_upload(
@@ -166,7 +166,7 @@ class Upload:
         answer = self.client.upload_part(**self._object, UploadId=upload_id, PartNumber=number, **self._part(number))
         return _completed(number, answer)
 
-    def _unfinished(self) -> tuple[str | None, dict[int, dict[str, Any]]]:
+    def _find_unfinished(self) -> tuple[str | None, dict[int, dict[str, Any]]]:
         """Find an upload of this key whose parts are all this file's; abort the others."""
         found, done = None, {}
         for upload_id in _uploads_of(self.client, self.bucket, self.name):
@@ -209,10 +209,10 @@ class Upload:
             )
         except aws.ClientError as error:
             # A completion whose answer was lost is asked for again: the upload is gone, and the object there.
-            if error_code(error) not in _GONE or self._recorded() != self.digests.sha256:
+            if error_code(error) not in _GONE or self._read_digest() != self.digests.sha256:
                 raise
 
-    def _recorded(self) -> str | None:
+    def _read_digest(self) -> str | None:
         """What the object says of itself; None where the server keeps no metadata.
 
         Raises:

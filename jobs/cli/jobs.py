@@ -20,7 +20,7 @@ from jobs.cli.options import (
     SetFlag,
     TickFlag,
     check_tick,
-    configured,
+    read_config,
 )
 from jobs.cluster.connect import connect
 from jobs.errors import ClusterError, ConfigError
@@ -47,7 +47,7 @@ def debias(
     Ray where there is none. The same command again goes on where the last one stopped.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     console = Console(stderr=as_json)
     from jobs.debias import debias as debias_job
     from jobs.sinks.mlflow import check_sink, sink
@@ -90,7 +90,7 @@ def audit(
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
     compared = {key: v for key, v in (("operator", operator), ("base", base), ("against", against)) if v is not None}
-    settings = configured(config, assignments, **flags, audit=compared or None)
+    settings = read_config(config, assignments, **flags, audit=compared or None)
     console = Console(stderr=as_json)
     from jobs.sinks.mlflow import check_sink, sink
 
@@ -183,7 +183,7 @@ def evaluate(
     `evenhand debias` runs. It judges nothing: it ends with 0 on any figures.
     """
     flags = {"manifest": edits, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags, evaluate={"lam": lam} if lam else None)
+    settings = read_config(config, assignments, **flags, evaluate={"lam": lam} if lam else None)
     console = Console(stderr=as_json)
     from jobs.evaluate import evaluate as evaluate_job
 
@@ -215,7 +215,7 @@ def submit(
     evaluation the edit set is the manifest, and its strengths are `--set evaluate.lam=[0.1,1]`.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     from jobs.cluster import submit as submission
 
     if not address or not address.startswith("http"):

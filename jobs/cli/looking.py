@@ -18,7 +18,7 @@ from jobs.cli.options import (
     OutputFlag,
     RunFlag,
     SetFlag,
-    configured,
+    read_config,
 )
 from jobs.cluster.connect import connect
 from jobs.config import load_config
@@ -47,7 +47,7 @@ def plan(
     Takes what `evenhand debias` takes, refuses what it would refuse, and needs no cluster.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     if rate is not None and not (rate > 0 and math.isfinite(rate)):
         raise ConfigError(f"--rate {rate}: give images/s of one worker, more than 0")
     from jobs.planning.plan import make_plan
@@ -82,7 +82,7 @@ def doctor(
         text = "".join(f"{key}: '{UNGIVEN}'\n" for key in flags)
         settings = load_config(text, flags=flags, assignments=assignments or ())
     else:
-        settings = configured(config, assignments, **flags)
+        settings = read_config(config, assignments, **flags)
     from jobs.doctor.examine import examine
     from jobs.doctor.text import diagnosis_text
 

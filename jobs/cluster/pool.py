@@ -191,7 +191,7 @@ class Pool:
             ClusterError: also where a call's result is lost again and again.
         """
         work = self._dispatch(method.__name__, calls)
-        for ((index, _),), result in _fetched(work, method.__name__):
+        for ((index, _),), result in _fetch(work, method.__name__):
             yield index, result
         _check(work, method.__name__)
 
@@ -267,7 +267,7 @@ class Pool:
         shared = self._shared.put(tuple(operators))
         try:
             work = self._shard_work(specs, shared, edits, max(most, _HOPELESS))
-            tallied = _committed(work, advance, self._hear)
+            tallied = _commit(work, advance, self._hear)
         finally:
             self._shared.drop(shared)
         tallied.wall_s = time.monotonic() - start
@@ -303,7 +303,7 @@ class Pool:
         self._batch = outcome.batch or self._batch
 
 
-def _fetched(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
+def _fetch(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
     """Each piece with its result; one whose result is lost on the way is done again, a few times at most."""
     lost: Counter[tuple[object, ...]] = Counter()
     for items, reference in work:
@@ -329,7 +329,7 @@ def _check(work: Dispatch[Any], name: str) -> None:
         raise error
 
 
-def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Spent:
+def _commit(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Spent:
     """Do the work, and count it; shards that are given up too."""
     tallied = Spent()
 
@@ -338,7 +338,7 @@ def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[Shar
             tallied.failed[failure.item.digest] = _why(failure)
             advance(failure.item.count, shard_failed=True)
 
-    for _, outcomes in _fetched(work, ShardWorker.run.__name__):
+    for _, outcomes in _fetch(work, ShardWorker.run.__name__):
         for outcome in outcomes:
             tallied.add(outcome)
             hear(outcome)

@@ -17,7 +17,7 @@ from jobs.cluster import placement
 from jobs.cluster.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 from jobs.config import RunConfig
 from jobs.doctor.models import UNGIVEN
-from jobs.doctor.schema import Finding, tried
+from jobs.doctor.schema import Finding, run_check
 from jobs.errors import ClusterError
 from jobs.images.judging import models_of
 from jobs.images.recipe import KEYED_LIBRARIES
@@ -77,7 +77,7 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith("http"):
-        yield tried("cluster", "Ray", lambda: _dashboard(address))
+        yield run_check("cluster", "Ray", lambda: _dashboard(address))
         return
 
     def join() -> str:
@@ -86,13 +86,13 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
         where = f"the cluster at {address}" if address else "a Ray of this process's own, as RAY_ADDRESS is not set"
         return f"{where}: {ray.__version__}, {count} node{'s'[: count != 1]}"
 
-    yield (joined := tried("cluster", "Ray", join))
+    yield (joined := run_check("cluster", "Ray", join))
     if joined.outcome == "fault":
         return
-    yield tried("cluster", "room for workers", lambda: _room(config))
+    yield run_check("cluster", "room for workers", lambda: _room(config))
     nodes = placement.nodes()
     yield places(config, len(nodes))
-    packages = tried("cluster", "our packages", lambda: _packages(nodes))
+    packages = run_check("cluster", "our packages", lambda: _packages(nodes))
     yield packages
     if packages.outcome == "fault":
         return

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from infra.storage import StorageError, StorageSettings, open_store
 from jobs.config import RunConfig
-from jobs.doctor.schema import Finding, tried
+from jobs.doctor.schema import Finding, run_check
 from jobs.images.cells import check_held_out
 from jobs.images.judging import fetch_classifiers, models_of
 from jobs.images.panel import Panel, check_panel
@@ -65,7 +65,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
     given = [each for each in named if each is not None and each != UNGIVEN]
     if not given:
         return
-    room = tried("storage", "cache folder", lambda: _room(given, settings))
+    room = run_check("storage", "cache folder", lambda: _room(given, settings))
     yield room
     yield hub(given, os.environ)
     if room.outcome == "fault":
@@ -83,12 +83,12 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
             folders.append(folder)
             return kinds
 
-        yield tried("model", "model", model)
+        yield run_check("model", "model", model)
         if folders:
-            yield tried("model", "tokenizer", lambda: _tokenizes(folders[0]))
-            yield tried("model", "text encoder", lambda: _encodes(folders[0]))
+            yield run_check("model", "tokenizer", lambda: _tokenizes(folders[0]))
+            yield run_check("model", "text encoder", lambda: _encodes(folders[0]))
     if config.classifier != UNGIVEN:
-        yield tried("model", "classifier", lambda: _classifies(config, settings, cache))
+        yield run_check("model", "classifier", lambda: _classifies(config, settings, cache))
 
 
 def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, has_model: bool) -> Finding:
@@ -104,7 +104,7 @@ def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, 
         checked = "" if has_model else "; lengths of prompts not checked, for want of a model"
         return f"{len(found.professions)} professions{checked}"
 
-    return tried("input", "manifest", read)
+    return run_check("input", "manifest", read)
 
 
 def disk(free: int, needed: int | None, where: Path) -> Finding:

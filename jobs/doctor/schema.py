@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from jobs.errors import ExitCode, exit_code_of
 from jobs.redact import redact
 
-__all__ = ["Area", "Diagnosis", "Finding", "of_error", "said", "tried"]
+__all__ = ["Area", "Diagnosis", "Finding", "of_error", "run_check", "said"]
 
 Area = Literal["input", "model", "storage", "cluster"]
 
@@ -82,7 +82,7 @@ def of_error(area: Area, check: str, error: Exception) -> Finding:
     )
 
 
-def tried(area: Area, check: str, action: Callable[[], str | Finding]) -> Finding:
+def run_check(area: Area, check: str, action: Callable[[], str | Finding]) -> Finding:
     """What `action` finds; an error that a user can act on is a fault, any other is raised."""
     try:
         found = action()

@@ -73,7 +73,7 @@ class _Search:
         rules = _rules(self.config, self.solver.scale if self.is_open else 1.0)
         unedited = [w for w, wording in enumerate(wordings) if wording not in edited]
         self.calibration = CalibrationSearch(professions, len(wordings), rules, unedited)
-        self.trials = self._earlier()
+        self.trials = self._read_earlier()
 
     def run(self) -> Calibrated:
         for trial in self.trials:
@@ -81,17 +81,17 @@ class _Search:
             used = self.session.use(self._cells(trial.candidate), Variant.plain(trial.operator), pictures=False)
             self.session.spend_again(list(used))
         while (candidate := self.calibration.propose()) is not None:
-            self.trials.append(self._tried(candidate))
+            self.trials.append(self._try(candidate))
             self.calibration.tell(candidate, self.trials[-1].measured)
             self._write()
         if not self.trials:
             self._write()
         best = self.calibration.best
         section = section_of(self.calibration, self.trials, self.manifest, self.config) if self.is_open else None
-        return Calibrated(self._solved(best), best, section)
+        return Calibrated(self._solve(best), best, section)
 
-    def _tried(self, candidate: Candidate) -> Trial:
-        operator = None if candidate.phase == "base" else self._solved(candidate)
+    def _try(self, candidate: Candidate) -> Trial:
+        operator = None if candidate.phase == "base" else self._solve(candidate)
         digest = BASE if operator is None else operator.digest
         cells = self._cells(candidate)
         stage = f"calibration round {candidate.number}, {candidate.phase}"
@@ -104,7 +104,7 @@ class _Search:
     def _cells(self, candidate: Candidate) -> list[Cell]:
         return list(calibration_cells(self.manifest, self.config, candidate.number, candidate.active.tolist()))
 
-    def _solved(self, candidate: Candidate) -> EditOperator:
+    def _solve(self, candidate: Candidate) -> EditOperator:
         shares = [self._by_edit_wording(s) for s in candidate.shares]
         return self.solver.solve(candidate.lam.tolist(), shares)
 
@@ -116,7 +116,7 @@ class _Search:
         mean = np.mean(own, axis=0)
         return np.stack([shares[places[w]] if w in places else mean for w in edit])
 
-    def _earlier(self) -> list[Trial]:
+    def _read_earlier(self) -> list[Trial]:
         try:
             data = self.session.folder.get(EVIDENCE)
         except ObjectMissing:

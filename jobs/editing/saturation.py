@@ -117,7 +117,7 @@ class _Search:
         )
 
     def run(self) -> Saturated:
-        for tried in self._earlier():
+        for tried in self._read_earlier():
             self._take(tried)
             for k, digest in enumerate(tried.operators):
                 if tried.trial.active[k]:
@@ -215,7 +215,7 @@ class _Search:
             for p in range(len(self.manifest.professions))
         ]
 
-    def _earlier(self) -> list[Tried]:
+    def _read_earlier(self) -> list[Tried]:
         try:
             data = self.session.folder.get(EVIDENCE)
         except ObjectMissing:

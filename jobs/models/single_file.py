@@ -86,7 +86,7 @@ def folder_of(file: Path, layout: Path, out: Path, called: str, layout_called: s
         faults.append(f"it has tensors that no part of SD 1.x or 2.x has: {_some(foreign)}")
     if not faults:
         for part in _FILES:
-            faults += _written(part, file, out)
+            faults += _write_component(part, file, out)
     if not faults:
         try:
             check_pipeline(out, safety_checker=False)
@@ -123,7 +123,7 @@ def _copy_texts(layout: Path, out: Path, called: str) -> None:
                 shutil.copyfile(path, out / name / path.name)
 
 
-def _written(part: str, file: Path, out: Path) -> list[str]:
+def _write_component(part: str, file: Path, out: Path) -> list[str]:
     """Write one component's weights; what is wrong with them."""
     prefixes = _ORIGINAL[part]
     with safe_open(file, "pt") as opened:

@@ -49,9 +49,9 @@ class EarlierRun:
                 note=f"runs/{self._run} holds a run under another configuration, manifest, model, dtype or library "
                 "version; debias will refuse this name unless its workers' dtype and versions are that run's"
             )
-        return KnownBefore(self._calibrated(), self._chosen())
+        return KnownBefore(self._read_rounds(), self._read_variant())
 
-    def _calibrated(self) -> tuple[Round, ...]:
+    def _read_rounds(self) -> tuple[Round, ...]:
         kind = "phase" if self._is_single else "component"
         try:
             data = self._store.get(f"runs/{self._run}/calibration.parquet")
@@ -73,7 +73,7 @@ class EarlierRun:
             number, "", tuple(str(row["operator"]) for row in firsts), tuple(bool(row["active"]) for row in firsts)
         )
 
-    def _chosen(self) -> Variant | None:
+    def _read_variant(self) -> Variant | None:
         """What the run went on with, from the header of its file: no matrix is read into memory for it."""
         name = "operator" if self._is_single else "mixture"
         try:

@@ -93,7 +93,7 @@ class FinishedRun:
         Raises:
             EarlierRunError: it is missing or altered.
         """
-        return _verified(self.store, self.files, name)
+        return _read_verified(self.store, self.files, name)
 
     def parts(self) -> Iterator[pa.Table]:
         """The rows of that variant's images, part by part.
@@ -139,8 +139,8 @@ def read_finished(url: str, settings: StorageSettings) -> FinishedRun:
         lacking.append(f"{_ROWS}*.parquet")
     if lacking:
         raise ConfigError(f"{url}: its COMPLETE names no {', '.join(lacking)}; it is no run to compare with")
-    report = read_report(_verified(store, files, "report.json"), store.url("report.json"))
-    manifest = read_manifest(_verified(store, files, "manifest.parquet"), name=store.url("manifest.parquet"))
+    report = read_report(_read_verified(store, files, "report.json"), store.url("report.json"))
+    manifest = read_manifest(_read_verified(store, files, "manifest.parquet"), name=store.url("manifest.parquet"))
     configuration = state.get("configuration")
     if not isinstance(configuration, dict):
         raise ConfigError(f"{store.url('run.json')} says no configuration; run that job again")
@@ -164,7 +164,7 @@ def _names_files(complete: Mapping[str, Any]) -> bool:
     return isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
 
 
-def _verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:
+def _read_verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:
     try:
         data = store.get(name)
     except ObjectMissing as error:

@@ -140,7 +140,7 @@ def open_run(
         say = _say_on(console)
         with _place_of(store, hasty, config.run) as place, ExitStack() as held:
             # A run with a name is leased before it takes up a worker: a second driver is told at once.
-            taken = None if place.folder is None else _taken(store, place.folder, say, held)
+            taken = None if place.folder is None else _take_lease(store, place.folder, say, held)
             with Pool(config, settings, token, worker, say) as pool:
                 say(f"{inputs.summary}, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
@@ -151,7 +151,7 @@ def open_run(
                 if not again and _is_finished(folder, identity):
                     raise RunFinished(folder)
                 place.folder = folder
-                lease, metrics = taken or _taken(store, folder, say, held)
+                lease, metrics = taken or _take_lease(store, folder, say, held)
                 folder.open(identity, _facts(config, probe, recipe, pool))
                 for name, data in inputs.files().items():
                     folder.put(name, data, "application/vnd.apache.parquet")
@@ -184,7 +184,9 @@ def _stores(config: RunConfig, settings: StorageSettings) -> tuple[ObjectStore, 
     return open_store(config.output, settings), open_store(config.output, hasty)
 
 
-def _taken(store: ObjectStore, folder: RunFolder, say: Callable[[str], None], held: ExitStack) -> tuple[Lease, Metrics]:
+def _take_lease(
+    store: ObjectStore, folder: RunFolder, say: Callable[[str], None], held: ExitStack
+) -> tuple[Lease, Metrics]:
     """The lease of a run's folder, given back as `held` closes, and the run's metrics; both beat."""
     metrics = Metrics(folder.run)
 

@@ -105,10 +105,10 @@ def scheduled_audit(
     subject = subject_of(contents.model, contents.operator)
     found = history.find(when, subject)
     if found is not None:
-        return _noted(Ticked(found, "found"), history, console)
+        return _record_tick(Ticked(found, "found"), history, console)
     before = history.before(when)
     if before is not None and (before.subject, before.contents) == (subject, contents.digest):
-        report = _finished(store, before, settings, console)
+        report = _read_report(store, before, settings, console)
         if report is not None:
             entry = entry_of(
                 report,
@@ -118,11 +118,11 @@ def scheduled_audit(
                 contents=contents.digest,
                 reused_from=before.run,
             )
-            return _noted(Ticked(entry, "reused"), history, console)
+            return _record_tick(Ticked(entry, "reused"), history, console)
     connect()
-    outcome = _audited(config, store, before, settings, console)
+    outcome = _audit_tick(config, store, before, settings, console)
     entry = entry_of(outcome.report, series=schedule, tick=when, exit_code=int(outcome.code), contents=contents.digest)
-    return _noted(Ticked(entry, "audited", outcome), history, console)
+    return _record_tick(Ticked(entry, "audited", outcome), history, console)
 
 
 def trend(output: str, series: str, out: Path) -> int:
@@ -209,7 +209,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     return _Contents(model, operator, identity_of(config, manifest, recipe, content))
 
 
-def _finished(store: ObjectStore, entry: Entry, settings: StorageSettings, console: Console) -> Report | None:
+def _read_report(store: ObjectStore, entry: Entry, settings: StorageSettings, console: Console) -> Report | None:
     """The report of an entry's run, where the run is still whole."""
     try:
         return read_finished(store.url(entry.prefix), settings).report
@@ -218,7 +218,7 @@ def _finished(store: ObjectStore, entry: Entry, settings: StorageSettings, conso
         return None
 
 
-def _audited(
+def _audit_tick(
     config: RunConfig, store: ObjectStore, before: Entry | None, settings: StorageSettings, console: Console
 ) -> Outcome:
     """Audit, compared with the entry before unless the configuration says with what, or there is nothing to compare."""
@@ -240,10 +240,10 @@ def _audited(
         return audit(alone, console, again=False)
 
 
-def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
+def _record_tick(ticked: Ticked, history: History, console: Console) -> Ticked:
     """Write the entry (of two drivers' the first one stands) and the trend page, and tell people."""
     entry = history.add(ticked.entry)
-    page = _drawn(history, console)
+    page = _draw_trend(history, console)
     how = {
         "found": f"audited before, at {entry.created}",
         "reused": f"unchanged, reused from {entry.reused_from}",
@@ -261,7 +261,7 @@ def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
     return Ticked(entry, ticked.state, ticked.outcome)
 
 
-def _drawn(history: History, console: Console) -> str | None:
+def _draw_trend(history: History, console: Console) -> str | None:
     """The trend page anew. The entry stands by now: a series that can't be drawn changes no tick's exit code."""
     try:
         entries = history.entries(MAX_ENTRIES)

@@ -109,12 +109,12 @@ def log_run(url: str, config: MlflowConfig) -> str:
     # The client prints links to standard output, which is `--json`'s.
     with _credentials(config.tracking_uri) as address, redirect_stdout(sys.stderr):
         try:
-            return _logged(earlier, address, config.experiment)
+            return _log_finished(earlier, address, config.experiment)
         except (MlflowException, OSError) as error:
             raise SinkError(f"{address}: {plain_text(str(error))[:1000]}") from error
 
 
-def _logged(earlier: FinishedRun, address: str, experiment: str) -> str:
+def _log_finished(earlier: FinishedRun, address: str, experiment: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 

@@ -55,7 +55,7 @@ class ShardService:
         """A shard that is already stored is read and verified; one that is damaged is made again."""
         outcomes, missing = [], []
         for spec in specs:
-            done = self._stored(spec)
+            done = self._read_stored(spec)
             if done is None:
                 missing.append(spec)
             else:
@@ -73,7 +73,7 @@ class ShardService:
                 outcomes += maker.make(missing)
         return outcomes
 
-    def _stored(self, spec: ShardSpec) -> ShardOutcome | None:
+    def _read_stored(self, spec: ShardSpec) -> ShardOutcome | None:
         try:
             shard = Shard.from_bytes(self._resident.store.get(spec.object_key), spec)
         except (ObjectMissing, ShardError):

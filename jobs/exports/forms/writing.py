@@ -172,7 +172,7 @@ def write_safetensors(
         stream.seek(0)
         stream.write(header("0x" + sha.hexdigest()))
 
-    return _written_whole(out, chunks)
+    return _write_whole(out, chunks)
 
 
 def write_file(out: Path, data: bytes) -> int:
@@ -182,10 +182,10 @@ def write_file(out: Path, data: bytes) -> int:
         StorageError: As for `write_safetensors`.
 
     """
-    return _written_whole(out, lambda stream: stream.write(data))
+    return _write_whole(out, lambda stream: stream.write(data))
 
 
-def _written_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
+def _write_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

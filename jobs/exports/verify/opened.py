@@ -24,7 +24,7 @@ from jobs.images.panel import Panel
 from jobs.images.shards import STATUSES
 from jobs.models.files import denoiser_folder, weight_variant
 from jobs.models.names import family_of, is_joint, lora_layers, lora_parts, text_width
-from jobs.models.pipelines import load_pipeline, prepared
+from jobs.models.pipelines import load_pipeline, prepare_pipeline
 from jobs.models.sources import DTYPES, SafetensorsSource, open_denoiser, open_safetensors
 from time_ops import EditOperator, ModelError
 from time_ops.surfaces import denoiser_of, text_entries
@@ -73,18 +73,22 @@ def open_export(
         edited = type(denoiser).from_pretrained(
             part, variant=weight_variant(part), dtype=dtype, use_safetensors=True, local_files_only=True
         )
-        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
+        return prepare_pipeline(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     source = open_safetensors(folder / (file or FILES[form]))
     dtype = _edited_dtype(source)
     if form == "single-file" and hasattr(base, "transformer"):
         # Such files hold the transformer alone as often as not; the text encoders are the base model's either way.
         edited = _transformer_of(source.path, base_folder, denoiser, dtype)
-        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
+        return prepare_pipeline(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     if form == "single-file":
-        return prepared(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype), None, dtype
+        return (
+            prepare_pipeline(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype),
+            None,
+            dtype,
+        )
     edited = copy.deepcopy(denoiser)
     _add(form, source, edited)
-    return prepared(_with_denoiser(base, edited, denoiser.dtype), sampler, device, denoiser.dtype), None, dtype
+    return prepare_pipeline(_with_denoiser(base, edited, denoiser.dtype), sampler, device, denoiser.dtype), None, dtype
 
 
 def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -> Any:
