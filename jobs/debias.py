@@ -122,15 +122,15 @@ class _Job:
         return self._find_mixture() if self.config.form == "mixture" else self._find_operator()
 
     def _find_mixture(self) -> _Solved:
-        found = saturate(self.session, self.cells, self.texts)
+        saturated = saturate(self.session, self.cells, self.texts)
         professions = [
-            replace(asked, components=edits) for asked, edits in zip(self._professions(), found.edits, strict=True)
+            replace(asked, components=edits) for asked, edits in zip(self._professions(), saturated.edits, strict=True)
         ]
-        return _Solved("mixture", found.mixture, professions, saturation=found.section)
+        return _Solved("mixture", saturated.mixture, professions, saturation=saturated.section)
 
     def _find_operator(self) -> _Solved:
-        found = calibrate(self.session, self.texts)
-        chosen = found.candidate
+        calibrated = calibrate(self.session, self.texts)
+        chosen = calibrated.candidate
         professions = [
             replace(
                 asked,
@@ -140,7 +140,7 @@ class _Job:
             )
             for i, (asked, p) in enumerate(zip(self._professions(), self.manifest.professions, strict=True))
         ]
-        return _Solved("operator", found.operator, professions, calibration=found.section)
+        return _Solved("operator", calibrated.operator, professions, calibration=calibrated.section)
 
     def _professions(self) -> list[AuditedProfession]:
         return [

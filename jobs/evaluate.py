@@ -91,8 +91,8 @@ class _Evaluation:
         self._generate(tasks, solved, edited=False)
         self._generate(tasks, solved, edited=True)
         run.reporter.say("deciding and counting")
-        found = self._measure(tasks, solved)
-        figures = figures_of(solved, tasks, found, config)
+        measures = self._measure(tasks, solved)
+        figures = figures_of(solved, tasks, measures, config)
         pictures, files = self._pictures(solved)
         left_out = in_order([*self._inputs.edit_set.left_out, *solved.left_out])
         provenance: dict[str, Any] = provenance_of(config, run.probe, run.recipe)
@@ -133,10 +133,10 @@ class _Evaluation:
             ([request for each in asked[i : i + _SOLVED_AT_ONCE] for request in each],)
             for i in range(0, len(asked), _SOLVED_AT_ONCE)
         ]
-        found: dict[int, list[SolvedEdit]] = {}
+        by_call: dict[int, list[SolvedEdit]] = {}
         for i, of_call in self._run.pool.map(EditSetWorker.solve_edits, calls):
-            found[i] = of_call
-        flat = iter([each for i in range(len(calls)) for each in found[i]])
+            by_call[i] = of_call
+        flat = iter([each for i in range(len(calls)) for each in by_call[i]])
         return solved_of(self._inputs.edit_set, self._config, [[next(flat) for _ in each] for each in asked])
 
     def _generate(self, tasks: Sequence[MeasureTask], solved: Solved, *, edited: bool) -> None:
@@ -159,14 +159,14 @@ class _Evaluation:
         frame = MeasureFrame(run.recipe, self._config.evaluate.lam, frozenset(run.spent.failed))
         parts = list(parts_of(tasks, len(frame.variants)))
         calls = ((part, frame, texts, f"{run.folder.prefix}/{part_name(i)}") for i, part in enumerate(parts))
-        found: dict[int, PartMeasures] = {}
+        by_part: dict[int, PartMeasures] = {}
         for i, measured in run.pool.map(EditSetWorker.measure, calls):
-            found[i] = measured
+            by_part[i] = measured
             if (digest := measured.sha256) is not None:
                 run.folder.note(part_name(i), digest)
             self._statuses += measured.statuses
             self._makers += measured.makers
-        return [measures for i in range(len(parts)) for measures in found[i].measures]
+        return [measures for i in range(len(parts)) for measures in by_part[i].measures]
 
     def _pictures(self, solved: Solved) -> tuple[list[PictureRow], dict[str, bytes]]:
         """The first image of each edit's source prompt in every variant, of the first edits, whatever it shows."""

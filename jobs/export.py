@@ -201,12 +201,12 @@ class _Export:
                 checked = self._write_and_check(lease.check)
             finally:
                 shutil.rmtree(cache_folder() / self.token, ignore_errors=True)
-            found = [self._publish(exported, origin) for exported, origin in map(self._audit_rank, checked)]
-        outcomes = {exported.outcome for exported in found}
+            exports = [self._publish(exported, origin) for exported, origin in map(self._audit_rank, checked)]
+        outcomes = {exported.outcome for exported in exports}
         code = ExitCode.DONE
         if "inconclusive" in outcomes:
             code = ExitCode.GATE_INCONCLUSIVE
-        return found, ExitCode.GATE_FAILED if "fail" in outcomes else code
+        return exports, ExitCode.GATE_FAILED if "fail" in outcomes else code
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -220,7 +220,7 @@ class _Export:
 
     def _write_and_check(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
-        found = []
+        checked = []
         with Pool(self.config, self.settings, self.token, make_worker, self._say) as pool:
             self._say(f"{pool.size} worker(s); loading the models")
             probe = pool.probe()
@@ -241,8 +241,8 @@ class _Export:
                 beside = tuple(f"runs/{self.earlier.run}/{name}" for name in ("checkpoint", "candidate"))
                 exported = pool.call(ExportWorker.write_export, self._task(form, origin), beside)
                 shipped = self._compare(exported, checking)
-                found.append((exported.model_copy(update={"shipped": shipped}), origin))
-        return found
+                checked.append((exported.model_copy(update={"shipped": shipped}), origin))
+        return checked
 
     def _compare(self, exported: Exported, checking: Checking) -> Shipped:
         """What was stored, opened again and drawn with beside the audited edit."""
@@ -305,7 +305,7 @@ class _Export:
         mine, theirs = outcome.report.summary.edited, self.earlier.summary
         if mine is None:
             raise ConfigError(f"{outcome.url} compares nothing; remove that run, and export again")
-        found = RankAudit(
+        rank_audit = RankAudit(
             run=outcome.run,
             verdict=outcome.report.verdict,
             delta=mine.delta,
@@ -314,7 +314,7 @@ class _Export:
             delta_of_run=theirs.delta,
             delta_within_of_run=theirs.delta_within,
         )
-        return exported.model_copy(update={"audit": found}), origin
+        return exported.model_copy(update={"audit": rank_audit}), origin
 
     def _publish(self, exported: Exported, origin: Origin) -> Exported:
         """Under its own name once it passes; else it stays a candidate, with what was found in it."""

@@ -74,8 +74,8 @@ def align_prompts(
         raise EditError.listing(f"prompts are longer than the encoder's {n} positions:", faults)
     article = _Articles(tokenizer)
     first, second = article.merged(a), article.merged(b)
-    found, missing = align_tokens([u.token for u in first], [u.token for u in second], n, alignment=alignment)
-    found = _spread(found, first, second, n)
+    aligned, missing = align_tokens([u.token for u in first], [u.token for u in second], n, alignment=alignment)
+    aligned = _spread(aligned, first, second, n)
     if missing:
         known = {u.token for u in second}
         reordered = all(first[i].token in known for i in missing)
@@ -86,7 +86,7 @@ def align_prompts(
             f"{'has in another order' if reordered else 'lacks'} {words}. "
             'Write a destination that holds every word of the source in its order, or ask for alignment="lcs".'
         )
-    return found
+    return aligned
 
 
 def align_tokens(
@@ -170,14 +170,14 @@ class _Unit:
     stop: int
 
 
-def _spread(found: Positions, source: Sequence[_Unit], destination: Sequence[_Unit], positions: int) -> Positions:
+def _spread(aligned: Positions, source: Sequence[_Unit], destination: Sequence[_Unit], positions: int) -> Positions:
     """Positions of tokens, from those of units; behind the last unit one follows the other, as units do."""
     count, longer = len(destination), 0 if not destination else destination[-1].stop - len(destination)
     if longer == 0 and all(u.stop - u.start == 1 for u in source):
-        return found
+        return aligned
     last = positions - 1
     placed: list[int] = []
-    for unit, at in zip(source, found.tolist(), strict=False):
+    for unit, at in zip(source, aligned.tolist(), strict=False):
         start, stop = (destination[at].start, destination[at].stop) if at < count else (at + longer, at + longer + 1)
         inner = range(unit.stop - unit.start)
         # First token with the first, and all others with the last but for those that have one of their own.

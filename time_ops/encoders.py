@@ -73,17 +73,17 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
     """
     if getattr(pipe, "text_encoder_4", None) is not None:
         raise ModelError(f"{type(pipe).__name__} has four text encoders; at most three are known")
-    found = []
+    pairs = []
     for suffix in ("", "_2", "_3"):
         encoder, tokenizer = getattr(pipe, "text_encoder" + suffix, None), getattr(pipe, "tokenizer" + suffix, None)
         if encoder is None:
             continue
         if tokenizer is None:
             raise ModelError(f"{type(pipe).__name__} has text_encoder{suffix} but no tokenizer{suffix}")
-        found.append((tokenizer, encoder))
-    if not found:
+        pairs.append((tokenizer, encoder))
+    if not pairs:
         raise ModelError(f"{type(pipe).__name__} has no text encoder loaded")
-    return found
+    return pairs
 
 
 def encoder_digest(pipe: Any) -> EncoderDigest:

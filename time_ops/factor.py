@@ -67,8 +67,8 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     reciprocal = 0.0
     if int(info) == 0:
         # LAPACK is column-major: the row-major lower factor is its upper one.
-        found, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
-        reciprocal = float(found) if status == 0 else 0.0
+        rcond, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
+        reciprocal = float(rcond) if status == 0 else 0.0
     if reciprocal < np.finfo(np.float64).eps:
         enough = smallest * norm * np.finfo(np.float64).eps * 1e3
         raise EditError(

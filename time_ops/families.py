@@ -98,18 +98,18 @@ def text_readers(pipe: Any) -> list[Reader]:
 
     """
     t5_positions = _T5_POSITIONS.get(type(denoiser_of(pipe)).__name__)
-    found, lengths = [], set()
+    readers, lengths = [], set()
     for tokenizer, encoder in text_encoders(pipe):
         is_t5 = _is_t5(encoder)
         n = t5_positions if is_t5 and t5_positions is not None else int(tokenizer.model_max_length)
         limit = getattr(encoder.config, "max_position_embeddings", None)
         if limit is not None and n > int(limit):
             raise ModelError(f"the tokenizer pads to {n} tokens, but the text encoder has {limit} positions")
-        found.append(Reader(pipe, tokenizer, n))
+        readers.append(Reader(pipe, tokenizer, n))
         lengths |= set() if is_t5 else {n}
     if len(lengths) > 1:
         raise ModelError(f"the pipeline's tokenizers pad to different lengths: {sorted(lengths)}")
-    return found
+    return readers
 
 
 def token_spans(pipe: Any, readers: Sequence[Reader]) -> list[Span]:
@@ -139,10 +139,10 @@ def aligned_spans(spans: Sequence[Span], source: str, destination: str, alignmen
     parts, start = [], 0
     for span in spans:
         n = span.positions
-        found = [align_prompts(r, source, destination, positions=n, alignment=alignment) for r in span.readers]
-        if any((index != found[0]).any() for index in found[1:]):
+        positions = [align_prompts(r, source, destination, positions=n, alignment=alignment) for r in span.readers]
+        if any((index != positions[0]).any() for index in positions[1:]):
             raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
-        parts.append(start + (found[0] if found else np.arange(n, dtype=np.int64)))
+        parts.append(start + (positions[0] if positions else np.arange(n, dtype=np.int64)))
         start += n
     return np.concatenate(parts)
 

@@ -79,13 +79,13 @@ def fold(
         before = [p.layer.weight.detach().clone() for p in places]
         for place, weight in zip(places, wanted, strict=True):
             place.layer.weight.copy_(weight)
-    found = _verified(entries(module), before, wanted)
+    folded = _verified(entries(module), before, wanted)
     if not is_identity and all(torch.equal(old, new) for old, new in zip(before, wanted, strict=True)):
         raise ModelError(
-            f"no weight changed: the edit is below the resolution of {found.weights[0].dtype}. "
+            f"no weight changed: the edit is below the resolution of {folded.weights[0].dtype}. "
             "Lower lam, or fold in float32"
         )
-    return found
+    return folded
 
 
 def _verified(places: list[Projection], before: list[torch.Tensor], edited: list[torch.Tensor]) -> Fold:

@@ -345,8 +345,8 @@ class Mixture:
                 for matrix, each, second in zip(matrices, stored, seconds, strict=True)
             )
             table = WeightTable(header["weights"], dict(header["professions"]))
-            found = cls(components, table)
-            digest, said = found.digest, header["digest"]
+            mixture = cls(components, table)
+            digest, said = mixture.digest, header["digest"]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, EditError):
                 raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
@@ -354,7 +354,7 @@ class Mixture:
             raise EditError(f"{name} has a header that can't be read: {what}") from error
         if said != digest:
             raise EditError(f"{name} is damaged: its digest is {digest}, the header says {str(said)[:80]}")
-        return found
+        return mixture
 
 
 def is_mixture(data: bytes) -> bool:

@@ -150,11 +150,11 @@ class EditOperator(Transform):
         expected = self.encoder
         if expected is None:
             return
-        found = encoder_digest(pipe)
-        if not expected.matches(found):
+        digest = encoder_digest(pipe)
+        if not expected.matches(digest):
             raise ModelError(
                 f"the operator was solved for the text encoder {expected.exact} ({expected.dtype}), but "
-                f"{type(pipe).__name__} has {found.exact} ({found.dtype}): solve it again for this model"
+                f"{type(pipe).__name__} has {digest.exact} ({digest.dtype}): solve it again for this model"
             )
 
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float64) -> Path:
@@ -257,8 +257,8 @@ def operator_from_header(
     try:
         steps = tuple(step_from(step) for step in header["steps"])
         second = None if pooled is None else operator_from_header(pooled, header["pooled"], f"{name}, pooled")
-        found = EditOperator(matrix, steps, from_json_number(header["condition"]), header["versions"], second)
-        checks = {"checksum": found.checksum, "digest": found.digest}
+        operator = EditOperator(matrix, steps, from_json_number(header["condition"]), header["versions"], second)
+        checks = {"checksum": operator.checksum, "digest": operator.digest}
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
     except _UNREADABLE as error:
         if isinstance(error, EditError):
@@ -266,7 +266,7 @@ def operator_from_header(
         raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
     if wrong:
         raise EditError.listing(f"{name} is damaged:", wrong)
-    return found
+    return operator
 
 
 def _stored(operator: EditOperator, dtype: torch.dtype) -> EditOperator:
@@ -280,10 +280,10 @@ def _said(error: Exception) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     for name in ("evenhand", "diffusers", "transformers"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -48,12 +48,12 @@ def encode_rows(
     templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
     encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
     numbered = _distinct(encoded.embeddings.numpy())
-    found = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
+    rows = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
     if encoded.pooled is None:
-        return found
+        return rows
     only = np.zeros(1, np.int64)
     numbered = _distinct(encoded.pooled[:, None].numpy())
-    return replace(found, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
+    return replace(rows, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
 
 
 def _placed(

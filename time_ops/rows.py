@@ -162,11 +162,11 @@ class TokenRows:
             EditError: As for `statistics`.
 
         """
-        found = self._component_statistics(components, device)
+        statistics = self._component_statistics(components, device)
         if self.pooled is None:
-            return found
+            return statistics
         pooled = self.pooled._component_statistics([one.of_pooled() for one in components], device)
-        return [replace(one, pooled=second) for one, second in zip(found, pooled, strict=True)]
+        return [replace(one, pooled=second) for one, second in zip(statistics, pooled, strict=True)]
 
     def _component_statistics(self, components: Sequence[Strengths], device: Device) -> list[Statistics]:
         checked = [self._checked(strengths) for strengths in components]

@@ -71,11 +71,11 @@ def solve(
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
-    found, second = _solved(plan, strengths, device), plan.pooled(pooled)
+    operator, second = _solved(plan, strengths, device), plan.pooled(pooled)
     if second is None:
-        return found
+        return operator
     of_pooled, ratio = second
-    return replace(found, pooled=_solved(of_pooled, [ratio * s for s in strengths], device))
+    return replace(operator, pooled=_solved(of_pooled, [ratio * s for s in strengths], device))
 
 
 def _solved(plan: _Plan, strengths: Sequence[float], device: Device) -> EditOperator:
@@ -162,12 +162,12 @@ class Problem:
         """
         plan = self._plan if shares is None else self._plan.with_shares(shares)
         strengths = plan.strengths(lam, preserve_lam)
-        found = self._solved(plan, strengths)
+        operator = self._solved(plan, strengths)
         if self._pooled is None:
-            return found
+            return operator
         problem, ratio = self._pooled
         second = problem._plan if shares is None else problem._plan.with_shares(shares)
-        return replace(found, pooled=problem._solved(second, [ratio * s for s in strengths]))
+        return replace(operator, pooled=problem._solved(second, [ratio * s for s in strengths]))
 
     def _solved(self, plan: _Plan, strengths: Sequence[float]) -> EditOperator:
         """Solve for the embeddings of one kind."""
@@ -198,16 +198,16 @@ class Problem:
 
     def _summed(self, matrices: int) -> torch.Tensor:
         """G of every edit, G of the preserved, then B of every edit and destination: [M, d, d] float64."""
-        found = torch.zeros(matrices, self._plan.d, self._plan.d, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(matrices, self._plan.d, self._plan.d, dtype=torch.float64, device=self._device)
         at = len(self._rows) + 1
         for i, rows in enumerate((*self._rows, self._kept)):
             tokens = rows.tokens.to(self._device, torch.float64)
             scaled = tokens * rows.counts.to(self._device)[:, None]
-            found[i].addmm_(tokens.T, scaled)
+            sums[i].addmm_(tokens.T, scaled)
             for shift in rows.shifts:
-                found[at].addmm_(shift.to(self._device).T, tokens)
+                sums[at].addmm_(shift.to(self._device).T, tokens)
                 at += 1
-        return found
+        return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,12 +240,12 @@ class _Plan:
         """Plan the pooled embeddings' solve, and give their lams in units of these; None: there is nothing to edit."""
         check_lams([weaker], "pooled")
         parts = [p.pooled for p in self.pairs]
-        found = [p for p in parts if p is not None]
-        if found and len(found) < len(parts):
+        known = [p for p in parts if p is not None]
+        if known and len(known) < len(parts):
             raise EditError("some token pairs have pooled embeddings and some have none: encode them all alike")
-        if not found or not math.isfinite(weaker):
+        if not known or not math.isfinite(weaker):
             return None
-        plan = _Plan.of(found[: len(self.edits)], found[len(self.edits) :], values_only=False)
+        plan = _Plan.of(known[: len(self.edits)], known[len(self.edits) :], values_only=False)
         return plan, weaker * pooled_ratio(plan.scale, self.scale)
 
     @property

@@ -98,8 +98,8 @@ def text_entries(
     config = _known_config(module)
     if type(module).__name__ in _JOINT:
         return _joint_entries(module, config, d=d, pooled=pooled, values_only=values_only)
-    found = _unet_projections(module, config, d=d, pooled=pooled)
-    return [p for p in found if p.role != "key" or not values_only]
+    projections = _unet_projections(module, config, d=d, pooled=pooled)
+    return [p for p in projections if p.role != "key" or not values_only]
 
 
 def text_projections(module: Any, *, d: int | None = None, values_only: bool = False) -> list[Projection]:
@@ -126,7 +126,7 @@ def _joint_entries(
         faults.append("an IP-Adapter is loaded: its image enters the attention jointly with the text. Unload it first")
     if values_only:
         faults.append("context_embedder feeds keys and values alike, so there is no edit of values only")
-    found = []
+    projections = []
     for path, role, promised in _JOINT_ENTRIES:
         layer = module
         for part in path.split("."):
@@ -140,17 +140,17 @@ def _joint_entries(
             reasons = [f"{path} reads embeddings of width {layer.in_features}, its configuration promises {width}"]
         faults += reasons
         if not reasons:
-            found.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
+            projections.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", faults)
-    return found
+    return projections
 
 
 def _unet_projections(
     module: nn.Module, config: Mapping[str, Any], *, d: int | None, pooled: int | None
 ) -> list[Projection]:
     faults = list(_model_faults(module, config))
-    found: list[Projection] = []
+    projections: list[Projection] = []
     layers = [(name, layer) for name, layer in module.named_modules() if name.rpartition(".")[2] == "attn2"]
     for name, attention in layers:
         faults.extend(_attention_faults(name, attention))
@@ -163,7 +163,7 @@ def _unet_projections(
             reasons = list(_layer_faults(path, layer, d))
             faults.extend(reasons)
             if not reasons:
-                found.append(Projection(path, role, layer, layer.in_features))
+                projections.append(Projection(path, role, layer, layer.in_features))
     if not layers:
         faults.append("it has no cross-attention (no layer called attn2), so nothing in it reads the text")
     else:
@@ -172,14 +172,14 @@ def _unet_projections(
             faults.append(f"{len(layers)} cross-attention layers found, but its configuration promises {promised}")
     if config.get("addition_embed_type") == "text_time":
         try:
-            found.append(_sized_entry(module, config, pooled))
+            projections.append(_sized_entry(module, config, pooled))
         except ModelError as error:
             faults.append(str(error))
     elif pooled is not None:
         faults.append("it reads no pooled embedding, and the edit has one")
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", _shortened(faults))
-    return found
+    return projections
 
 
 def _sized_entry(module: nn.Module, config: Mapping[str, Any], pooled: int | None) -> Projection:

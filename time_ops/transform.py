@@ -95,8 +95,8 @@ class Transform:
 
         """
         pooled = None if self.pooled is None else self.pooled.d
-        found = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
-        return [p for p in found if p.kind == "tokens" or self.pooled is not None]
+        projections = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
+        return [p for p in projections if p.kind == "tokens" or self.pooled is not None]
 
     @contextmanager
     def attached(self, module: Any) -> Iterator[None]:

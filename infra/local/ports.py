@@ -76,10 +76,10 @@ def _choose(
     if all(name in last and last[name] in ports and free(last[name]) for name in names):
         return {name: last[name] for name in names}
     turned = [*ports[seed % len(ports) :], *ports[: seed % len(ports)]]
-    found: list[int] = []
+    chosen: list[int] = []
     for port in turned:
         if free(port):
-            found.append(port)
-        if len(found) == len(names):
-            return dict(zip(names, found, strict=True))
+            chosen.append(port)
+        if len(chosen) == len(names):
+            return dict(zip(names, chosen, strict=True))
     raise LocalError(f"too few free ports between {ports.start} and {ports.stop}. Stop other local clusters.")

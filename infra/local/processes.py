@@ -156,9 +156,9 @@ def log_tail(log: Path, lines: int = 15) -> str:
         text = log.read_text("utf-8", errors="replace")
     except OSError:
         return "(no log)"
-    found = text.splitlines()
-    fatal = [line for line in found[:-lines] if re.match(r"F\d{4} |panic:", line)]  # as SeaweedFS writes them
-    return "\n".join([*fatal[:1], *found[-lines:]]) or "(the log is empty)"
+    rows = text.splitlines()
+    fatal = [line for line in rows[:-lines] if re.match(r"F\d{4} |panic:", line)]  # as SeaweedFS writes them
+    return "\n".join([*fatal[:1], *rows[-lines:]]) or "(the log is empty)"
 
 
 def wait_until(ready: Callable[[], str | None], server: Server, name: str, log: Path, timeout_s: float) -> None:

@@ -289,12 +289,12 @@ def check_source(source: ObjectStore, key: str, if_match: str | None, sha256: st
         ObjectChanged: it has another tag or digest.
 
     """
-    found = source.stat(key)
-    if if_match is not None and found.tag != if_match:
+    stat = source.stat(key)
+    if if_match is not None and stat.tag != if_match:
         raise ObjectChanged(f"copy {source.url(key)}: it has changed.", source.url(key))
-    if sha256 is not None and found.sha256 not in (None, sha256):
+    if sha256 is not None and stat.sha256 not in (None, sha256):
         raise ObjectChanged(f"copy {source.url(key)}: it holds other bytes, by its digest.", source.url(key))
-    return found
+    return stat
 
 
 def existing_file(path: str | os.PathLike[str], url: str) -> Path:

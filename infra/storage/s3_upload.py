@@ -168,14 +168,14 @@ class Upload:
 
     def _find_unfinished(self) -> tuple[str | None, dict[int, dict[str, Any]]]:
         """Find an upload of this key whose parts are all this file's; abort the others."""
-        found, done = None, {}
+        resumed, done = None, {}
         for upload_id in _uploads_of(self.client, self.bucket, self.name):
-            parts = self._parts_of(upload_id) if found is None else None
+            parts = self._parts_of(upload_id) if resumed is None else None
             if parts:
-                found, done = upload_id, parts
+                resumed, done = upload_id, parts
             else:
                 _abort(self.client, self._object, upload_id)
-        return found, done
+        return resumed, done
 
     def _parts_of(self, upload_id: str) -> dict[int, dict[str, Any]] | None:
         """What an upload has of this file; None where it has anything else, nothing, or is gone."""
@@ -233,8 +233,8 @@ def _completed(number: int, answer: Any) -> dict[str, Any]:
 
 def _uploads_of(client: S3Client, bucket: str, name: str) -> list[str]:
     """Unfinished uploads of exactly this key, the newest first; none where they can't be listed."""
-    found = [item for item in _unfinished_below(client, bucket, name) if item["Key"] == name]
-    return [item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"], reverse=True)]
+    uploads = [item for item in _unfinished_below(client, bucket, name) if item["Key"] == name]
+    return [item["UploadId"] for item in sorted(uploads, key=lambda item: item["Initiated"], reverse=True)]
 
 
 def _unfinished_below(client: S3Client, bucket: str, prefix: str) -> Iterator[Any]:

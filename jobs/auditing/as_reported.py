@@ -17,25 +17,25 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def delta_figure(found: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
+def delta_figure(estimate: Estimate, wording: str | None = None, resampled: Interval | None = None) -> DeltaFigure:
     """A Delta; of the worst wording with its name, of all wordings with the interval over professions."""
     return DeltaFigure(
-        value=finite(found.value),
-        low=finite(found.low),
-        high=finite(found.high),
-        floor=finite(found.floor),
-        n=found.n,
+        value=finite(estimate.value),
+        low=finite(estimate.low),
+        high=finite(estimate.high),
+        floor=finite(estimate.floor),
+        n=estimate.n,
         wording=wording,
         resampled_low=None if resampled is None else finite(resampled.low),
         resampled_high=None if resampled is None else finite(resampled.high),
     )
 
 
-def share_figure(found: ParityFigure | Rate) -> ShareFigure:
+def share_figure(share: ParityFigure | Rate) -> ShareFigure:
     """A share or a difference of shares, whose n stands elsewhere."""
-    return ShareFigure(value=finite(found.value), low=finite(found.low), high=finite(found.high))
+    return ShareFigure(value=finite(share.value), low=finite(share.low), high=finite(share.high))
 
 
-def rate_figure(found: Rate, worst: str | None = None) -> RateFigure:
+def rate_figure(rate: Rate, worst: str | None = None) -> RateFigure:
     """A rate, and whom it is worst for."""
-    return RateFigure(value=finite(found.value), n=found.n, low=finite(found.low), high=finite(found.high), worst=worst)
+    return RateFigure(value=finite(rate.value), n=rate.n, low=finite(rate.low), high=finite(rate.high), worst=worst)

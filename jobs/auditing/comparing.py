@@ -364,15 +364,15 @@ def reference_shards(
     table, labels = _weights_of(earlier)
     mixture = earlier.report.mixture
     operators = {} if mixture is None else {each.label: each.operator for each in mixture.components}
-    found = []
+    shown = []
     for label, (digest, count) in matched.first.get(cell, {}).items():
         spec = replace(own, count=count)
         if table is not None:
             route = interval(table.of(cell.prompt), labels.index(label))
             spec = replace(spec, operator=operators.get(label) or BASE, route=route)
         if spec.digest == digest and _is_stored(spec, store):
-            found.append((label, spec))
-    return found
+            shown.append((label, spec))
+    return shown
 
 
 def _is_stored(spec: ShardSpec, store: ObjectStore) -> bool:

@@ -77,7 +77,7 @@ def audit_figures(
     if compared and tallies.variants != 2:
         raise ValueError("a comparison needs two variants")
     counts = count_cells(tallies, len(professions), wordings, labels)
-    controls = [(task.cell, found) for task, found in zip(tallies.tasks, tallies, strict=True) if task.subject is None]
+    controls = [(task.cell, tally) for task, tally in zip(tallies.tasks, tallies, strict=True) if task.subject is None]
     prompts = [cell.prompt for cell, _ in controls]
     names = Names([p.name for p in professions], wordings, labels, prompts)
     targets = np.array([[p.target[label] for label in labels] for p in professions])
@@ -93,7 +93,7 @@ def audit_figures(
         combine(Verdict(g.outcome) for g in results),
         _wordings(wordings, bounds),
         profession_reports(counts, professions, names, targets, confusion, seed),
-        control_figures(counts, prompts, [found.drift for _, found in controls]),
+        control_figures(counts, prompts, [tally.drift for _, tally in controls]),
         _margins(counts, targets),
         compared,
         movements(names.professions, counts.joint.sum(axis=1), targets[:, 0]) if compared else [],

@@ -63,18 +63,22 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
 
     The reason names those beyond the limit, or else those not shown to be within it.
     """
-    found = target_distances(counts, targets, limit)
+    distances = target_distances(counts, targets, limit)
     each = [
         Rate(value if n else None, n, low, high)
         for value, n, low, high in zip(
-            found.value.tolist(), counts.sum(axis=1).tolist(), found.low.tolist(), found.high.tolist(), strict=True
+            distances.value.tolist(),
+            counts.sum(axis=1).tolist(),
+            distances.low.tolist(),
+            distances.high.tolist(),
+            strict=True,
         )
     ]
     far = max(each, key=lambda one: -1.0 if one.value is None else one.value)
     # The ends of the largest of several, as their intervals hold at once.
     worst = Rate(far.value, far.n, max(one.low for one in each), max(one.high for one in each))
     result = gate("profession", worst, limit, "at most")
-    beyond = sorted(np.flatnonzero(found.beyond).tolist(), key=lambda i: -found.value[i])
+    beyond = sorted(np.flatnonzero(distances.beyond).tolist(), key=lambda i: -distances.value[i])
     if beyond:
         told = [f"{names[i]} ({number(each[i].value)})" for i in beyond]
         return result.model_copy(update={"outcome": Verdict.FAIL.value, "reason": f"farther off: {listed(told)}"})
@@ -96,12 +100,12 @@ def regression_gates(paired: PairedDeltas, limit: float) -> list[GateResult]:
     ]
 
 
-def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
+def gate(name: str, figure: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
     """Read a figure's interval against a limit."""
-    outcome = (gate_upper if direction == "at most" else gate_lower)(found, limit)
+    outcome = (gate_upper if direction == "at most" else gate_lower)(figure, limit)
     reason = ""
     if outcome is Verdict.INCONCLUSIVE:
-        n = n_to_decide(found, limit)
+        n = n_to_decide(figure, limit)
         reason = (
             f"the interval holds the limit; about {n:,} images would decide" if n else "the interval holds the limit"
         )
@@ -109,9 +113,9 @@ def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction =
         name=name,
         limit=limit,
         direction=direction,
-        value=finite(found.value),
-        low=finite(found.low),
-        high=finite(found.high),
+        value=finite(figure.value),
+        low=finite(figure.low),
+        high=finite(figure.high),
         outcome=outcome.value,
         reason=reason,
     )

@@ -80,16 +80,16 @@ def _label_counts(
 ) -> LabelCounts:
     """One profession in one variant, in one wording or in all."""
     wordings = slice(None) if w is None else slice(w, w + 1)
-    found = counts.labels[p, v, wordings].sum(axis=0)
-    n = int(found[:-1].sum())
-    low, high = wilson(found[0], n)
+    images = counts.labels[p, v, wordings].sum(axis=0)
+    n = int(images[:-1].sum())
+    low, high = wilson(images[0], n)
     ok = counts.ok[p, v, wordings].sum()
     return LabelCounts(
         n=n,
-        labels={label: int(count) for label, count in zip(names.labels, found, strict=False)},
-        undetermined=int(found[-1]),
+        labels={label: int(count) for label, count in zip(names.labels, images, strict=False)},
+        undetermined=int(images[-1]),
         failed=int(counts.failed[p, v, wordings].sum()),
-        share=float(found[0] / n) if n else None,
+        share=float(images[0] / n) if n else None,
         low=float(low) if n else None,
         high=float(high) if n else None,
         recognised=rate_figure(rate(int(counts.recognised[p, v, wordings].sum()), int(ok))),
@@ -115,11 +115,11 @@ def _corrected(
 ) -> Sequence[ShareFigure | None]:
     """The first label's corrected share of each profession."""
     table = [[confusion.get(true, {}).get(given, 0) for given in labels] for true in labels]
-    found = corrected_shares(counts, table, seed=seed)
+    shares = corrected_shares(counts, table, seed=seed)
     return [
         ShareFigure(value=finite(value), low=low if n else None, high=high if n else None)
         for value, low, high, n in zip(
-            *(part[:, 0].tolist() for part in (found.value, found.low, found.high)), counts.sum(axis=1), strict=True
+            *(part[:, 0].tolist() for part in (shares.value, shares.low, shares.high)), counts.sum(axis=1), strict=True
         )
     ]
 
@@ -129,11 +129,11 @@ def movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> l
     both = joint[:, :-1, :-1]
     n, kept = both.sum(axis=(1, 2)), both[:, 0, 0]
     gained, lost = both[:, :, 0].sum(axis=1) - kept, both[:, 0].sum(axis=1) - kept
-    found = []
+    moves = []
     for i in np.flatnonzero(moved(gained, lost)).tolist():
         before, after = (float((kept[i] + only) / n[i]) for only in (lost[i], gained[i]))
         change = paired_difference(int(gained[i]), int(lost[i]), int(n[i]))
-        found.append(
+        moves.append(
             Movement(
                 profession=names[i],
                 before=before,
@@ -143,7 +143,7 @@ def movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> l
                 worse=bool(abs(after - targets[i]) > abs(before - targets[i])),
             )
         )
-    return sorted(found, key=lambda each: -abs(each.after - each.before))
+    return sorted(moves, key=lambda each: -abs(each.after - each.before))
 
 
 def control_figures(counts: Counts, prompts: Sequence[str], drifts: Sequence[float]) -> list[Control]:

@@ -133,12 +133,12 @@ class Session(Run):
             (part, frame, texts, f"{self.folder.prefix}/{name}" if written else None)
             for part, name in zip(parts, names, strict=True)
         )
-        found: dict[int, PartTally] = {}
+        part_tallies: dict[int, PartTally] = {}
         for i, part_tally in self.pool.map(TallyWorker.tally, calls):
-            found[i] = part_tally
+            part_tallies[i] = part_tally
             if (digest := part_tally.sha256) is not None:
                 self.folder.note(names[i], digest)
-        return Tallies(tasks, [found[i] for i in range(len(parts))])
+        return Tallies(tasks, [part_tallies[i] for i in range(len(parts))])
 
 
 @dataclass(frozen=True)

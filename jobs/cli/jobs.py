@@ -157,9 +157,9 @@ def export(
     forms = known_forms(form) if form else default_forms(settings)
     wanted = Wanted(forms, base_file_for(settings, base_file), only_unet, rank, error, dtype, force)
     connect()
-    found, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
+    exported, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
     if as_json:
-        typer.echo(f"[{','.join(each.model_dump_json() for each in found)}]")
+        typer.echo(f"[{','.join(each.model_dump_json() for each in exported)}]")
     raise typer.Exit(int(code))
 
 
@@ -188,9 +188,9 @@ def evaluate(
     from jobs.evaluate import evaluate as evaluate_job
 
     connect()
-    found = evaluate_job(settings, console)
+    evaluated = evaluate_job(settings, console)
     if as_json:
-        typer.echo(found.report.model_dump_json())
+        typer.echo(evaluated.report.model_dump_json())
 
 
 @app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")

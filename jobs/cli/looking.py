@@ -53,11 +53,11 @@ def plan(
     from jobs.planning.plan import make_plan
     from jobs.planning.text import plan_text
 
-    found = make_plan(settings, rate=rate, workers=workers)
+    made = make_plan(settings, rate=rate, workers=workers)
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(made.model_dump_json())
     else:
-        Console().print(plan_text(found))
+        Console().print(plan_text(made))
 
 
 @app.command(epilog="Example: evenhand doctor run.yaml")
@@ -86,12 +86,12 @@ def doctor(
     from jobs.doctor.examine import examine
     from jobs.doctor.text import diagnosis_text
 
-    found = examine(settings, connect)
+    diagnosis = examine(settings, connect)
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(diagnosis.model_dump_json())
     else:
-        Console().print(diagnosis_text(found))
-    raise typer.Exit(found.exit_code)
+        Console().print(diagnosis_text(diagnosis))
+    raise typer.Exit(diagnosis.exit_code)
 
 
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")

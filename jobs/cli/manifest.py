@@ -80,9 +80,9 @@ def check(
             checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
     name, faults, manifest = str(file), *_read_checked(file, _split_labels(labels), checker)
     if as_json:
-        found = [{"place": fault.place, **asdict(fault)} for fault in faults]
+        listed = [{"place": fault.place, **asdict(fault)} for fault in faults]
         summary = {} if manifest is None else _summary(manifest)
-        typer.echo(json.dumps({"file": name, "ok": not faults, **summary, "faults": found}, ensure_ascii=False))
+        typer.echo(json.dumps({"file": name, "ok": not faults, **summary, "faults": listed}, ensure_ascii=False))
     elif manifest is None:
         _show_faults(name, faults, Console())
     else:

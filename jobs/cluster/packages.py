@@ -46,7 +46,7 @@ def package_reader() -> Callable[[Sequence[str]], dict[str, tuple[str, str]]]:
         from importlib.util import find_spec
         from pathlib import Path
 
-        found = {}
+        packages = {}
         for name in names:
             spec = find_spec(name)
             folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
@@ -55,8 +55,8 @@ def package_reader() -> Callable[[Sequence[str]], dict[str, tuple[str, str]]]:
                 for file in sorted(folder.rglob("*.py")):
                     data = file.read_bytes()
                     sha.update(f"{file.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
-            found[name] = (sha.hexdigest() if folders else "", ", ".join(map(str, folders)))
-        return found
+            packages[name] = (sha.hexdigest() if folders else "", ", ".join(map(str, folders)))
+        return packages
 
     return read
 
@@ -88,13 +88,13 @@ def on_nodes(function: Callable[..., Any], nodes: Iterable[str], *args: Any) -> 
     }
     if references:
         ray.wait([*references.values()], num_returns=len(references), timeout=_NODE_S)
-    found = {}
+    answers = {}
     for node, reference in references.items():
         try:
-            found[node] = ray.get(reference, timeout=0)
+            answers[node] = ray.get(reference, timeout=0)
         except (RayError, GetTimeoutError) as error:
-            found[node] = error
-    return found
+            answers[node] = error
+    return answers
 
 
 def check_packages(nodes: Iterable[str]) -> None:

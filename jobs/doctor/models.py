@@ -96,13 +96,13 @@ def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, 
 
     def read() -> str:
         if has_model:
-            found = read_inputs(config, settings, token)
+            manifest = read_inputs(config, settings, token)
         else:
             name = config.manifest.rpartition("/")[2]
-            found = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
-        check_held_out(found, config)
+            manifest = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
+        check_held_out(manifest, config)
         checked = "" if has_model else "; lengths of prompts not checked, for want of a model"
-        return f"{len(found.professions)} professions{checked}"
+        return f"{len(manifest.professions)} professions{checked}"
 
     return run_check("input", "manifest", read)
 
@@ -214,13 +214,13 @@ def _size(reference: str, settings: StorageSettings) -> int:
 
 
 def _tokenizes(folder: Path) -> str:
-    found = load_tokenizers(folder)
-    lengths = [len(tokenizer(_PROMPT)["input_ids"]) for tokenizer in found]
-    return f"reads {lengths[0]} tokens of {found[0].model_max_length} in {_PROMPT!r}"
+    tokenizers = load_tokenizers(folder)
+    lengths = [len(tokenizer(_PROMPT)["input_ids"]) for tokenizer in tokenizers]
+    return f"reads {lengths[0]} tokens of {tokenizers[0].model_max_length} in {_PROMPT!r}"
 
 
 def _encodes(folder: Path) -> str:
-    found, parts = [], components_of(folder)
+    sizes, parts = [], components_of(folder)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts]
     for name, tokenizer in zip(encoders, load_tokenizers(folder), strict=False):
         # CLIP with a projection gives a pooled embedding too.
@@ -241,8 +241,8 @@ def _encodes(folder: Path) -> str:
         if not all(bool(torch.isfinite(each).all()) for each in (made.last_hidden_state, pooled) if each is not None):
             raise ModelError(f"the {said}'s embeddings are not finite. Fetch the model again.")
         also = "" if pooled is None else f" and one pooled vector of {pooled.shape[-1]}"
-        found.append(f"{length} x {made.last_hidden_state.shape[-1]}{also}")
-    return f"encodes it into {', '.join(found)}, all finite"
+        sizes.append(f"{length} x {made.last_hidden_state.shape[-1]}{also}")
+    return f"encodes it into {', '.join(sizes)}, all finite"
 
 
 def _classifies(config: RunConfig, settings: StorageSettings, cache: Path) -> str:

@@ -85,9 +85,9 @@ def of_error(area: Area, check: str, error: Exception) -> Finding:
 def run_check(area: Area, check: str, action: Callable[[], str | Finding]) -> Finding:
     """What `action` finds; an error that a user can act on is a fault, any other is raised."""
     try:
-        found = action()
+        result = action()
     except Exception as error:
         if exit_code_of(error) is None:
             raise
         return of_error(area, check, error)
-    return found if isinstance(found, Finding) else Finding(area=area, check=check, outcome="ok", found=found)
+    return result if isinstance(result, Finding) else Finding(area=area, check=check, outcome="ok", found=result)

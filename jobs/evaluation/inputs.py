@@ -30,8 +30,8 @@ class EditInputs:
     @property
     def summary(self) -> str:
         """How many edits."""
-        found, rows = len(self.edit_set.edits), self.edit_set.rows
-        return f"{found} edits" if found == rows else f"{found} of {rows} edits (the report says why)"
+        edits, rows = len(self.edit_set.edits), self.edit_set.rows
+        return f"{edits} edits" if edits == rows else f"{edits} of {rows} edits (the report says why)"
 
     @property
     def images(self) -> int:
@@ -70,11 +70,13 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
         for fault in aligned(prompts):
             yield replace(fault, column=columns.get(fault.column or "", fault.column))
 
-    found = read_edit_set(content, name=last_name(config.manifest), checker=check)
-    tested = [p for e in found.edits for pair in (*e.positives, *e.negatives) for p in (pair.source, pair.destination)]
+    edit_set = read_edit_set(content, name=last_name(config.manifest), checker=check)
+    tested = [
+        p for e in edit_set.edits for pair in (*e.positives, *e.negatives) for p in (pair.source, pair.destination)
+    ]
     others = [*config.controls, config.sampler.negative_prompt]
     long = {f.prompt: f.reason for t in tokenizers for f in check_prompts(t, [], prompts=[*tested, *others])}
     refused = [Fault(None, None, f"controls or sampler.negative_prompt: {long[p]}") for p in others if p in long]
     if refused:
-        raise ManifestError(found.name, refused)
-    return EditInputs(config, found.without(long) if long else found)
+        raise ManifestError(edit_set.name, refused)
+    return EditInputs(config, edit_set.without(long) if long else edit_set)

@@ -200,11 +200,11 @@ def with_models(setting: Any, change: Callable[[str], str]) -> Any:
     if isinstance(setting, str):
         return change(setting)
     if isinstance(setting, Mapping):
-        found = dict(setting)
+        changed = dict(setting)
         for key in ("model", "recognition"):
-            if found.get(key) is not None:
-                found[key] = change(found[key])
-        if found.get("faces") is not None:
-            found["faces"] = with_models(found["faces"], change)
-        return found
+            if changed.get(key) is not None:
+                changed[key] = change(changed[key])
+        if changed.get("faces") is not None:
+            changed["faces"] = with_models(changed["faces"], change)
+        return changed
     return [with_models(one, change) for one in setting]

@@ -84,14 +84,14 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     ]
     # The converter counts middle blocks: only as the second of three does it know an attention.
     candidates += [f"{ORIGINAL}middle_block.{i}.norm" for i in range(3)]
-    found = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
+    originals = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
         {c: c for c in candidates}, {"layers_per_block": layers}
     )
-    found[POOLED] = POOLED_ORIGINAL
-    missing = [name for name in names if name not in found]
+    originals[POOLED] = POOLED_ORIGINAL
+    missing = [name for name in names if name not in originals]
     if missing:
         raise ModelError.listing("no original names are known for:", missing[:8])
-    return {name: found[name] for name in names}
+    return {name: originals[name] for name in names}
 
 
 def ema_twin(original: str) -> str:

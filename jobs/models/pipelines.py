@@ -77,15 +77,15 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
 
 def _variants(folder: Path, sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The components that have no plain weights, loaded. diffusers' own `variant` would be that of all components."""
-    found = {}
+    components = {}
     for name, (library, class_name) in components_of(folder, safety_checker=sampler.safety_checker).items():
         variant = weight_variant(folder / name)
         if variant is not None:
             kind = component_class(library, class_name)
-            found[name] = kind.from_pretrained(
+            components[name] = kind.from_pretrained(
                 folder / name, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True
             )
-    return found
+    return components
 
 
 def prepare_pipeline(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:

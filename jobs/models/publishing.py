@@ -74,13 +74,13 @@ def publish(
     there = set(folder.list())
     if not _is_published(folder, there, text, digests):
         kept = _unpublish(folder, there, main, set(digests))
-        found = _list_published(store, [each for each in beside if each != prefix])
+        elsewhere = _list_published(store, [each for each in beside if each != prefix])
 
         def place(name: str, twins: Sequence[Stored] = ()) -> None:
             if name in kept and folder.stat(name).sha256 == digests[name]:
                 return
             sources = [stored[name]] if stored and name in stored else []
-            if not _copy_any(folder, name, digests[name], [*sources, *twins, *found.get(digests[name], ())]):
+            if not _copy_any(folder, name, digests[name], [*sources, *twins, *elsewhere.get(digests[name], ())]):
                 folder.upload(files[name], name)
 
         groups = _twins({name: digest for name, digest in digests.items() if not _opens(name, main)})
@@ -188,7 +188,7 @@ def _opening(names: Iterable[str], main: str) -> list[str]:
 
 def _list_published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, list[Stored]]:
     """Objects of published folders by the digests of their bytes."""
-    found: dict[str, list[Stored]] = {}
+    stored: dict[str, list[Stored]] = {}
     for prefix in prefixes:
         folder = store.sub(prefix)
         try:
@@ -196,8 +196,8 @@ def _list_published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, li
         except (ObjectMissing, ModelError, UnicodeDecodeError):
             continue  # no published folder: what is in it is of no use here
         for name, digest in digests.items():
-            found.setdefault(digest, []).append(Stored(folder, name))
-    return found
+            stored.setdefault(digest, []).append(Stored(folder, name))
+    return stored
 
 
 def _copy_any(folder: ObjectStore, name: str, digest: str, sources: Iterable[Stored]) -> bool:

@@ -269,8 +269,8 @@ def _weight_files(folder: Path) -> list[Path]:
     """The files without a variant's name where there are such, else those of the only variant."""
     files = sorted(folder.glob("*.safetensors"))
     variants = {name: [f for f in files if name in f.name] for name in _VARIANTS}
-    plain = [f for f in files if not any(f in found for found in variants.values())]
-    held = {name: found for name, found in variants.items() if found}
+    plain = [f for f in files if not any(f in parts for parts in variants.values())]
+    held = {name: parts for name, parts in variants.items() if parts}
     if plain or len(held) == 1:
         return plain or next(iter(held.values()))
     if not held:

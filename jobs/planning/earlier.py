@@ -79,10 +79,10 @@ class EarlierRun:
         try:
             data = self._store.get(f"runs/{self._run}/{name}.safetensors")
             header, _ = safetensors_header(io.BytesIO(data))
-            (found,) = (json_of(value) for value in header["__metadata__"].values())
+            (edit,) = (json_of(value) for value in header["__metadata__"].values())
             if name == "operator":
-                return Variant.plain(str(found["digest"]))
-            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in found["components"])
-            return Variant(str(found["digest"]), parts, WeightTable(found["weights"], dict(found["professions"])))
+                return Variant.plain(str(edit["digest"]))
+            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in edit["components"])
+            return Variant(str(edit["digest"]), parts, WeightTable(edit["weights"], dict(edit["professions"])))
         except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError, OverflowError):
             return None

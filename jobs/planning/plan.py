@@ -235,16 +235,16 @@ class _Planner:
         if stage.variant is None:
             return plan
         wanted = {spec.object_key: spec.count for spec in self._specs(stage)}
-        found = stored_keys(self.store, wanted)
+        stored = stored_keys(self.store, wanted)
         if len(self.samples) < _SAMPLED_SHARDS:
             # In the order of their digests, which is no order at all: a fair sample of prompts and of workers.
-            self.samples += sorted(found)[: _SAMPLED_SHARDS - len(self.samples)]
-        images = sum(wanted[key] for key in found)
+            self.samples += sorted(stored)[: _SAMPLED_SHARDS - len(self.samples)]
+        images = sum(wanted[key] for key in stored)
         return plan.model_copy(
             update={
-                "shards_stored": len(found),
+                "shards_stored": len(stored),
                 "images_stored": images,
-                "shards_to_make": count.shards - len(found),
+                "shards_to_make": count.shards - len(stored),
                 "images_to_make": count.images - images,
             }
         )

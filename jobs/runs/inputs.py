@@ -84,8 +84,8 @@ class _Tokenized:
     def prepare(self, prompts: Iterable[str]) -> None:
         """Tokenize these, and forget the ones before."""
         distinct = list(dict.fromkeys(prompts))
-        found = self._tokenizer(distinct, truncation=False, padding=False, verbose=False)["input_ids"]
-        self._known = dict(zip(distinct, found, strict=True))
+        ids = self._tokenizer(distinct, truncation=False, padding=False, verbose=False)["input_ids"]
+        self._known = dict(zip(distinct, ids, strict=True))
 
     def __call__(self, prompt: str, **options: Any) -> Any:
         known = self._known.get(prompt)

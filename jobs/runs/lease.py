@@ -152,15 +152,15 @@ class Lease:
             self._put(if_absent=True)
             return
         except ObjectExists:
-            found = self._read()
-        if found is not None and not self._is_ours(found):
-            found = self._watch(found)
+            lease = self._read()
+        if lease is not None and not self._is_ours(lease):
+            lease = self._watch(lease)
         self._acquired = self._now()
         try:
-            if found is None:
+            if lease is None:
                 self._put(if_absent=True)
             else:
-                self._put(if_match=found.tag)
+                self._put(if_match=lease.tag)
         except (ObjectExists, ObjectChanged) as error:
             raise self._held(self._read()) from error
 
@@ -181,11 +181,11 @@ class Lease:
         while time.monotonic() - begun < ttl_s:
             time.sleep(ttl_s / _POLLS_PER_TTL)
             asked = time.monotonic()
-            found = self._read()
-            if found is None:
+            lease = self._read()
+            if lease is None:
                 return None
-            if found.tag != first.tag:
-                raise self._held(found)
+            if lease.tag != first.tag:
+                raise self._held(lease)
             if time.monotonic() - asked > ttl_s / 2:
                 begun = time.monotonic()  # the store was away: the holder could not renew either
         return first
@@ -217,16 +217,16 @@ class Lease:
 
     def _renew(self) -> bool:
         """Renew the lease or note its loss; it is read each time, as a write whose answer got lost changed the tag."""
-        found = self._read()
-        if found is not None and self._is_ours(found):
+        lease = self._read()
+        if lease is not None and self._is_ours(lease):
             try:
-                self._put(if_match=found.tag)
+                self._put(if_match=lease.tag)
                 return True
             except ObjectChanged:
-                found = self._read()
-                if found is not None and self._is_ours(found):
+                lease = self._read()
+                if lease is not None and self._is_ours(lease):
                     return True  # a late write of our own
-        self._lost = self._held(found)
+        self._lost = self._held(lease)
         self._say(str(self._lost))
         return False
 
@@ -254,11 +254,11 @@ class Lease:
         except ValidationError:
             return _Found(None, tag)
 
-    def _is_ours(self, found: _Found) -> bool:
-        return found.record is not None and found.record.holder == self._holder
+    def _is_ours(self, lease: _Found) -> bool:
+        return lease.record is not None and lease.record.holder == self._holder
 
-    def _held(self, found: _Found | None) -> LeaseHeldError:
-        record = found.record if found else None
+    def _held(self, lease: _Found | None) -> LeaseHeldError:
+        record = lease.record if lease else None
         who = f"driver {record.holder} on {record.host}" if record else "another driver"
         since = f" since {_utc(record.acquired)}" if record else ""
         return LeaseHeldError(

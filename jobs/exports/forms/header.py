@@ -111,15 +111,15 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
         "implementation": implementation,
         **vars(replace(spec, architecture=spec.architecture + suffix)),
     }
-    found = {f"modelspec.{key}": value for key, value in fields.items() if value is not None}
-    found |= {
+    header = {f"modelspec.{key}": value for key, value in fields.items() if value is not None}
+    header |= {
         f"evenhand.{key}": ("true" if value else "false") if isinstance(value, bool) else value
         for key, value in vars(provenance).items()
     }
-    places = [f"{key}: {value!r}" for key, value in found.items() if _PLACE.search(value)]
+    places = [f"{key}: {value!r}" for key, value in header.items() if _PLACE.search(value)]
     if places:
         raise ValueError(f"published metadata names a place: {'; '.join(places)}")
-    return found
+    return header
 
 
 def component_header(header: Mapping[str, str], label: str, mixture: str) -> dict[str, str]:
@@ -212,9 +212,9 @@ def _architecture(config: Mapping[str, Any], *, predicts_v: bool) -> str:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        found = json_of(path.read_text(encoding="utf-8"))
+        config = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} can't be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ModelError(f"{path.parent.name}/{path.name} is not a configuration")
-    return found
+    return config

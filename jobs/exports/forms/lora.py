@@ -92,7 +92,7 @@ def write_lora(
     low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=rank, error=error)
     down, ups, stored = _factors(operator, unet.token_names, unet, low, dtype)
     parts = {name: (up, down, low.rank) for name, up in ups.items()}
-    found = LoraWritten(out, 0, len(unet.names), low.rank, low.error, low.weight_error, stored)
+    written = LoraWritten(out, 0, len(unet.names), low.rank, low.error, low.weight_error, stored)
     second = _pooled_low(operator, unet, rank, error)
     if second is not None and operator.pooled is not None and unet.pooled_name is not None:
         down, ups, stored = _factors(operator.pooled, (unet.pooled_name,), unet, second, dtype)
@@ -100,18 +100,18 @@ def write_lora(
         behind = unet.entry(unet.pooled_name).shape[1] - operator.pooled.d
         down = torch.nn.functional.pad(down, (0, behind))
         parts[unet.pooled_name] = (ups[unet.pooled_name], down, second.rank)
-        found = replace(
-            found,
-            error=max(found.error, second.error),
-            weight_error=max(found.weight_error, second.weight_error),
-            stored_error=max(found.stored_error, stored),
+        written = replace(
+            written,
+            error=max(written.error, second.error),
+            weight_error=max(written.weight_error, second.weight_error),
+            stored_error=max(written.stored_error, stored),
             pooled_rank=second.rank,
         )
     tensors = _named(unet, parts)
     entries = entries_of((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
     pieces = (tensor_bytes(tensors[entry.name]) for entry in entries)
     own = _kohya_metadata(unet, low.rank) if _is_kohya(unet) else {}
-    return replace(found, size_bytes=write_safetensors(out, entries, pieces, {**header, **own, **_errors(found)}))
+    return replace(written, size_bytes=write_safetensors(out, entries, pieces, {**header, **own, **_errors(written)}))
 
 
 def _is_kohya(unet: DenoiserSource) -> bool:
@@ -197,11 +197,11 @@ def _kohya_metadata(unet: DenoiserSource, rank: int) -> dict[str, str]:
     }
 
 
-def _errors(found: LoraWritten) -> dict[str, str]:
-    pooled = {} if found.pooled_rank is None else {"evenhand.lora_pooled_rank": str(found.pooled_rank)}
+def _errors(written: LoraWritten) -> dict[str, str]:
+    pooled = {} if written.pooled_rank is None else {"evenhand.lora_pooled_rank": str(written.pooled_rank)}
     return {
-        "evenhand.lora_error": f"{found.error:.3e}",
-        "evenhand.lora_error_stored": f"{found.stored_error:.3e}",
-        "evenhand.lora_weight_error": f"{found.weight_error:.3e}",
+        "evenhand.lora_error": f"{written.error:.3e}",
+        "evenhand.lora_error_stored": f"{written.stored_error:.3e}",
+        "evenhand.lora_weight_error": f"{written.weight_error:.3e}",
         **pooled,
     }

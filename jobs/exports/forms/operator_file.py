@@ -61,5 +61,5 @@ def write_loader(out: Path) -> Written:
 
 def _own_header(data: bytes) -> dict[str, str]:
     size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
-    return found
+    header: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    return header

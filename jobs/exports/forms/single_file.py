@@ -93,9 +93,9 @@ def _projections(
     source: SafetensorsSource, operator: EditOperator, unet: DenoiserSource | None, expected: int | None
 ) -> list[str]:
     matches = [match for match in map(_PROJECTION.fullmatch, source.entries) if match]
-    found = [m.string for m in matches if m[1] == "v" or not operator.values_only]
+    projections = [m.string for m in matches if m[1] == "v" or not operator.values_only]
     name = source.path.name
-    if not found:
+    if not projections:
         raise ModelError(
             f"{name} has no cross-attention under its original names ({ORIGINAL}...attn2.to_k.weight): it is no single "
             "file of SD 1.x, 2.x or SDXL. A diffusers folder is exported as one"
@@ -103,16 +103,16 @@ def _projections(
     if unet is not None:
         expected = len(unet.token_names)
     half = 2 if operator.values_only else 1
-    if len(found) != expected if expected is not None else len(found) * half not in _KNOWN:
+    if len(projections) != expected if expected is not None else len(projections) * half not in _KNOWN:
         known = " or ".join(f"{count // half} ({kind})" for count, kind in _KNOWN.items())
-        raise ModelError(f"{name} has {len(found)} projections that read the text, not {expected or known}")
-    wrong = [n for n in found if source.entries[n].shape[1:] != (operator.d,)]
+        raise ModelError(f"{name} has {len(projections)} projections that read the text, not {expected or known}")
+    wrong = [n for n in projections if source.entries[n].shape[1:] != (operator.d,)]
     if wrong:
         shape = list(source.entries[wrong[0]].shape)
         raise ModelError(
             f"{name} is not the operator's base model: {wrong[0]} has shape {shape}, the operator width {operator.d}"
         )
-    return found
+    return projections
 
 
 def _joint_names(source: SafetensorsSource, transformer: DenoiserSource) -> dict[str, str]:

@@ -80,10 +80,10 @@ class RoutedGenerator(Generator):
     def _run_loader(self, request: ImageRequest, folder: Path) -> dict[str, torch.Tensor]:
         label = component_of(request.seed, request.prompt, folder=folder)
         file = str(folder / MIXTURE_FILE)
-        found: dict[str, torch.Tensor] = edited_prompt(
+        embeddings: dict[str, torch.Tensor] = edited_prompt(
             self._pipe, request.prompt, label, negative_prompt_of(self._pipe, self._sampler), file
         )
-        return found
+        return embeddings
 
 
 def audited_operator(mixture: Mixture, label: str | None) -> Callable[[Sample], str]:

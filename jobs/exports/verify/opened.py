@@ -178,7 +178,7 @@ def compare(
         texts: by these.
         margin: of undetermined ones.
     """
-    found = Compared()
+    total = Compared()
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         images = [
@@ -191,7 +191,7 @@ def compare(
         pixels = [each.pixels.astype(np.float64) / 255 for each in images]
         apart = np.abs(pixels[0] - pixels[1])[ok]
         codes = [_labels(classifier.images(each.pixels, _BATCH), ok, batch, texts, margin) for each in images]
-        found += Compared(
+        total += Compared(
             len(batch),
             int((~ok).sum()),
             float(apart.max(initial=0.0)),
@@ -199,7 +199,7 @@ def compare(
             int(((codes[0] == codes[1]) & ok).sum()),
             int(ok.sum()),
         )
-    return found
+    return total
 
 
 def _labels(
