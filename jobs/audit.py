@@ -65,7 +65,8 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
 
     Raises:
         ConfigError: also where the earlier run is not finished, or can't be compared with.
-        As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ManifestError, EditError: the input must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
     settings = StorageSettings.from_environment()
     wanted = config.audit

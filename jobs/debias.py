@@ -45,7 +45,8 @@ def debias(config: RunConfig, console: Console) -> Outcome:
     """Run the whole job on the Ray cluster that this process is connected to, or can reach.
 
     Raises:
-        As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ManifestError, ConfigError, EditError: the input must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
     with open_session(config, console, make_worker) as session:
         return _Job(session, console).run()

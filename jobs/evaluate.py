@@ -63,7 +63,8 @@ def evaluate(config: RunConfig, console: Console) -> Evaluated:
 
     Raises:
         ManifestError: the edit set can't be used.
-        As `open_run`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ConfigError: the output or the run's name must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
 
     def read(settings: StorageSettings, token: str) -> EditInputs:

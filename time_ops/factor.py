@@ -56,8 +56,7 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     """Solver for a symmetric positive definite matrix, and its estimated condition number (1-norm).
 
     Raises:
-        EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
-
+        EditError: not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
     """
     norm = float(torch.linalg.matrix_norm(system, 1))
     smallest = min(strengths, default=math.inf)

@@ -46,7 +46,6 @@ class TextEmbeddings:
     Attributes:
         tokens: [P, n, d].
         pooled: [P, p]; None where the model reads none.
-
     """
 
     tokens: torch.Tensor
@@ -58,9 +57,8 @@ class Span:
     """Neighbouring token states that come from the same tokens.
 
     Attributes:
-        readers: The tokenizers, whose encoders' states lie side by side; none where the states are zeros.
-        positions: How many states.
-
+        readers: the tokenizers, whose encoders' states lie side by side; none where the states are zeros.
+        positions: how many states.
     """
 
     readers: Sequence[Reader]
@@ -73,10 +71,9 @@ def pipeline_embeddings(
     """Encode by the pipeline's own `encode_prompt`: token states [P, n, d], and pooled [P, p] where it reads them.
 
     Args:
-        pipe: The pipeline, its encoders ready to run.
-        prompts: The prompts.
-        device: Where to encode.
-
+        pipe: the pipeline, its encoders ready to run.
+        prompts: the prompts.
+        device: where to encode.
     """
     call: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
     family = type(denoiser_of(pipe)).__name__
@@ -94,8 +91,7 @@ def text_readers(pipe: Any) -> list[Reader]:
     """The pipeline's tokenizers, each with the length at which the pipeline uses it, in the encoders' order.
 
     Raises:
-        ModelError: A tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
-
+        ModelError: a tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
     """
     t5_positions = _T5_POSITIONS.get(type(denoiser_of(pipe)).__name__)
     readers, lengths = [], set()
@@ -132,9 +128,8 @@ def aligned_spans(spans: Sequence[Span], source: str, destination: str, alignmen
     States of two encoders lie side by side, so their tokenizers must align alike.
 
     Raises:
-        EditError: A prompt is too long or can't be aligned.
-        ModelError: The tokenizers of one span align differently.
-
+        EditError: a prompt is too long or can't be aligned.
+        ModelError: the tokenizers of one span align differently.
     """
     parts, start = [], 0
     for span in spans:

@@ -47,15 +47,14 @@ class EditOperator(Transform):
 
     Attributes:
         matrix: A, [d, d] float64 on the CPU; edited weight = weight @ A.
-        steps: The inputs of each solve that it composes, in the order in which the edits were made; empty: identity.
-        condition: Estimated condition number (1-norm) of the matrix that was factored; the largest where composed.
-        versions: Versions of the libraries it was solved with.
-        pooled: The edit of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
+        steps: the inputs of each solve that it composes, in the order in which the edits were made; empty: identity.
+        condition: estimated condition number (1-norm) of the matrix that was factored; the largest where composed.
+        versions: versions of the libraries it was solved with.
+        pooled: the edit of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
 
     Raises:
-        EditError: The matrix is not square and finite, steps mix encoders or values-only with other edits, or the
+        EditError: the matrix is not square and finite, steps mix encoders or values-only with other edits, or the
             pooled operator has a pooled one itself.
-
     """
 
     matrix: torch.Tensor
@@ -122,8 +121,7 @@ class EditOperator(Transform):
         Folding in turn gives (W A_1) A_2, so the matrix is A_1 A_2; embeddings take A_1 (A_2 c), second first.
 
         Raises:
-            EditError: Other width, another text encoder, or only one is values-only.
-
+            EditError: other width, another text encoder, or only one is values-only.
         """
         if not isinstance(second, EditOperator):
             return NotImplemented
@@ -144,8 +142,7 @@ class EditOperator(Transform):
         The same encoder loaded in half precision is the same encoder. An operator of unknown encoder passes.
 
         Raises:
-            ModelError: Another text encoder or tokenizer; both digests are named.
-
+            ModelError: another text encoder or tokenizer; both digests are named.
         """
         expected = self.encoder
         if expected is None:
@@ -163,12 +160,11 @@ class EditOperator(Transform):
         A pooled operator is a second tensor, "pooled", and the format is then version 2.
 
         Args:
-            path: The file; written beside and renamed.
+            path: the file; written beside and renamed.
             dtype: float64, or float32 for half the size.
 
         Raises:
-            EditError: Another dtype.
-
+            EditError: another dtype.
         """
         return write_beside(path, self.to_bytes(dtype=dtype))
 
@@ -187,10 +183,9 @@ class EditOperator(Transform):
         """Read an operator back, and check it.
 
         Raises:
-            EditError: No operator's file, or one that was damaged: matrix not square and finite, or not the checksum's;
+            EditError: no operator's file, or one that was damaged: matrix not square and finite, or not the checksum's;
                 provenance not the digest's.
-            FileNotFoundError: No file.
-
+            FileNotFoundError: no file.
         """
         name = Path(path)
         if not name.is_file():
@@ -224,7 +219,6 @@ def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, 
 
     Raises:
         EditError: another dtype than float64 or float32.
-
     """
     if dtype not in (torch.float64, torch.float32):
         raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
@@ -252,7 +246,6 @@ def operator_from_header(
 
     Raises:
         EditError: the header can't be read, or matrix and provenance are not those that it was written with.
-
     """
     try:
         steps = tuple(step_from(step) for step in header["steps"])

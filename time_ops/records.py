@@ -27,13 +27,12 @@ class EditRecord:
     """What of one edit decides the operator.
 
     Attributes:
-        source: Source prompt.
+        source: source prompt.
         destinations: (prompt, share), sorted by prompt; the source itself is one where it keeps a share.
-        lam: Its strength; inf: left out of the solve. None in statistics that have no lam yet.
-        augmentations: Templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
-        alignment: Rule of the token correspondence.
+        lam: its strength; inf: left out of the solve. None in statistics that have no lam yet.
+        augmentations: templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
+        alignment: rule of the token correspondence.
         tokens: sha256 of the embeddings where no known encoder made them, else "".
-
     """
 
     source: str
@@ -49,13 +48,12 @@ class SolveInputs:
     """All that decides one solve, in canonical order.
 
     Attributes:
-        edits: Sorted records of the edits.
-        preserved: Sorted records of the preserved prompts, each with its lam.
-        encoder: The text encoder; None where embeddings were made by hand.
-        values_only: Only the value projections are edited.
-        rank: Of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
+        edits: sorted records of the edits.
+        preserved: sorted records of the preserved prompts, each with its lam.
+        encoder: the text encoder; None where embeddings were made by hand.
+        values_only: only the value projections are edited.
+        rank: of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
             weights of the model that it is for.
-
     """
 
     edits: tuple[EditRecord, ...]

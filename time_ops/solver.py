@@ -51,23 +51,22 @@ def solve(
     """All edits in one solve.
 
     Args:
-        pairs: Token pairs of each edit, all of one width d.
-        lam: Strength, for all or for each edit; positive. Smaller is stronger; inf leaves an edit out exactly.
-        preserve: Pairs with c* = c, of prompts that must keep their meaning.
-        preserve_lam: Strength of every preserved prompt. Default: the smallest lam of the edits, so that no edit pulls
+        pairs: token pairs of each edit, all of one width d.
+        lam: strength, for all or for each edit; positive. Smaller is stronger; inf leaves an edit out exactly.
+        preserve: pairs with c* = c, of prompts that must keep their meaning.
+        preserve_lam: strength of every preserved prompt. Default: the smallest lam of the edits, so that no edit pulls
             harder at a token than a preserved prompt that shares it holds.
-        values_only: Edit the value projections only.
-        device: Where to compute; needs float64.
-        pooled: How much weaker pooled embeddings are edited than token states: their lam is this times `lam`, each in
+        values_only: edit the value projections only.
+        device: where to compute; needs float64.
+        pooled: how much weaker pooled embeddings are edited than token states: their lam is this times `lam`, each in
             units of its own scale (the median over edits of the spectral norm of B_p). inf leaves them alone.
 
     Returns:
         The operator, with the inputs and the estimated condition number as provenance.
 
     Raises:
-        EditError: Bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
+        EditError: bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
             can't be factored in float64.
-
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
@@ -97,16 +96,15 @@ class Problem:
     else, where those are too large, the token matrices. No prompt is ever encoded again.
 
     Args:
-        pairs: As for `solve`.
-        preserve: As for `solve`.
-        values_only: As for `solve`.
-        device: As for `solve`.
-        statistics_bytes: Most memory for G_p and B_p.
-        pooled: As for `solve`.
+        pairs: as for `solve`.
+        preserve: as for `solve`.
+        values_only: as for `solve`.
+        device: as for `solve`.
+        statistics_bytes: most memory for G_p and B_p.
+        pooled: as for `solve`.
 
     Raises:
-        EditError: As for `solve`.
-
+        EditError: as for `solve`.
     """
 
     def __init__(
@@ -152,13 +150,12 @@ class Problem:
         """Solve for these lams and shares; the same as `solve` of the same inputs.
 
         Args:
-            lam: As for `solve`.
-            shares: For each edit other shares of its destinations (see `TokenPairs.with_shares`), or None for its own.
-            preserve_lam: As for `solve`.
+            lam: as for `solve`.
+            shares: for each edit other shares of its destinations (see `TokenPairs.with_shares`), or None for its own.
+            preserve_lam: as for `solve`.
 
         Raises:
-            EditError: As for `solve`.
-
+            EditError: as for `solve`.
         """
         plan = self._plan if shares is None else self._plan.with_shares(shares)
         strengths = plan.strengths(lam, preserve_lam)

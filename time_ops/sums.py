@@ -23,9 +23,8 @@ class EditRows:
 
     Attributes:
         tokens: [u, d], in the pairs' dtype.
-        counts: How often each occurs, [u] float64.
-        shifts: Sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
-
+        counts: how often each occurs, [u] float64.
+        shifts: sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
     """
 
     tokens: torch.Tensor
@@ -92,10 +91,9 @@ class Sums:
     and of G only what is on and above its diagonal blocks, the rest being the same.
 
     Args:
-        d: Width.
-        device: Where to sum.
-        shifts: How many shifts each row has, K; G is summed once for all of them.
-
+        d: width.
+        device: where to sum.
+        shifts: how many shifts each row has, K; G is summed once for all of them.
     """
 
     _WIDE = 2048

@@ -59,11 +59,10 @@ class Projection:
     """One entry: a linear layer that reads the text.
 
     Attributes:
-        name: Its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
+        name: its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
         role: "key" or "value" of a cross-attention, "context" of a whole model, or "pooled".
-        layer: The layer; weight [out, in].
-        width: How many of its inputs, the first ones, read the text: d. The others, and the bias, are never edited.
-
+        layer: the layer; weight [out, in].
+        width: how many of its inputs, the first ones, read the text: d. The others, and the bias, are never edited.
     """
 
     name: str
@@ -83,17 +82,16 @@ def text_entries(
     """Every linear layer that reads the text, in the model's order, the one that reads the pooled embedding last.
 
     Args:
-        module: A `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
-        d: Width of the token states that the caller has; checked against every entry that reads them.
-        pooled: Width of the pooled embedding that the caller has; likewise.
-        values_only: Leave the key projections out.
+        module: a `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
+        d: width of the token states that the caller has; checked against every entry that reads them.
+        pooled: width of the pooled embedding that the caller has; likewise.
+        values_only: leave the key projections out.
 
     Returns:
         32 for Stable Diffusion 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX.
 
     Raises:
-        ModelError: The model can't be edited; all reasons are given.
-
+        ModelError: the model can't be edited; all reasons are given.
     """
     config = _known_config(module)
     if type(module).__name__ in _JOINT:
@@ -107,7 +105,6 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
 
     Returns:
         Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL; 1 for SD3 and FLUX.
-
     """
     return [p for p in text_entries(module, d=d, values_only=values_only) if p.kind == "tokens"]
 
@@ -210,8 +207,7 @@ def expected_layers(config: Mapping[str, Any]) -> int:
     """Count the cross-attention layers that a UNet's configuration promises: 16 for SD 1.x and 2.x, 70 for SDXL.
 
     Args:
-        config: The configuration of a `UNet2DConditionModel`.
-
+        config: the configuration of a `UNet2DConditionModel`.
     """
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
     layers = _per_block(config.get("layers_per_block", 2), len(down))
@@ -240,9 +236,8 @@ def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline whose text does not enter by entries alone.
 
     Raises:
-        ModelError: It has neither UNet nor known transformer, no text encoder, or a second model that reads the text;
+        ModelError: it has neither UNet nor known transformer, no text encoder, or a second model that reads the text;
             the reason is named.
-
     """
     name = type(pipe).__name__
     if getattr(pipe, "transformer", None) is not None:

@@ -56,7 +56,6 @@ def choose_ports(kind: str, last: Mapping[str, int], seed: int) -> dict[str, int
 
     Raises:
         LocalError: too few ports are free.
-
     """
     if kind == "seaweed":
         return _choose(SEAWEED_PORTS, _SEAWEED_RANGE, last, seed, lambda port: is_free(port) and is_free(port + _TWIN))

@@ -121,7 +121,6 @@ def stop(home: Home, *leaders: Server | None, everything: bool = False, spare: S
 
     Raises:
         LocalError: a process outlived SIGKILL.
-
     """
     sent: set[tuple[int, int]] = set()
     left: dict[int, psutil.Process] = {}
@@ -166,7 +165,6 @@ def wait_until(ready: Callable[[], str | None], server: Server, name: str, log: 
 
     Raises:
         LocalError: the server ended, or is not ready in time; with the last lines of its log.
-
     """
     deadline = time.monotonic() + timeout_s
     while (missing := ready()) is not None:

@@ -25,10 +25,9 @@ class ObjectStat:
     """What a store says of an object without handing it out.
 
     Attributes:
-        size: Bytes.
-        tag: Its entity tag, as of `get_tagged`: other bytes, another tag.
-        sha256: Of its bytes in hex, where an `ObjectStore` wrote it or the store is a folder; else None.
-
+        size: bytes.
+        tag: its entity tag, as of `get_tagged`: other bytes, another tag.
+        sha256: of its bytes in hex, where an `ObjectStore` wrote it or the store is a folder; else None.
     """
 
     size: int
@@ -49,7 +48,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -58,7 +56,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -86,7 +83,6 @@ class ObjectStore(ABC):
             ObjectExists: `if_absent`, and there is one.
             ObjectChanged: `if_match`, and the object has another tag, or there is none.
             ValueError: both conditions at once.
-
         """
 
     @abstractmethod
@@ -99,7 +95,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -116,7 +111,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -157,7 +151,6 @@ class ObjectStore(ABC):
         Raises:
             ObjectMissing: there is none.
             ObjectChanged: it has another tag or digest.
-
         """
         tag = check_source(source, source_key, if_match, sha256).tag
         with tempfile.TemporaryDirectory(prefix="evenhand-") as folder:
@@ -184,7 +177,6 @@ class ObjectStore(ABC):
 
         Raises:
             StorageError: the folder is missing or has no file.
-
         """
         folder = Path(path)
         store = self.sub(prefix) if prefix else self
@@ -206,7 +198,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: nothing is below the prefix.
-
         """
         folder = Path(path)
         store = self.sub(prefix) if prefix else self
@@ -221,7 +212,6 @@ class ObjectStore(ABC):
 
         Raises:
             StorageError: one of the three failed, or gave back other bytes.
-
         """
         key, data = f"evenhand-probe-{uuid.uuid4().hex}", os.urandom(64)
         self.put(key, data)
@@ -287,7 +277,6 @@ def check_source(source: ObjectStore, key: str, if_match: str | None, sha256: st
     Raises:
         ObjectMissing: there is none.
         ObjectChanged: it has another tag or digest.
-
     """
     stat = source.stat(key)
     if if_match is not None and stat.tag != if_match:
@@ -302,7 +291,6 @@ def existing_file(path: str | os.PathLike[str], url: str) -> Path:
 
     Raises:
         StorageError: there is none.
-
     """
     source = Path(path)
     if not source.is_file():

@@ -25,7 +25,6 @@ def credentials_source() -> str | None:
 
     Raises:
         StorageError: a profile or a service that should give them fails.
-
     """
     try:
         credentials = boto3.session.Session().get_credentials()

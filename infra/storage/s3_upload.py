@@ -47,11 +47,10 @@ class FileDigests:
     """What one reading of a file found.
 
     Attributes:
-        size: Bytes.
-        sha256: Of the whole, in hex.
-        part_bytes: Size of every part but the last.
+        size: bytes.
+        sha256: of the whole, in hex.
+        part_bytes: size of every part but the last.
         parts: MD5 of each part; one, of nothing, for an empty file.
-
     """
 
     size: int
@@ -84,14 +83,13 @@ class Upload:
     """One file on its way to one object.
 
     Attributes:
-        client: Of the server.
-        bucket: The object's.
-        name: Its whole key.
-        path: The file.
-        digests: Of the file.
-        crc: Requests carry CRC32 instead of Content-MD5.
-        encrypted: What asks for encryption, see `StorageSettings.encrypted`.
-
+        client: of the server.
+        bucket: the object's.
+        name: its whole key.
+        path: the file.
+        digests: of the file.
+        crc: requests carry CRC32 instead of Content-MD5.
+        encrypted: what asks for encryption, see `StorageSettings.encrypted`.
     """
 
     client: S3Client
@@ -111,7 +109,6 @@ class Upload:
 
         Raises:
             StorageError: the file has changed since it was digested, or the object is not what was sent.
-
         """
         metadata = {SHA256: self.digests.sha256}
         if len(self.digests.parts) == 1:
@@ -217,7 +214,6 @@ class Upload:
 
         Raises:
             StorageError: it has another size.
-
         """
         head = self.client.head_object(**self._object)
         if head["ContentLength"] != self.digests.size:

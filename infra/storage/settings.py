@@ -89,7 +89,6 @@ class StorageSettings(BaseModel):
 
         Raises:
             StorageError: the profile named by AWS_PROFILE, or the config file, can't be read.
-
         """
         session = botocore.session.Session()
         try:

@@ -201,7 +201,7 @@ def open_session(
 
     Raises:
         ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
-        As `open_run`.
+        RunFinished, ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `open_run`.
     """
 
     def read(settings: StorageSettings, token: str) -> _ManifestInputs:

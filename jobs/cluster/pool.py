@@ -187,8 +187,9 @@ class Pool:
             Index of the call and its result, as they are done. One that is lost with its node is made again.
 
         Raises:
-            As `Dispatch`; an error that a call keeps raising is raised as it was there.
-            ClusterError: also where a call's result is lost again and again.
+            ModelError, EditError, JobError, StorageError: see `Dispatch`.
+            ClusterError: workers die one after another, or a call's result is lost again and again.
+            Exception: what a call keeps raising, as it was raised there.
         """
         work = self._dispatch(method.__name__, calls)
         for ((index, _),), result in _fetch(work, method.__name__):
@@ -213,7 +214,9 @@ class Pool:
             finish: what it makes of the whole sum is the result; a module's function, run in the cluster too.
 
         Raises:
-            As `map`. Where results are lost with their node all is begun again, as sums may hold them already.
+            ClusterError: also where results are lost with their node again and again. All is begun again then, as sums
+                may hold them already.
+            ModelError, EditError, JobError, StorageError, Exception: as `map`.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -46,7 +46,8 @@ class Tree(Generic[R]):
         """What a function, a module's, makes of the whole sum in a task of its own, once all leaves are in.
 
         Raises:
-            What `function` or `add` raises; `jobs.cluster.dispatch.LOST` where a node is gone with a part of the sum.
+            Exception: what `function` or `add` raises; one of `jobs.cluster.dispatch.LOST` where a node is gone with a
+                part of the sum.
         """
         result: S = fetch(_apply.remote(function, self._waiting[len(self._widths) - 1, 0]))
         return result

@@ -161,7 +161,7 @@ def load_processor(folder: Path, kind: EncoderKind) -> tuple[Any, Any]:
     """Image processor and tokenizer of a dual encoder.
 
     Raises:
-        One of `UNLOADABLE`: they can't be loaded.
+        Exception: one of `UNLOADABLE`, where they can't be loaded.
     """
     if kind.model == "CLIPModel":
         processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)

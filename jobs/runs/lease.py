@@ -69,7 +69,6 @@ class Lease:
             `StorageError` of it is told and no more; any
             other exception of it is raised by `check`.
         say: told what goes on, in words for people; also from the renewing thread.
-
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class Lease:
         Raises:
             LeaseHeldError: another driver holds it, and lives.
             StorageError: the store failed.
-
         """
         if not self._store.supports_conditional_put():
             self._say(
@@ -136,7 +134,6 @@ class Lease:
         Raises:
             LeaseHeldError: another driver has taken it over.
             Exception: what `on_beat` raised.
-
         """
         if self._lost is not None:
             raise self._lost
@@ -172,7 +169,6 @@ class Lease:
 
         Raises:
             LeaseHeldError: it was renewed, or changed hands.
-
         """
         ttl_s = first.record.ttl_s if first.record else self._ttl_s
         until = f" until {_utc(first.record.expires)}" if first.record else ""

@@ -126,7 +126,7 @@ def open_run(
         RunFinished: there is nothing to do, see `RunKind.again`.
         ConfigError: the output or the run's name must be mended; nothing was written.
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
-        What `read` raises.
+        Exception: what `read` raises.
     """
     started, token = time.monotonic(), uuid.uuid4().hex[:12]
     settings = StorageSettings.from_environment()

@@ -93,7 +93,9 @@ def scheduled_audit(
         connect: joins the Ray cluster; called where images may have to be made.
 
     Raises:
-        As `jobs.audit.audit`. Nothing is noted then: the same tick again tries again.
+        ManifestError, ConfigError, EditError: as `jobs.audit.audit`. Nothing is noted then: the same tick again
+            tries again.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: likewise.
     """
     settings = StorageSettings.from_environment()
     store = open_store(config.output, settings)

@@ -42,12 +42,11 @@ class LoraWritten(Written):
     """A LoRA file that was written.
 
     Attributes:
-        rank: Directions that it keeps.
-        error: What they leave out, Frobenius over all layers, relative to the edit.
-        weight_error: The same relative to the unedited weights.
-        stored_error: As `error`, of the numbers in the file, which are rounded to its dtype.
-        pooled_rank: Directions that the layer of the pooled embedding keeps; None: it is not edited.
-
+        rank: directions that it keeps.
+        error: what they leave out, Frobenius over all layers, relative to the edit.
+        weight_error: the same relative to the unedited weights.
+        stored_error: as `error`, of the numbers in the file, which are rounded to its dtype.
+        pooled_rank: directions that the layer of the pooled embedding keeps; None: it is not edited.
     """
 
     rank: int
@@ -71,18 +70,17 @@ def write_lora(
 
     Args:
         unet_folder: `unet/` or `transformer/` of the base model's diffusers folder.
-        operator: The edit.
-        out: Where.
-        header: See `jobs.exports.forms.header`.
-        rank: Directions to keep; None: as few as keep to `error`.
-        error: What may be left out, relative to the edit; 0: nothing above float64's resolution.
+        operator: the edit.
+        out: where.
+        header: see `jobs.exports.forms.header`.
+        rank: directions to keep; None: as few as keep to `error`.
+        error: what may be left out, relative to the edit; 0: nothing above float64's resolution.
         dtype: float32, float16 or bfloat16; None: the base model's (float32 for float64).
 
     Raises:
-        EditError: A bad rank, error or dtype, or an edit that changes nothing.
-        ModelError: The base model can't be edited, or the factors overflow their dtype.
-        StorageError: The disk is full, or the place can't be written to.
-
+        EditError: a bad rank, error or dtype, or an edit that changes nothing.
+        ModelError: the base model can't be edited, or the factors overflow their dtype.
+        StorageError: the disk is full, or the place can't be written to.
     """
     unet = open_edited(unet_folder, operator)
     if dtype is None:
@@ -137,8 +135,7 @@ def low_rank_operator(unet_folder: Path, operator: EditOperator, lora: LoraWritt
     """Give the edit at a LoRA's ranks as an operator: what an audit of the LoRA takes.
 
     Raises:
-        ModelError: The base model is not the one that the LoRA was made of.
-
+        ModelError: the base model is not the one that the LoRA was made of.
     """
     unet = open_edited(unet_folder, operator)
     low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=lora.rank)

@@ -32,8 +32,7 @@ class SingleFileWritten(Written):
     """A single file that was written.
 
     Attributes:
-        averages: How many of its edited tensors are of the running average.
-
+        averages: how many of its edited tensors are of the running average.
     """
 
     averages: int
@@ -51,18 +50,17 @@ def write_single_file(
     """Write the edited form of a base model's single file. Memory: one weight.
 
     Args:
-        base_file: The base model's .safetensors in the original layout; of SD3 and FLUX it may be the transformer's.
-        operator: The edit.
-        out: Where; not the base file.
-        header: See `jobs.exports.forms.header`. It is added to the base file's own, and wins where both have a key.
+        base_file: the base model's .safetensors in the original layout; of SD3 and FLUX it may be the transformer's.
+        operator: the edit.
+        out: where; not the base file.
+        header: see `jobs.exports.forms.header`. It is added to the base file's own, and wins where both have a key.
         unet_folder: `unet/` or `transformer/` of the diffusers folder that was audited, which SD3 and FLUX need. With
             it, the file's layers, or those of its running average, must be the folder's own.
-        expected: Projections that must be there; None: as many as the folder has, or as SD 1.x, 2.x or SDXL have.
+        expected: projections that must be there; None: as many as the folder has, or as SD 1.x, 2.x or SDXL have.
 
     Raises:
-        ModelError: No such file, another model's file, or one whose edited weights overflow or do not change.
-        StorageError: The disk is full, or the place can't be written to.
-
+        ModelError: no such file, another model's file, or one whose edited weights overflow or do not change.
+        StorageError: the disk is full, or the place can't be written to.
     """
     source = open_safetensors(base_file)
     if out.exists() and out.samefile(base_file):
