@@ -207,7 +207,7 @@ def test_docstrings_with_sections_have_one_layout() -> None:
     ("docstring", "faults"),
     [
         (
-            "Do it.\n\n    Args:\n        x: what; A\n            Then.\n        y: SDXL's.\n        z: W, a width.\n    ",
+            "Do it.\n\n    Args:\n        x: what; A\n            Then.\n        y: SDXL's.\n        z: W, wide.\n    ",
             0,
         ),
         ("Do it.\n\n    Returns:\n        The whole.\n    ", 0),
