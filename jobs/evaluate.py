@@ -23,7 +23,7 @@ from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
 from jobs.evaluation.api import EditSetWorker
-from jobs.evaluation.figures import figures_of, sentence
+from jobs.evaluation.figures import evaluation_sentence, figures_of
 from jobs.evaluation.inputs import EditInputs, read_edits
 from jobs.evaluation.operators import SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
@@ -102,7 +102,7 @@ class _Evaluation:
         report = EvaluationReport(
             run=run.folder.run,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            sentence=sentence(figures.summary),
+            sentence=evaluation_sentence(figures.summary),
             edit_set=last_name(config.manifest),
             rows=self._inputs.edit_set.rows,
             images=config.evaluate.images,

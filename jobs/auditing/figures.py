@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jobs.auditing.as_reported import delta_figure, finite
+from jobs.auditing.as_reported import delta_figure, finite_float
 from jobs.auditing.counts import Counts, count_cells
 from jobs.auditing.gates import profession_gate, read_gates, regression_gates
 from jobs.auditing.judged_rows import MARGINS
@@ -150,8 +150,8 @@ def _margins(counts: Counts, targets: np.ndarray) -> list[dict[str, float | None
         row: dict[str, float | None] = {"margin": margin}
         for v, variant in enumerate(("base", "edited")[: counts.variants]):
             mine = swept[:, v]
-            row[f"delta_{variant}"] = finite(delta(mine[..., :-1].sum(axis=1), targets))
-            row[f"delta_within_{variant}"] = finite(delta_within(mine[..., :-1], targets))
+            row[f"delta_{variant}"] = finite_float(delta(mine[..., :-1].sum(axis=1), targets))
+            row[f"delta_within_{variant}"] = finite_float(delta_within(mine[..., :-1], targets))
             row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
         rows.append(row)
     return rows

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.auditing.as_reported import finite
+from jobs.auditing.as_reported import finite_float
 from jobs.auditing.counts import Counts
 from jobs.config import GatesConfig
 from jobs.report.figure_schema import GateResult
@@ -17,9 +17,9 @@ from time_ops.stats.intervals import paired_difference, paired_ratio, rate
 from time_ops.stats.verdicts import Verdict, gate_lower, gate_upper, n_to_decide
 
 __all__ = [
+    "figure_text",
     "gate",
     "listed",
-    "number",
     "profession_gate",
     "read_gates",
     "regression_gates",
@@ -80,7 +80,7 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
     result = gate("profession", worst, limit, "at most")
     beyond = sorted(np.flatnonzero(distances.beyond).tolist(), key=lambda i: -distances.value[i])
     if beyond:
-        told = [f"{names[i]} ({number(each[i].value)})" for i in beyond]
+        told = [f"{names[i]} ({figure_text(each[i].value)})" for i in beyond]
         return result.model_copy(update={"outcome": Verdict.FAIL.value, "reason": f"farther off: {listed(told)}"})
     undecided = sorted((i for i, one in enumerate(each) if one.high > limit), key=lambda i: -each[i].high)
     if not undecided:
@@ -113,9 +113,9 @@ def gate(name: str, figure: Estimate | Rate, limit: float, direction: Direction 
         name=name,
         limit=limit,
         direction=direction,
-        value=finite(figure.value),
-        low=finite(figure.low),
-        high=finite(figure.high),
+        value=finite_float(figure.value),
+        low=finite_float(figure.low),
+        high=finite_float(figure.high),
         outcome=outcome.value,
         reason=reason,
     )
@@ -127,7 +127,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def number(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
     """Write a figure as sentences and reasons do: to three places, without trailing zeros."""
     # Adding 0 takes the sign off a zero: a rise of -0.0002 is 0, not -0.
     return "unknown" if value is None else f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jobs.auditing.as_reported import finite, rate_figure, share_figure
+from jobs.auditing.as_reported import finite_float, rate_figure, share_figure
 from jobs.auditing.counts import Counts
 from jobs.auditing.variant_figures import Names
 from jobs.report.figure_schema import ComponentEdit, ShareFigure
@@ -117,7 +117,7 @@ def _corrected(
     table = [[confusion.get(true, {}).get(given, 0) for given in labels] for true in labels]
     shares = corrected_shares(counts, table, seed=seed)
     return [
-        ShareFigure(value=finite(value), low=low if n else None, high=high if n else None)
+        ShareFigure(value=finite_float(value), low=low if n else None, high=high if n else None)
         for value, low, high, n in zip(
             *(part[:, 0].tolist() for part in (shares.value, shares.low, shares.high)), counts.sum(axis=1), strict=True
         )
@@ -150,6 +150,8 @@ def control_figures(counts: Counts, prompts: Sequence[str], drifts: Sequence[flo
     """Each control: how often its images are recognised, and how far the variants' are apart."""
     rates = [[rate_figure(rate(int(k), int(n))) for k, n in of_control] for of_control in counts.controls]
     return [
-        Control(prompt=prompt, base=each[0], edited=each[1] if counts.variants == 2 else None, drift=finite(drift))
+        Control(
+            prompt=prompt, base=each[0], edited=each[1] if counts.variants == 2 else None, drift=finite_float(drift)
+        )
         for prompt, drift, each in zip(prompts, drifts, rates, strict=True)
     ]

@@ -17,7 +17,7 @@ from jobs.errors import ClusterError
 
 __all__ = [
     "PACKAGES",
-    "Found",
+    "PackageDigests",
     "check_packages",
     "differences",
     "found_here",
@@ -28,7 +28,7 @@ __all__ = [
 
 PACKAGES = ("infra", "jobs", "manifests", "time_ops")
 
-Found = Mapping[str, tuple[str, str]]
+PackageDigests = Mapping[str, tuple[str, str]]
 """Package -> (sha256 of its Python files by name, the folder); ("", "") where there is none."""
 
 _NODE_S = 120.0
@@ -61,12 +61,12 @@ def package_reader() -> Callable[[Sequence[str]], dict[str, tuple[str, str]]]:
     return read
 
 
-def found_here() -> Found:
+def found_here() -> PackageDigests:
     """The packages as this process imports them."""
     return package_reader()(PACKAGES)
 
 
-def differences(here: Found, there: Found) -> list[str]:
+def differences(here: PackageDigests, there: PackageDigests) -> list[str]:
     """What differs there from here, one line for each package; empty where all are the same."""
     lines = []
     for name, (digest, _) in here.items():
@@ -108,7 +108,7 @@ def check_packages(nodes: Iterable[str]) -> None:
             refuse_others(found_here(), there, node)
 
 
-def refuse_others(here: Found, there: Found, node: str) -> None:
+def refuse_others(here: PackageDigests, there: PackageDigests, node: str) -> None:
     """Compare what a worker on a node has with what this process has.
 
     Raises:

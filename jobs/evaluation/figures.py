@@ -27,7 +27,7 @@ from time_ops.stats.estimates import Rate
 from time_ops.stats.evaluation import Mean, evaluate, kept, mean_over_edits, resampled_edits
 from time_ops.stats.intervals import rate
 
-__all__ = ["Figures", "figures_of", "sentence"]
+__all__ = ["Figures", "evaluation_sentence", "figures_of"]
 
 _ROLES: tuple[Role, ...] = ("source", "positive", "negative")
 
@@ -196,7 +196,7 @@ def _figure(rate: Rate) -> RateFigure:
     return RateFigure(value=rate.value, n=rate.n, low=rate.low, high=high)
 
 
-def sentence(summary: Sequence[VariantFigures]) -> str:
+def evaluation_sentence(summary: Sequence[VariantFigures]) -> str:
     """The result in one sentence, at the strength with the best harmonic mean."""
     base = summary[0]
     tried = [each for each in summary if each.variant == "edited"]

@@ -45,7 +45,7 @@ class _Record(BaseModel):
     """Renewals so far: no two have the same bytes, and so the same entity tag."""
 
 
-class _Found(NamedTuple):
+class _StoredLease(NamedTuple):
     """A lease's object as read."""
 
     record: _Record | None
@@ -161,7 +161,7 @@ class Lease:
         except (ObjectExists, ObjectChanged) as error:
             raise self._held(self._read()) from error
 
-    def _watch(self, first: _Found) -> _Found | None:
+    def _watch(self, first: _StoredLease) -> _StoredLease | None:
         """Wait a whole ttl, by our clock, for a sign of life.
 
         Returns:
@@ -239,21 +239,21 @@ class Lease:
         data = record.model_dump_json(indent=1).encode()
         self._store.put(self._key, data, content_type="application/json", if_absent=if_absent, if_match=if_match)
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _StoredLease | None:
         """Return the lease as it is; None if there is none."""
         try:
             data, tag = self._store.get_tagged(self._key)
         except ObjectMissing:
             return None
         try:
-            return _Found(_Record.model_validate_json(data), tag)
+            return _StoredLease(_Record.model_validate_json(data), tag)
         except ValidationError:
-            return _Found(None, tag)
+            return _StoredLease(None, tag)
 
-    def _is_ours(self, lease: _Found) -> bool:
+    def _is_ours(self, lease: _StoredLease) -> bool:
         return lease.record is not None and lease.record.holder == self._holder
 
-    def _held(self, lease: _Found | None) -> LeaseHeldError:
+    def _held(self, lease: _StoredLease | None) -> LeaseHeldError:
         record = lease.record if lease else None
         who = f"driver {record.holder} on {record.host}" if record else "another driver"
         since = f" since {_utc(record.acquired)}" if record else ""

@@ -25,10 +25,10 @@ from jobs.models.staging import age_out, cache_folder, fetch_run_model, resolve_
 from jobs.models.weights import check_pipeline
 from time_ops import ModelError
 
-__all__ = ["Resident", "keyed_versions"]
+__all__ = ["Resident", "installed_versions"]
 
 
-def keyed_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions here of the libraries that a shard's key names."""
     return {name: version(name) for name in KEYED_LIBRARIES}
 
@@ -143,7 +143,7 @@ class Resident:
         if self._expected is None:
             return
         planned = self._expected
-        mine = {"model": self.digests[0], "classifier": self.digests[1], "dtype": self.dtype, **keyed_versions()}
+        mine = {"model": self.digests[0], "classifier": self.digests[1], "dtype": self.dtype, **installed_versions()}
         wanted = {"model": planned.model, "classifier": planned.classifier, "dtype": planned.dtype}
         wanted |= {name: planned.versions[name] for name in KEYED_LIBRARIES}
         other = [f"{name} is {mine[name]}, planned {wanted[name]}" for name in wanted if mine[name] != wanted[name]]

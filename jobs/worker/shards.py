@@ -13,7 +13,7 @@ from jobs.images.generator import auto_batch_size
 from jobs.images.maker import ShardMaker
 from jobs.images.requests import EditRequest
 from jobs.images.shards import Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.worker.resident import Resident, keyed_versions
+from jobs.worker.resident import Resident, installed_versions
 from time_ops import EditOperator
 
 __all__ = ["ShardService"]
@@ -45,7 +45,7 @@ class ShardService:
             "device": resident.device_name,
             "threads": torch.get_num_threads(),
             "compiled": resident.compiled,
-            "versions": keyed_versions(),
+            "versions": installed_versions(),
         }
         return ShardMaker(resident.generator, panel, resident.store, resident.models, size, auto=auto, provenance=where)
 

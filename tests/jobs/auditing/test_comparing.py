@@ -27,7 +27,7 @@ from jobs.auditing.figures import AuditedProfession, audit_figures
 from jobs.auditing.labelling import tally_part
 from jobs.auditing.outcome import code_of
 from jobs.auditing.pictures import Shown, choose_pictures
-from jobs.auditing.sentence import sentence
+from jobs.auditing.sentence import audit_sentence
 from jobs.auditing.tally import Tallies, TallyFrame, TallyTask
 from jobs.cluster.submit import _ship
 from jobs.config import RunConfig, load_config
@@ -152,7 +152,7 @@ class Made:
             run=self.run,
             created=datetime.now(UTC).isoformat(),
             verdict=result.verdict.value,
-            sentence=sentence(result),
+            sentence=audit_sentence(result),
             labels=LABELS,
             summary=result.summary,
             gates=result.gates,
@@ -464,7 +464,7 @@ def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None
     assert all(m.worse and m.after == 1.0 for m in result.moved)
     report = now.report(tallies).model_copy(update={"verdict": result.verdict.value, "gates": result.gates})
     assert code_of(report) is ExitCode.GATE_FAILED
-    assert re.search(r"has regressed .*moved farthest: (nurse|CEO) \d+ % to 100 %", sentence(result))
+    assert re.search(r"has regressed .*moved farthest: (nurse|CEO) \d+ % to 100 %", audit_sentence(result))
 
 
 # Refusals: what differs
