@@ -25,10 +25,10 @@ from rich.console import Console
 from infra.storage import StorageSettings
 from jobs.auditing.api import TallyWorker
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
-from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.figures import AuditedProfession, audit_figures
 from jobs.auditing.outcome import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.pictures import Shown
-from jobs.auditing.session import Job, Session, open_session
+from jobs.auditing.session import RunKind, Session, open_session
 from jobs.auditing.tally import TallyTask, part_name
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
@@ -40,11 +40,11 @@ from jobs.images.variants import Variant
 from jobs.report.figure_schema import ComponentEdit
 from jobs.report.reading import read_report
 from jobs.report.schema import Reference
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 from jobs.runs.identity import last_name
 from jobs.runs.inputs import read_bytes
 from jobs.runs.run import RunFinished
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from manifests import Manifest, Profession, resolved_targets
 from time_ops import Component, EditError, EditOperator, Mixture
 from time_ops.mixture import is_mixture
@@ -65,18 +65,19 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
 
     Raises:
         ConfigError: also where the earlier run is not finished, or can't be compared with.
-        As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ManifestError, EditError: the input must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
     settings = StorageSettings.from_environment()
     wanted = config.audit
     edit = None if wanted.operator is None else read_edit(wanted.operator, settings)
-    earlier: Earlier | None = None
+    earlier: FinishedRun | None = None
     reference: Reference | None = None
     if wanted.base is not None:
-        earlier = _audited_base(wanted.base, config, console, settings)
+        earlier = _audit_base(wanted.base, config, console, settings)
         reference = earlier.reference("base model", last_name(wanted.base))
     elif wanted.against is not None:
-        earlier = read_earlier(wanted.against, settings)
+        earlier = read_finished(wanted.against, settings)
         reference = earlier.reference("earlier run")
 
     def check(manifest: Manifest, recipe: Recipe) -> None:
@@ -90,7 +91,7 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
         "evidence": None if earlier is None else earlier.evidence,
     }
     try:
-        with open_session(config, console, audit_worker, Job("audit", content, check, again)) as session:
+        with open_session(config, console, make_worker, RunKind("audit", content, check, again)) as session:
             return _Audit(session, console, edit, earlier, reference).run()
     except RunFinished as finished:
         folder = finished.folder
@@ -98,11 +99,11 @@ def audit(config: RunConfig, console: Console, *, again: bool = True) -> Outcome
         return Outcome(folder.run, folder.url(), report, code_of(report), reused=True)
 
 
-def _audited_base(base: str, config: RunConfig, console: Console, settings: StorageSettings) -> Earlier:
+def _audit_base(base: str, config: RunConfig, console: Console, settings: StorageSettings) -> FinishedRun:
     """The base's own run, whose name is derived from its contents: whatever is compared with it finds it again."""
     console.print(f"first, what to compare with: {last_name(base)}", markup=False, highlight=False, soft_wrap=True)
     alone = config.model_copy(update={"model": base, "run": None, "audit": AuditConfig()})
-    return read_earlier(audit(alone, console, again=False).url, settings)
+    return read_finished(audit(alone, console, again=False).url, settings)
 
 
 def read_edit(url: str, settings: StorageSettings) -> Edit:
@@ -142,7 +143,7 @@ class _Audit:
         session: Session,
         console: Console,
         edit: Edit | None,
-        earlier: Earlier | None,
+        earlier: FinishedRun | None,
         reference: Reference | None,
     ) -> None:
         self.session, self.console = session, console
@@ -160,7 +161,7 @@ class _Audit:
     def run(self) -> Outcome:
         """All steps."""
         config, session = self.config, self.session
-        matched = self._matched()
+        matched = self._match_earlier()
         if self.edit is not None:
             # Before any image: what is wrong with an operator is told at once.
             for operator in operators_of(self.edit):
@@ -181,7 +182,7 @@ class _Audit:
         tallies = session.tally(tasks, variants, texts, written=True, first_part=self.rows)
         if matched is not None:
             tallies = tallies.after(matched.part)
-        result = evaluate(
+        result = audit_figures(
             tallies,
             [profession_as_edited(p, self.labels, self.edit) for p in self.manifest.professions],
             self.labels,
@@ -215,7 +216,7 @@ class _Audit:
         session.lease.check()
         return conclude(session, self.console, report, pictures)
 
-    def _matched(self) -> Matched | None:
+    def _match_earlier(self) -> Matched | None:
         """The earlier run's images; its rows become the first of this run's, so that the folder stands alone."""
         if self.earlier is None:
             return None
@@ -231,9 +232,9 @@ class _Audit:
         return match(self.earlier, self.cells, self.labels, self.config.seed, write)
 
 
-def profession_as_edited(profession: Profession, labels: Sequence[str], edit: Edit | None) -> EditedProfession:
+def profession_as_edited(profession: Profession, labels: Sequence[str], edit: Edit | None) -> AuditedProfession:
     """What is wanted of a profession, and what an edit says was done: its lambda, its blend over all wordings."""
-    asked = EditedProfession(profession.name, profession.source, resolved_targets(profession, labels))
+    asked = AuditedProfession(profession.name, profession.source, resolved_targets(profession, labels))
     if isinstance(edit, Mixture):
         return replace(asked, components={c.label: _component_edit(profession, c) for c in edit.components})
     if edit is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from infra.storage import ObjectStore
-from jobs.auditing.figures import AuditResult, EditedProfession, evaluate, with_gate
+from jobs.auditing.figures import AuditedProfession, AuditResult, audit_figures, with_gate
 from jobs.auditing.outcome import Outcome, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.session import Session, open_session
 from jobs.config import RunConfig
@@ -32,7 +32,7 @@ from jobs.models.publishing import promote, remove
 from jobs.report.figure_schema import Verdict
 from jobs.report.schema import Report, Shipped
 from jobs.report.search_schema import Calibration, Saturation
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from manifests import resolved_targets
 from time_ops import Mixture
 
@@ -45,9 +45,10 @@ def debias(config: RunConfig, console: Console) -> Outcome:
     """Run the whole job on the Ray cluster that this process is connected to, or can reach.
 
     Raises:
-        As `open_session`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ManifestError, ConfigError, EditError: the input must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
-    with open_session(config, console, audit_worker) as session:
+    with open_session(config, console, make_worker) as session:
         return _Job(session, console).run()
 
 
@@ -65,7 +66,7 @@ class _Solved:
 
     name: str
     edit: Edit
-    professions: list[EditedProfession]
+    professions: list[AuditedProfession]
     calibration: Calibration | None = None
     saturation: Saturation | None = None
 
@@ -91,7 +92,7 @@ class _Job:
         session.reporter.say("labelling and counting")
         variants = {"base": Variant.plain(), "edited": variant_of(solved.edit)}
         tallies = session.tally(session.tasks(self.cells), variants, self.texts, written=True)
-        result = evaluate(
+        result = audit_figures(
             tallies,
             solved.professions,
             self.labels,
@@ -122,15 +123,15 @@ class _Job:
         return self._find_mixture() if self.config.form == "mixture" else self._find_operator()
 
     def _find_mixture(self) -> _Solved:
-        found = saturate(self.session, self.cells, self.texts)
+        saturated = saturate(self.session, self.cells, self.texts)
         professions = [
-            replace(asked, components=edits) for asked, edits in zip(self._asked(), found.edits, strict=True)
+            replace(asked, components=edits) for asked, edits in zip(self._professions(), saturated.edits, strict=True)
         ]
-        return _Solved("mixture", found.mixture, professions, saturation=found.section)
+        return _Solved("mixture", saturated.mixture, professions, saturation=saturated.section)
 
     def _find_operator(self) -> _Solved:
-        found = calibrate(self.session, self.texts)
-        chosen = found.candidate
+        calibrated = calibrate(self.session, self.texts)
+        chosen = calibrated.candidate
         professions = [
             replace(
                 asked,
@@ -138,12 +139,14 @@ class _Job:
                 # Means over the wordings; calibration.parquet and the operator hold each.
                 shares={d.prompt: float(s) for d, s in zip(p.destinations, chosen.shares[i].mean(axis=0), strict=True)},
             )
-            for i, (asked, p) in enumerate(zip(self._asked(), self.manifest.professions, strict=True))
+            for i, (asked, p) in enumerate(zip(self._professions(), self.manifest.professions, strict=True))
         ]
-        return _Solved("operator", found.operator, professions, calibration=found.section)
+        return _Solved("operator", calibrated.operator, professions, calibration=calibrated.section)
 
-    def _asked(self) -> list[EditedProfession]:
-        return [EditedProfession(p.name, p.source, resolved_targets(p, self.labels)) for p in self.manifest.professions]
+    def _professions(self) -> list[AuditedProfession]:
+        return [
+            AuditedProfession(p.name, p.source, resolved_targets(p, self.labels)) for p in self.manifest.professions
+        ]
 
     def _write_candidate(self, edit: Edit, result: AuditResult) -> Shipped:
         """The checkpoint as `candidate/`, opened again from storage and compared with what was audited."""

@@ -23,7 +23,7 @@ from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode
 from jobs.evaluation.api import EditSetWorker
-from jobs.evaluation.figures import figures_of, sentence
+from jobs.evaluation.figures import evaluation_sentence, figures_of
 from jobs.evaluation.inputs import EditInputs, read_edits
 from jobs.evaluation.operators import SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, Measures, MeasureTask, PartMeasures, cell_of
@@ -35,7 +35,7 @@ from jobs.report.evaluation.schema import EvaluationReport, LeftOut, PictureRow
 from jobs.report.evaluation.text import evaluation_table
 from jobs.runs.identity import last_name, made_on, provenance_of
 from jobs.runs.run import Run, open_run
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from manifests import Fault
 from manifests.errors import in_order
 
@@ -63,13 +63,14 @@ def evaluate(config: RunConfig, console: Console) -> Evaluated:
 
     Raises:
         ManifestError: the edit set can't be used.
-        As `open_run`; and ShardsFailedError, ClusterError, StorageError while it runs.
+        ConfigError: the output or the run's name must be mended.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
     """
 
     def read(settings: StorageSettings, token: str) -> EditInputs:
         return read_edits(config, settings, token)
 
-    with open_run(config, console, read, kind="evaluation", worker=audit_worker) as (run, inputs):
+    with open_run(config, console, read, kind="evaluation", worker=make_worker) as (run, inputs):
         return _Evaluation(run, inputs, console).run()
 
 
@@ -86,13 +87,13 @@ class _Evaluation:
         """All steps."""
         run, config = self._run, self._config
         run.reporter.say("solving the edits")
-        solved = self._solved()
+        solved = self._solve()
         tasks = tasks_of(solved, config)
         self._generate(tasks, solved, edited=False)
         self._generate(tasks, solved, edited=True)
         run.reporter.say("deciding and counting")
-        found = self._measured(tasks, solved)
-        figures = figures_of(solved, tasks, found, config)
+        measures = self._measure(tasks, solved)
+        figures = figures_of(solved, tasks, measures, config)
         pictures, files = self._pictures(solved)
         left_out = in_order([*self._inputs.edit_set.left_out, *solved.left_out])
         provenance: dict[str, Any] = provenance_of(config, run.probe, run.recipe)
@@ -101,7 +102,7 @@ class _Evaluation:
         report = EvaluationReport(
             run=run.folder.run,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            sentence=sentence(figures.summary),
+            sentence=evaluation_sentence(figures.summary),
             edit_set=last_name(config.manifest),
             rows=self._inputs.edit_set.rows,
             images=config.evaluate.images,
@@ -125,7 +126,7 @@ class _Evaluation:
         run.lease.check()
         return self._conclude(report, files)
 
-    def _solved(self) -> Solved:
+    def _solve(self) -> Solved:
         """Every edit at every lam, in the workers: which operators there are, and which edits have none."""
         edits = self._inputs.edit_set.edits
         asked = [requests_of(edit, self._config) for edit in edits]
@@ -133,10 +134,10 @@ class _Evaluation:
             ([request for each in asked[i : i + _SOLVED_AT_ONCE] for request in each],)
             for i in range(0, len(asked), _SOLVED_AT_ONCE)
         ]
-        found: dict[int, list[SolvedEdit]] = {}
+        by_call: dict[int, list[SolvedEdit]] = {}
         for i, of_call in self._run.pool.map(EditSetWorker.solve_edits, calls):
-            found[i] = of_call
-        flat = iter([each for i in range(len(calls)) for each in found[i]])
+            by_call[i] = of_call
+        flat = iter([each for i in range(len(calls)) for each in by_call[i]])
         return solved_of(self._inputs.edit_set, self._config, [[next(flat) for _ in each] for each in asked])
 
     def _generate(self, tasks: Sequence[MeasureTask], solved: Solved, *, edited: bool) -> None:
@@ -151,7 +152,7 @@ class _Evaluation:
         with run.reporter.stage("edited images" if edited else "base and oracle", sum(counts)) as advance:
             run.spent += run.pool.run(used(), (), advance, len(counts), solved.requests if edited else None)
 
-    def _measured(self, tasks: Sequence[MeasureTask], solved: Solved) -> list[Measures]:
+    def _measure(self, tasks: Sequence[MeasureTask], solved: Solved) -> list[Measures]:
         run = self._run
         run.lease.check()
         controls = self._config.controls if self._config.evaluate.control_images else ()
@@ -159,14 +160,14 @@ class _Evaluation:
         frame = MeasureFrame(run.recipe, self._config.evaluate.lam, frozenset(run.spent.failed))
         parts = list(parts_of(tasks, len(frame.variants)))
         calls = ((part, frame, texts, f"{run.folder.prefix}/{part_name(i)}") for i, part in enumerate(parts))
-        found: dict[int, PartMeasures] = {}
+        by_part: dict[int, PartMeasures] = {}
         for i, measured in run.pool.map(EditSetWorker.measure, calls):
-            found[i] = measured
+            by_part[i] = measured
             if (digest := measured.sha256) is not None:
                 run.folder.note(part_name(i), digest)
             self._statuses += measured.statuses
             self._makers += measured.makers
-        return [measures for i in range(len(parts)) for measures in found[i].measures]
+        return [measures for i in range(len(parts)) for measures in by_part[i].measures]
 
     def _pictures(self, solved: Solved) -> tuple[list[PictureRow], dict[str, bytes]]:
         """The first image of each edit's source prompt in every variant, of the first edits, whatever it shows."""

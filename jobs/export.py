@@ -44,9 +44,9 @@ from jobs.models.publishing import promote
 from jobs.models.sources import refuse_pickled
 from jobs.models.staging import Origin, cache_folder
 from jobs.report.schema import Shipped
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 from jobs.runs.lease import Lease
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from time_ops import EditError, EditOperator, Mixture, ModelError
 
 __all__ = ["Wanted", "base_file_for", "default_forms", "export", "export_config", "known_forms"]
@@ -104,7 +104,7 @@ def base_file_for(config: RunConfig, given: str | None) -> str | None:
 
 def export_config(
     url: str, settings: StorageSettings, flags: Mapping[str, str | None], assignments: Sequence[str] = ()
-) -> tuple[RunConfig, Earlier]:
+) -> tuple[RunConfig, FinishedRun]:
     """The configuration of a finished run, as it stands in its folder, and the run.
 
     Args:
@@ -119,7 +119,7 @@ def export_config(
     """
     if "://" not in url:
         url = Path(url).absolute().as_posix()
-    earlier = read_earlier(url, settings)
+    earlier = read_finished(url, settings)
     if earlier.report.kind != "debias":
         raise ConfigError(f"{url} is an audit: it edited nothing. Give the folder of a run of `evenhand debias`")
     output, _, place = url.rstrip("/").rpartition("/runs/")
@@ -151,7 +151,9 @@ def _kind(place: str) -> str:
     return "file" if is_single_file(place) else "folder"
 
 
-def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> tuple[list[Exported], ExitCode]:
+def export(
+    config: RunConfig, earlier: FinishedRun, wanted: Wanted, console: Console
+) -> tuple[list[Exported], ExitCode]:
     """Write, check and publish every form that is wanted.
 
     Args:
@@ -182,7 +184,7 @@ def export(config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console
 class _Export:
     """The steps, in order."""
 
-    def __init__(self, config: RunConfig, earlier: Earlier, wanted: Wanted, console: Console) -> None:
+    def __init__(self, config: RunConfig, earlier: FinishedRun, wanted: Wanted, console: Console) -> None:
         # What it draws are some images of each form.
         self.config = for_images(config, 0)
         self.earlier, self.wanted, self.console = earlier, wanted, console
@@ -196,15 +198,15 @@ class _Export:
         """All steps."""
         with Lease(self.store, f"{self.prefix}/LEASE", say=self._say) as lease:
             try:
-                checked = self._checked(lease.check)
+                checked = self._write_and_check(lease.check)
             finally:
                 shutil.rmtree(cache_folder() / self.token, ignore_errors=True)
-            found = [self._published(exported, origin) for exported, origin in map(self._audited, checked)]
-        outcomes = {exported.outcome for exported in found}
+            exports = [self._publish(exported, origin) for exported, origin in map(self._audit_rank, checked)]
+        outcomes = {exported.outcome for exported in exports}
         code = ExitCode.DONE
         if "inconclusive" in outcomes:
             code = ExitCode.GATE_INCONCLUSIVE
-        return found, ExitCode.GATE_FAILED if "fail" in outcomes else code
+        return exports, ExitCode.GATE_FAILED if "fail" in outcomes else code
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -216,10 +218,10 @@ class _Export:
         mixture = isinstance(self.edit, Mixture)
         return main_file(exported.form, only_unet=self.wanted.only_unet, mixture=mixture, pipeline=exported.pipeline)
 
-    def _checked(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
+    def _write_and_check(self, check: Callable[[], None]) -> list[tuple[Exported, Origin]]:
         """Every form written, opened again and compared, on the cluster."""
-        found = []
-        with Pool(self.config, self.settings, self.token, audit_worker, self._say) as pool:
+        checked = []
+        with Pool(self.config, self.settings, self.token, make_worker, self._say) as pool:
             self._say(f"{pool.size} worker(s); loading the models")
             probe = pool.probe()
             base = str(self.earlier.report.provenance["model_digest"])
@@ -238,11 +240,11 @@ class _Export:
                 self._say(f"writing {form}")
                 beside = tuple(f"runs/{self.earlier.run}/{name}" for name in ("checkpoint", "candidate"))
                 exported = pool.call(ExportWorker.write_export, self._task(form, origin), beside)
-                shipped = self._compared(exported, checking)
-                found.append((exported.model_copy(update={"shipped": shipped}), origin))
-        return found
+                shipped = self._compare(exported, checking)
+                checked.append((exported.model_copy(update={"shipped": shipped}), origin))
+        return checked
 
-    def _compared(self, exported: Exported, checking: Checking) -> Shipped:
+    def _compare(self, exported: Exported, checking: Checking) -> Shipped:
         """What was stored, opened again and drawn with beside the audited edit."""
         form, prefix = exported.form, self._candidate(exported.form)
         approximate = (exported.error or 0.0) > _CLOSE
@@ -289,7 +291,7 @@ class _Export:
             loading=False,
         )
 
-    def _audited(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
+    def _audit_rank(self, checked: tuple[Exported, Origin]) -> tuple[Exported, Origin]:
         """A LoRA at its rank, audited on the run's own seeds and compared with it; other forms are the edit itself."""
         exported, origin = checked
         if exported.form != "lora":
@@ -303,7 +305,7 @@ class _Export:
         mine, theirs = outcome.report.summary.edited, self.earlier.summary
         if mine is None:
             raise ConfigError(f"{outcome.url} compares nothing; remove that run, and export again")
-        found = RankAudit(
+        rank_audit = RankAudit(
             run=outcome.run,
             verdict=outcome.report.verdict,
             delta=mine.delta,
@@ -312,9 +314,9 @@ class _Export:
             delta_of_run=theirs.delta,
             delta_within_of_run=theirs.delta_within,
         )
-        return exported.model_copy(update={"audit": found}), origin
+        return exported.model_copy(update={"audit": rank_audit}), origin
 
-    def _published(self, exported: Exported, origin: Origin) -> Exported:
+    def _publish(self, exported: Exported, origin: Origin) -> Exported:
         """Under its own name once it passes; else it stays a candidate, with what was found in it."""
         form, candidate = exported.form, self._candidate(exported.form)
         target = f"{self.prefix}/{form}" if exported.outcome == "pass" else candidate
@@ -334,7 +336,7 @@ class _Export:
         return exported
 
 
-def _edit_of(earlier: Earlier) -> EditOperator | Mixture:
+def _edit_of(earlier: FinishedRun) -> EditOperator | Mixture:
     kind: type[EditOperator] | type[Mixture] = EditOperator if earlier.report.mixture is None else Mixture
     name = "operator.safetensors" if kind is EditOperator else MIXTURE_FILE
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:

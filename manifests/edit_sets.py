@@ -120,9 +120,9 @@ class EditSet:
             ("positives", "negatives"), widths, (("positive", "gt"), ("negative", "gn")), strict=True
         ):
             for i in range(width):
-                found = [getattr(edit, kind)[i : i + 1] for edit in self.edits]
-                columns[f"{names[0]}{i + 1}"] = [pair[0].source if pair else None for pair in found]
-                columns[f"{names[1]}{i + 1}"] = [pair[0].destination if pair else None for pair in found]
+                pairs = [getattr(edit, kind)[i : i + 1] for edit in self.edits]
+                columns[f"{names[0]}{i + 1}"] = [pair[0].source if pair else None for pair in pairs]
+                columns[f"{names[1]}{i + 1}"] = [pair[0].destination if pair else None for pair in pairs]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), sink)
         return bytes(sink.getvalue())
@@ -165,14 +165,14 @@ def read_edit_set(
     for raw in iter_rows(source, faults=faults, layout=Layout("edit set", _columns, sparse=True)):
         rows = max(rows, raw.number)
         lines[raw.number] = raw.line
-        found = _Row(raw, faults).edit()
-        if found is None:
+        parsed = _Row(raw, faults).edit()
+        if parsed is None:
             continue
-        first = seen.setdefault((found.source, found.destination), found.row)
-        if first != found.row:
-            faults.append(Fault(found.row, None, f"repeats the edit of row {first}; left out", raw.line))
+        first = seen.setdefault((parsed.source, parsed.destination), parsed.row)
+        if first != parsed.row:
+            faults.append(Fault(parsed.row, None, f"repeats the edit of row {first}; left out", raw.line))
         else:
-            edits.append(found)
+            edits.append(parsed)
     rows = max([rows, *(fault.row or 0 for fault in faults)])
     if checker is not None:
         broken = [
@@ -188,9 +188,9 @@ def read_edit_set(
     return EditSet(tuple(edits), in_order(faults), rows, name)
 
 
-def _columns(found: Sequence[str], faults: list[Fault], line: int | None) -> list[str]:
+def _columns(columns: Sequence[str], faults: list[Fault], line: int | None) -> list[str]:
     """The usable columns; each that is missing, unknown, repeated or without its partner is a fault."""
-    named = [column for column in found if not is_nameless(column)]
+    named = [column for column in columns if not is_nameless(column)]
     known = [c for c in dict.fromkeys(named) if _is_column(c)]
     for column in dict.fromkeys(named):
         if column not in known:
@@ -260,8 +260,8 @@ class _Row:
                 yield PromptPair(example, changed)
 
     def _numbered(self, kind: str) -> list[str]:
-        found = [c for c in self._raw.cells if (match := _NUMBERED.fullmatch(c)) and match[1] == kind]
-        return sorted(found, key=lambda column: int(column.removeprefix(kind)))
+        columns = [c for c in self._raw.cells if (match := _NUMBERED.fullmatch(c)) and match[1] == kind]
+        return sorted(columns, key=lambda column: int(column.removeprefix(kind)))
 
     def _is_empty(self, column: str) -> bool:
         value = self._raw.cells.get(column)

@@ -59,16 +59,16 @@ class Layout:
     optional: tuple[str, ...] = ()
     """Columns that a file may leave out: their cells are then null."""
 
-    def usable(self, found: Sequence[str], faults: list[Fault], line: int | None) -> list[str]:
+    def usable(self, columns: Sequence[str], faults: list[Fault], line: int | None) -> list[str]:
         """The columns that can be used of those found; what is wrong with the others is appended to `faults`."""
-        if len(found) > MOST_COLUMNS:
-            faults.append(Fault(None, None, f"has {len(found):,} columns, {MOST_COLUMNS:,} are read at most", line))
+        if len(columns) > MOST_COLUMNS:
+            faults.append(Fault(None, None, f"has {len(columns):,} columns, {MOST_COLUMNS:,} are read at most", line))
             return []
-        return self.columns(found, faults, line)
+        return self.columns(columns, faults, line)
 
-    def absent(self, found: Collection[str]) -> dict[str, object]:
+    def absent(self, columns: Collection[str]) -> dict[str, object]:
         """The cells of every row in columns that the file has left out."""
-        return dict.fromkeys(column for column in self.optional if column not in found)
+        return dict.fromkeys(column for column in self.optional if column not in columns)
 
 
 def is_enough(number: int, faults: list[Fault], more: int = 0) -> bool:

@@ -199,33 +199,33 @@ class _Footer(_Compact):
 
     def groups(self) -> list[list[_Chunk]]:
         """The columns of each row group."""
-        found: list[list[_Chunk]] = []
+        groups: list[list[_Chunk]] = []
         for field, kind in self._fields():
             if (field, kind) == (4, _LIST):
-                found = [self._group() for _ in self._items()]
+                groups = [self._group() for _ in self._items()]
             else:
                 self._pass(kind, 1)
-        return found
+        return groups
 
     def _group(self) -> list[_Chunk]:
-        found: list[_Chunk] = []
+        chunks: list[_Chunk] = []
         for field, kind in self._fields():
             if (field, kind) == (1, _LIST):
-                found = [self._chunk() for _ in self._items()]
+                chunks = [self._chunk() for _ in self._items()]
             else:
                 self._pass(kind, 2)
-        return found
+        return chunks
 
     def _chunk(self) -> _Chunk:
-        found = None
+        chunk = None
         for field, kind in self._fields():
             if (field, kind) == (3, _STRUCT):
-                found = self._place()
+                chunk = self._place()
             else:
                 self._pass(kind, 3)
-        if found is None:
+        if chunk is None:
             raise ValueError("the footer does not say where a column lies")
-        return found
+        return chunk
 
     def _place(self) -> _Chunk:
         numbers: dict[int, int] = {}
@@ -264,9 +264,9 @@ class _Header(_Compact):
         super().__init__(data)
         self._encodings: list[int] = []
         self.values = 0
-        found = self._struct(0)
-        self.size, self.stored, self.length = found.get(2, -1), found.get(3, -1), self._at
-        self.is_shared = found.get(1) == _DICTIONARY or _PREFIXES in self._encodings
+        fields = self._struct(0)
+        self.size, self.stored, self.length = fields.get(2, -1), fields.get(3, -1), self._at
+        self.is_shared = fields.get(1) == _DICTIONARY or _PREFIXES in self._encodings
         if self.size < 0 or self.stored < 0:
             raise ValueError("a page says no size")
 
@@ -274,13 +274,13 @@ class _Header(_Compact):
         """The integers among its fields, by number; all else is passed over."""
         if depth > _MOST_DEPTH:
             raise ValueError("a page's header is nested too deeply")
-        found: dict[int, int] = {}
+        fields: dict[int, int] = {}
         field = 0
         while kind := self._byte():
             step, kind = kind >> 4, kind & 0x0F
             field = field + step if step else self._signed()
             if kind in _NUMBERS:
-                found[field] = self._signed()
+                fields[field] = self._signed()
             elif kind == _STRUCT:
                 inside = self._struct(depth + 1)
                 if depth == 0 and field in _ENCODING:
@@ -288,4 +288,4 @@ class _Header(_Compact):
                     self.values = max(0, inside.get(1, 0))
             elif kind not in (_TRUE, _FALSE):
                 self._skip(kind, depth + 1)
-        return found
+        return fields

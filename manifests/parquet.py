@@ -39,13 +39,13 @@ def _is_number(kind: pa.DataType) -> bool:
 def _index_columns(schema: pa.Schema) -> set[str]:
     """Columns that hold a data frame's nameless index, by the metadata that pandas keeps with it."""
     try:
-        found = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
-        if not isinstance(found, list):
+        columns = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        if not isinstance(columns, list):
             return set()
     except (KeyError, TypeError, ValueError, RecursionError):
         return set()
     # An index without a column is described by an object; one with a name of its own is a column like any other.
-    return {column for column in found if isinstance(column, str) and _INDEX.fullmatch(column)}
+    return {column for column in columns if isinstance(column, str) and _INDEX.fullmatch(column)}
 
 
 def parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], layout: Layout) -> Iterator[RawRow]:
@@ -88,8 +88,8 @@ def parquet_rows(stream: io.BufferedReader | io.BytesIO, faults: list[Fault], la
                 number += 1
                 if is_enough(number, faults):
                     return
-                found = {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN}
-                yield RawRow(number, None, found | absent)
+                row = {c: v for c, v in zip(usable, cells, strict=True) if v is not _BROKEN}
+                yield RawRow(number, None, row | absent)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         faults.append(Fault(None, None, f"can't be read past row {number} ({_brief(error)}); write it again"))
 

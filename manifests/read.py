@@ -112,11 +112,11 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout
         stream.seek(0)
         head = stream.read(8)
         stream.seek(0)
-        found = next((what for magic, what in _FORMATS.items() if head.startswith(magic)), None)
+        format_name = next((what for magic, what in _FORMATS.items() if head.startswith(magic)), None)
         if not head:
             faults.append(Fault(None, None, "is empty; give Parquet, or CSV with a header"))
-        elif found:
-            faults.append(Fault(None, None, f"is {found}; give plain Parquet or CSV"))
+        elif format_name:
+            faults.append(Fault(None, None, f"is {format_name}; give plain Parquet or CSV"))
         elif size > MOST_BYTES:
             faults.append(Fault(None, None, f"has {size:,} bytes, {MOST_BYTES:,} are read at most; split it"))
         elif head.startswith(_PARQUET_MAGIC):
@@ -127,17 +127,17 @@ def iter_rows(source: Path | str | bytes, *, faults: list[Fault], layout: Layout
             yield from _csv_rows(stream, faults, layout)
 
 
-def _columns(found: Sequence[str], faults: list[Fault], line: int | None = None) -> list[str]:
+def _columns(columns: Sequence[str], faults: list[Fault], line: int | None = None) -> list[str]:
     """The usable ones of the columns found; each unknown or repeated one, and a missing one of text, is a fault."""
     known = set(COLUMNS)
-    unknown = [column for column in dict.fromkeys(found) if column not in known and not is_nameless(column)]
-    missing = [column for column in COLUMNS if column not in found]
+    unknown = [column for column in dict.fromkeys(columns) if column not in known and not is_nameless(column)]
+    missing = [column for column in COLUMNS if column not in columns]
     for column in unknown:
         near = difflib.get_close_matches(column.strip().lower()[:80], missing or COLUMNS, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"remove it; the columns are {', '.join(COLUMNS)}"
         faults.append(Fault(None, column, f"is not a column of a manifest; {hint}", line))
     faults += [Fault(None, column, "is missing; add it", line) for column in missing if column in TEXT_COLUMNS]
-    times = Counter(found)
+    times = Counter(columns)
     for column, count in times.items():
         if count > 1 and not is_nameless(column):
             faults.append(Fault(None, column, f"is there {count} times; keep one", line))

@@ -165,6 +165,62 @@ def test_no_file_and_no_function_is_too_long_to_be_read_at_once() -> None:
     assert long == []
 
 
+SECTION = re.compile(r"( *)(Args|Attributes|Returns|Raises|Yields):")
+ENTRY = re.compile(r" *[*\w, .]+: (.+)")
+# As a sentence begins; names (SDXL, CPUs, MLflow), symbols (P, W) and Python's own words are written as ever.
+CAPITAL = re.compile(r"(?!(True|False|None|Ray|Parquet)\b)([A-Z][a-z]+|A(?=\s))(?![A-Za-z])")
+
+
+def layout_faults(docstring: str) -> list[str]:
+    """How a docstring with sections differs from the one layout; ruff holds the rest of it."""
+    lines, faults, inside = docstring.split("\n"), [], None
+    for line in lines:
+        if section := SECTION.fullmatch(line):
+            inside = section
+        elif inside is not None and line.strip():
+            depth = len(line) - len(line.lstrip()) - len(inside[1])
+            inside = inside if depth > 0 else None
+            # What is returned is told in sentences, and what is raised or given in entries.
+            if inside is not None and depth == 4 and inside[2] not in ("Returns", "Yields"):
+                entry = ENTRY.fullmatch(line)
+                if entry is None:
+                    faults.append(f"no entry: {line.strip()}")
+                elif CAPITAL.match(entry[1]):
+                    faults.append(f"a capital: {line.strip()}")
+    if any(map(SECTION.fullmatch, lines)) and len(lines) > 1 and not lines[-2].strip():
+        faults.append("a blank line before the closing quotes")
+    return faults
+
+
+def test_docstrings_with_sections_have_one_layout() -> None:
+    """Entries in lower case, and no blank line behind the last of them, which ruff can only ask for (D413)."""
+    faults = []
+    for path in PRODUCT:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                told = layout_faults(ast.get_docstring(node, clean=False) or "")
+                faults += [f"{path.relative_to(ROOT)}: {getattr(node, 'name', '')}: {fault}" for fault in told]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("docstring", "faults"),
+    [
+        (
+            "Do it.\n\n    Args:\n        x: what; A\n            Then.\n        y: SDXL's.\n        z: W, wide.\n    ",
+            0,
+        ),
+        ("Do it.\n\n    Returns:\n        The whole.\n    ", 0),
+        ("Do it.\n\n    Args:\n        x: What.\n        y: A thing.\n    ", 2),
+        ("Do it.\n\n    Raises:\n        As `solve`.\n    ", 1),
+        ("Do it.\n\n    Args:\n        x: what.\n\n    ", 1),
+        ("Do it.\n\n    Thus.\n\n    ", 0),
+    ],
+)
+def test_another_layout_is_told(docstring: str, faults: int) -> None:
+    assert len(layout_faults(docstring)) == faults
+
+
 def test_no_pickled_weights_and_no_remote_code() -> None:
     assert not [p for p in ROOT.rglob("*.bin") if ".venv" not in p.parts and ".evenhand" not in p.parts]
     sources = [p for name in ("infra", "jobs", "manifests", "time_ops") for p in (ROOT / name).rglob("*.py")]

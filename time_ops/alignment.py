@@ -39,9 +39,8 @@ def token_ids(tokenizer: Any, prompt: str) -> list[int]:
     """Tokenize a prompt, with start and end marker, neither padded nor truncated.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        prompt: The text.
-
+        tokenizer: a transformers tokenizer.
+        prompt: the text.
     """
     # The length is ours to judge and to name, so the tokenizer's own warning about it is switched off.
     return [int(i) for i in tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"]]
@@ -53,19 +52,18 @@ def align_prompts(
     """Destination position of each source position.
 
     Args:
-        tokenizer: The text encoder's transformers tokenizer.
-        source: Source prompt, as encoded.
-        destination: Destination prompt, as encoded.
-        positions: The encoder's number of positions n; the tokenizer's `model_max_length` by default.
+        tokenizer: the text encoder's transformers tokenizer.
+        source: source prompt, as encoded.
+        destination: destination prompt, as encoded.
+        positions: the encoder's number of positions n; the tokenizer's `model_max_length` by default.
         alignment: "published", or "lcs" for prompts that the published rule does not cover.
 
     Returns:
         int64 array [n]; source embedding i corresponds to destination embedding `result[i]`.
 
     Raises:
-        EditError: A prompt is longer than n, or the published rule is undefined: the destination lacks or reorders
+        EditError: a prompt is longer than n, or the published rule is undefined: the destination lacks or reorders
             words of the source. Both prompts and the words are named.
-
     """
     n = int(tokenizer.model_max_length) if positions is None else positions
     a, b = token_ids(tokenizer, source), token_ids(tokenizer, destination)
@@ -74,8 +72,8 @@ def align_prompts(
         raise EditError.listing(f"prompts are longer than the encoder's {n} positions:", faults)
     article = _Articles(tokenizer)
     first, second = article.merged(a), article.merged(b)
-    found, missing = align_tokens([u.token for u in first], [u.token for u in second], n, alignment=alignment)
-    found = _spread(found, first, second, n)
+    aligned, missing = align_tokens([u.token for u in first], [u.token for u in second], n, alignment=alignment)
+    aligned = _spread(aligned, first, second, n)
     if missing:
         known = {u.token for u in second}
         reordered = all(first[i].token in known for i in missing)
@@ -86,7 +84,7 @@ def align_prompts(
             f"{'has in another order' if reordered else 'lacks'} {words}. "
             'Write a destination that holds every word of the source in its order, or ask for alignment="lcs".'
         )
-    return found
+    return aligned
 
 
 def align_tokens(
@@ -95,18 +93,17 @@ def align_tokens(
     """Align two token sequences, markers included, articles already merged.
 
     Args:
-        source: Source token ids, at most `positions`.
-        destination: Destination token ids, at most `positions`.
-        positions: The encoder's number of positions n.
-        alignment: The rule; see the module.
+        source: source token ids, at most `positions`.
+        destination: destination token ids, at most `positions`.
+        positions: the encoder's number of positions n.
+        alignment: the rule; see the module.
 
     Returns:
         The int64 array [n], and the indices of the source tokens that the published rule could not place (then the
         array is unusable); empty with "lcs".
 
     Raises:
-        EditError: Unknown rule.
-
+        EditError: unknown rule.
     """
     if alignment not in get_args(Alignment):
         raise EditError(f"unknown alignment {alignment!r}: choose one of {', '.join(get_args(Alignment))}")
@@ -170,14 +167,14 @@ class _Unit:
     stop: int
 
 
-def _spread(found: Positions, source: Sequence[_Unit], destination: Sequence[_Unit], positions: int) -> Positions:
+def _spread(aligned: Positions, source: Sequence[_Unit], destination: Sequence[_Unit], positions: int) -> Positions:
     """Positions of tokens, from those of units; behind the last unit one follows the other, as units do."""
     count, longer = len(destination), 0 if not destination else destination[-1].stop - len(destination)
     if longer == 0 and all(u.stop - u.start == 1 for u in source):
-        return found
+        return aligned
     last = positions - 1
     placed: list[int] = []
-    for unit, at in zip(source, found.tolist(), strict=False):
+    for unit, at in zip(source, aligned.tolist(), strict=False):
         start, stop = (destination[at].start, destination[at].stop) if at < count else (at + longer, at + longer + 1)
         inner = range(unit.stop - unit.start)
         # First token with the first, and all others with the last but for those that have one of their own.

@@ -40,10 +40,9 @@ class _Edited:
     """What edits have done to a UNet.
 
     Attributes:
-        originals: Weight of each edited projection before the first edit, [out, d] on the CPU.
-        operator: All edits since, composed.
-        left: Fingerprint of each edited projection as the last edit left it.
-
+        originals: weight of each edited projection before the first edit, [out, d] on the CPU.
+        operator: all edits since, composed.
+        left: fingerprint of each edited projection as the last edit left it.
     """
 
     originals: dict[str, torch.Tensor]
@@ -66,27 +65,26 @@ def edit_model(
     Solved in float64 from float32 embeddings, whatever the pipeline's dtype, and cast once into the weights.
 
     Args:
-        pipe: A Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline in float16, bfloat16, float32 or float64.
+        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline in float16, bfloat16, float32 or float64.
             Offloaded by `enable_model_cpu_offload` it can be edited; its weights must not be on the meta device or on
             disk.
-        source_prompt: What is said, "a CEO"; or several, for edits in one solve.
-        destination_prompt: What is to be read, "a female CEO", with all words of the source; one for each source.
-        lamb: Regularisation, for all or for each edit; smaller edits more strongly.
-        restart_params: Begin from the original weights, as they were before the first edit. False: from the current
+        source_prompt: what is said, "a CEO"; or several, for edits in one solve.
+        destination_prompt: what is to be read, "a female CEO", with all words of the source; one for each source.
+        lamb: regularisation, for all or for each edit; smaller edits more strongly.
+        restart_params: begin from the original weights, as they were before the first edit. False: from the current
             weights, so that edits accumulate; a later one changes what earlier ones did.
-        with_to_k: Edit keys as well as values.
-        with_augs: Prefixes (or templates with "{source}") behind which the prompts take part too; empty: none.
+        with_to_k: edit keys as well as values.
+        with_augs: prefixes (or templates with "{source}") behind which the prompts take part too; empty: none.
 
     Returns:
         The operator of all edits that the weights now carry: original weight @ matrix, up to the casts in between.
 
     Raises:
-        EditError: Prompts can't be aligned or are too long, lamb is not positive, or edits of values only and of keys
+        EditError: prompts can't be aligned or are too long, lamb is not positive, or edits of values only and of keys
             and values would accumulate. The weights are as before.
-        ModelError: The pipeline can't be edited (a LoRA or IP-Adapter not merged, quantised or offloaded weights, an
+        ModelError: the pipeline can't be edited (a LoRA or IP-Adapter not merged, quantised or offloaded weights, an
             MM-DiT model and so on), something else changed the weights since the last edit, or an edited weight
             overflows. The weights are as before, or where `restart_params` took an edit back, the original ones.
-
     """
     sources, destinations = _listed(source_prompt), _listed(destination_prompt)
     if len(sources) != len(destinations):
@@ -117,15 +115,14 @@ def restore_model(pipe: Any) -> bool:
     A model that was cast to another dtype since gets the original weights cast to it.
 
     Args:
-        pipe: A pipeline with the UNet that was edited.
+        pipe: a pipeline with the UNet that was edited.
 
     Returns:
         Whether there was an edit to take back.
 
     Raises:
-        ModelError: The weights can't be reached (offloaded, or wrapped by an adapter that was loaded since), or
+        ModelError: the weights can't be reached (offloaded, or wrapped by an adapter that was loaded since), or
             something else changed them since the last edit. The weights are as before.
-
     """
     unet = _unet(pipe)
     edited = _checked(unet)

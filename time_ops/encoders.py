@@ -43,10 +43,9 @@ class EncoderDigest:
 
     Attributes:
         exact: sha256 in hex over the weights' values, the configuration and the tokenizers.
-        dtype: The weights' dtype, "float32".
-        float16: The same digest with weights cast to float16.
-        bfloat16: The same digest with weights cast to bfloat16.
-
+        dtype: the weights' dtype, "float32".
+        float16: the same digest with weights cast to float16.
+        bfloat16: the same digest with weights cast to bfloat16.
     """
 
     exact: str
@@ -68,33 +67,31 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
     """List the pipeline's (tokenizer, text encoder) pairs, in the order in which their embeddings are joined.
 
     Raises:
-        ModelError: A tokenizer is missing, or there are more than three text encoders.
-
+        ModelError: a tokenizer is missing, or there are more than three text encoders.
     """
     if getattr(pipe, "text_encoder_4", None) is not None:
         raise ModelError(f"{type(pipe).__name__} has four text encoders; at most three are known")
-    found = []
+    pairs = []
     for suffix in ("", "_2", "_3"):
         encoder, tokenizer = getattr(pipe, "text_encoder" + suffix, None), getattr(pipe, "tokenizer" + suffix, None)
         if encoder is None:
             continue
         if tokenizer is None:
             raise ModelError(f"{type(pipe).__name__} has text_encoder{suffix} but no tokenizer{suffix}")
-        found.append((tokenizer, encoder))
-    if not found:
+        pairs.append((tokenizer, encoder))
+    if not pairs:
         raise ModelError(f"{type(pipe).__name__} has no text encoder loaded")
-    return found
+    return pairs
 
 
 def encoder_digest(pipe: Any) -> EncoderDigest:
     """Digest of a pipeline's text encoders; cached until a weight changes.
 
     Args:
-        pipe: A pipeline with `text_encoder` and `tokenizer`, and up to `text_encoder_3` and `tokenizer_3`.
+        pipe: a pipeline with `text_encoder` and `tokenizer`, and up to `text_encoder_3` and `tokenizer_3`.
 
     Raises:
-        ModelError: An encoder's weights are not in memory.
-
+        ModelError: an encoder's weights are not in memory.
     """
     parts = [(_weights_digest(encoder), _tokenizer_digest(tokenizer)) for tokenizer, encoder in text_encoders(pipe)]
     dtypes = {w["dtype"] for w, _ in parts}

@@ -53,18 +53,17 @@ class TokenPairs:
     """The token embeddings of one edit, all augmentations and positions below each other.
 
     Attributes:
-        edit: What they were made from.
+        edit: what they were made from.
         source: [n, d] float32 (or float64), token embeddings c_i; n = augmentations x positions.
         destinations: [K, n, d], for each destination the embedding c*_i that corresponds to source token i.
-        augmentations: Templates that were used.
-        alignment: Rule that matched the tokens.
-        encoder: The text encoder's digest; None for embeddings that did not come from `encode_edits`.
-        pooled: The same edit's pooled embeddings, one vector for each augmentation in place of a token: source [W, p],
+        augmentations: templates that were used.
+        alignment: rule that matched the tokens.
+        encoder: the text encoder's digest; None for embeddings that did not come from `encode_edits`.
+        pooled: the same edit's pooled embeddings, one vector for each augmentation in place of a token: source [W, p],
             destinations [K, W, p]. None where the model reads none.
 
     Raises:
-        EditError: Shapes or dtypes don't fit, or a value is not finite.
-
+        EditError: shapes or dtypes don't fit, or a value is not finite.
     """
 
     edit: PromptEdit
@@ -119,11 +118,10 @@ class TokenPairs:
         """Blend the same tokens by other shares.
 
         Args:
-            shares: By destination prompt, or in the destinations' order.
+            shares: by destination prompt, or in the destinations' order.
 
         Raises:
-            EditError: A destination is missing or unknown, or the shares are invalid.
-
+            EditError: a destination is missing or unknown, or the shares are invalid.
         """
         prompts = list(self.edit.destinations)
         if isinstance(shares, Mapping):
@@ -149,20 +147,19 @@ def encode_edits(
     """Token pairs of edits, in order.
 
     Args:
-        pipe: A Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline. Of the first three the UNet may be absent
+        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline. Of the first three the UNet may be absent
             from memory; the text encoders may not.
-        edits: The edits.
-        augmentations: Templates in which "{source}" stands for the edit's prompts, source and destinations alike.
+        edits: the edits.
+        augmentations: templates in which "{source}" stands for the edit's prompts, source and destinations alike.
         alignment: "published", or "lcs" to align also destinations that lack or reorder the source's words.
-        batch_size: Prompts encoded at a time.
+        batch_size: prompts encoded at a time.
 
     Returns:
         One `TokenPairs` for each edit, float32 on the CPU, n = len(augmentations) x positions.
 
     Raises:
-        EditError: A prompt is too long or can't be aligned; all of them are named.
-        ModelError: The pipeline can't be edited or its encoder can't be run in float32.
-
+        EditError: a prompt is too long or can't be aligned; all of them are named.
+        ModelError: the pipeline can't be edited or its encoder can't be run in float32.
     """
     edits, templates = list(edits), checked_templates(augmentations)
     encoded = encode_checked(pipe, edits, (), augmentations=templates, alignment=alignment, batch_size=batch_size)
@@ -190,9 +187,8 @@ class Encoded:
     Attributes:
         embeddings: [P, n, d] float32.
         pooled: [P, p] float32; None where the model reads none.
-        places: Index in both of each rendered prompt.
-        encoder: The text encoder's digest.
-
+        places: index in both of each rendered prompt.
+        encoder: the text encoder's digest.
     """
 
     embeddings: torch.Tensor
@@ -246,14 +242,13 @@ def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32)
     """Token pairs of prompts that must keep their embeddings: c* = c. No augmentation; [n, d] with n the positions.
 
     Args:
-        pipe: As for `encode_edits`.
-        prompts: Prompts as they will be drawn; "" is the empty prompt. Repeated ones are taken once.
-        batch_size: Prompts encoded at a time.
+        pipe: as for `encode_edits`.
+        prompts: prompts as they will be drawn; "" is the empty prompt. Repeated ones are taken once.
+        batch_size: prompts encoded at a time.
 
     Raises:
-        EditError: Prompts are too long; all are named.
-        ModelError: As for `encode_edits`.
-
+        EditError: prompts are too long; all are named.
+        ModelError: as for `encode_edits`.
     """
     distinct = list(dict.fromkeys(prompts))
     made = encode_texts(pipe, distinct, batch_size=batch_size)
@@ -274,17 +269,16 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -
     """Token states as the pipeline makes them, in float32; `encode_texts` gives the pooled embeddings too.
 
     Args:
-        pipe: As for `encode_edits`.
-        prompts: The prompts; each distinct one is encoded once.
-        batch_size: Prompts encoded at a time.
+        pipe: as for `encode_edits`.
+        prompts: the prompts; each distinct one is encoded once.
+        batch_size: prompts encoded at a time.
 
     Returns:
         [P, n, d] float32 on the CPU, in the prompts' order.
 
     Raises:
-        EditError: Prompts are too long; all are named.
-        ModelError: As for `encode_edits`.
-
+        EditError: prompts are too long; all are named.
+        ModelError: as for `encode_edits`.
     """
     return encode_texts(pipe, prompts, batch_size=batch_size).tokens
 

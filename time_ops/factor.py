@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import lapack
 
 from time_ops.errors import EditError
-from time_ops.sums import Device, Rows
+from time_ops.sums import Device, EditRows
 
 __all__ = ["factored", "token_form"]
 
@@ -25,7 +25,7 @@ def factored(G: torch.Tensor, B: torch.Tensor, strengths: Sequence[float]) -> tu
 
 
 def token_form(
-    used: Sequence[tuple[Rows, float]], d: int, device: Device, gram: torch.Tensor | None = None
+    used: Sequence[tuple[EditRows, float]], d: int, device: Device, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
     """Compute the same A from a system as large as the number of tokens, where those are fewer than d.
 
@@ -56,8 +56,7 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     """Solver for a symmetric positive definite matrix, and its estimated condition number (1-norm).
 
     Raises:
-        EditError: Not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
-
+        EditError: not finite, not positive definite in float64, or so ill-conditioned that no digit would be left.
     """
     norm = float(torch.linalg.matrix_norm(system, 1))
     smallest = min(strengths, default=math.inf)
@@ -67,8 +66,8 @@ def _cholesky(system: torch.Tensor, strengths: Sequence[float]) -> tuple[Callabl
     reciprocal = 0.0
     if int(info) == 0:
         # LAPACK is column-major: the row-major lower factor is its upper one.
-        found, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
-        reciprocal = float(found) if status == 0 else 0.0
+        rcond, status = lapack.dpocon(lower.cpu().numpy().T, norm, uplo="U")
+        reciprocal = float(rcond) if status == 0 else 0.0
     if reciprocal < np.finfo(np.float64).eps:
         enough = smallest * norm * np.finfo(np.float64).eps * 1e3
         raise EditError(

@@ -46,7 +46,6 @@ class TextEmbeddings:
     Attributes:
         tokens: [P, n, d].
         pooled: [P, p]; None where the model reads none.
-
     """
 
     tokens: torch.Tensor
@@ -58,9 +57,8 @@ class Span:
     """Neighbouring token states that come from the same tokens.
 
     Attributes:
-        readers: The tokenizers, whose encoders' states lie side by side; none where the states are zeros.
-        positions: How many states.
-
+        readers: the tokenizers, whose encoders' states lie side by side; none where the states are zeros.
+        positions: how many states.
     """
 
     readers: Sequence[Reader]
@@ -73,10 +71,9 @@ def pipeline_embeddings(
     """Encode by the pipeline's own `encode_prompt`: token states [P, n, d], and pooled [P, p] where it reads them.
 
     Args:
-        pipe: The pipeline, its encoders ready to run.
-        prompts: The prompts.
-        device: Where to encode.
-
+        pipe: the pipeline, its encoders ready to run.
+        prompts: the prompts.
+        device: where to encode.
     """
     call: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
     family = type(denoiser_of(pipe)).__name__
@@ -94,22 +91,21 @@ def text_readers(pipe: Any) -> list[Reader]:
     """The pipeline's tokenizers, each with the length at which the pipeline uses it, in the encoders' order.
 
     Raises:
-        ModelError: A tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
-
+        ModelError: a tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
     """
     t5_positions = _T5_POSITIONS.get(type(denoiser_of(pipe)).__name__)
-    found, lengths = [], set()
+    readers, lengths = [], set()
     for tokenizer, encoder in text_encoders(pipe):
         is_t5 = _is_t5(encoder)
         n = t5_positions if is_t5 and t5_positions is not None else int(tokenizer.model_max_length)
         limit = getattr(encoder.config, "max_position_embeddings", None)
         if limit is not None and n > int(limit):
             raise ModelError(f"the tokenizer pads to {n} tokens, but the text encoder has {limit} positions")
-        found.append(Reader(pipe, tokenizer, n))
+        readers.append(Reader(pipe, tokenizer, n))
         lengths |= set() if is_t5 else {n}
     if len(lengths) > 1:
         raise ModelError(f"the pipeline's tokenizers pad to different lengths: {sorted(lengths)}")
-    return found
+    return readers
 
 
 def token_spans(pipe: Any, readers: Sequence[Reader]) -> list[Span]:
@@ -132,17 +128,16 @@ def aligned_spans(spans: Sequence[Span], source: str, destination: str, alignmen
     States of two encoders lie side by side, so their tokenizers must align alike.
 
     Raises:
-        EditError: A prompt is too long or can't be aligned.
-        ModelError: The tokenizers of one span align differently.
-
+        EditError: a prompt is too long or can't be aligned.
+        ModelError: the tokenizers of one span align differently.
     """
     parts, start = [], 0
     for span in spans:
         n = span.positions
-        found = [align_prompts(r, source, destination, positions=n, alignment=alignment) for r in span.readers]
-        if any((index != found[0]).any() for index in found[1:]):
+        positions = [align_prompts(r, source, destination, positions=n, alignment=alignment) for r in span.readers]
+        if any((index != positions[0]).any() for index in positions[1:]):
             raise ModelError(f"the pipeline's tokenizers align {source!r} with {destination!r} differently")
-        parts.append(start + (found[0] if found else np.arange(n, dtype=np.int64)))
+        parts.append(start + (positions[0] if positions else np.arange(n, dtype=np.int64)))
         start += n
     return np.concatenate(parts)
 

@@ -18,7 +18,6 @@ def json_of(data: bytes | str) -> Any:
 
     Raises:
         ValueError: it is none, or nested so deeply that Python gives up on it.
-
     """
     try:
         return json.loads(data)
@@ -31,7 +30,6 @@ def header_of(data: bytes) -> Mapping[str, str]:
 
     Raises:
         ValueError: the bytes are no such file.
-
     """
     size = int.from_bytes(data[:_PREFIX], "little")
     if len(data) < _PREFIX + size:

@@ -19,11 +19,10 @@ class ChangedWeight:
     """One edited projection.
 
     Attributes:
-        name: Its path in the model.
+        name: its path in the model.
         shape: [out, d].
         dtype: "float16" and so on.
         relative_change: |W' - W| / |W|, Frobenius, as stored.
-
     """
 
     name: str
@@ -37,8 +36,7 @@ class Fold:
     """What a fold changed.
 
     Attributes:
-        weights: Every projection that was visited, in the model's order.
-
+        weights: every projection that was visited, in the model's order.
     """
 
     weights: tuple[ChangedWeight, ...]
@@ -59,14 +57,13 @@ def fold(
     """Put edited weights in the place of a model's; see `time_ops.transform.Transform.fold_into`.
 
     Args:
-        module: The model.
-        entries: Which of its projections are edited; asked again for what the model holds afterwards.
-        edited: Gives the weight that goes in the place of one's.
-        is_identity: Whether no weight is to change.
+        module: the model.
+        entries: which of its projections are edited; asked again for what the model holds afterwards.
+        edited: gives the weight that goes in the place of one's.
+        is_identity: whether no weight is to change.
 
     Raises:
-        ModelError: See there.
-
+        ModelError: see there.
     """
     places = entries(module)
     check_loaded(module)
@@ -79,13 +76,13 @@ def fold(
         before = [p.layer.weight.detach().clone() for p in places]
         for place, weight in zip(places, wanted, strict=True):
             place.layer.weight.copy_(weight)
-    found = _verified(entries(module), before, wanted)
+    folded = _verified(entries(module), before, wanted)
     if not is_identity and all(torch.equal(old, new) for old, new in zip(before, wanted, strict=True)):
         raise ModelError(
-            f"no weight changed: the edit is below the resolution of {found.weights[0].dtype}. "
+            f"no weight changed: the edit is below the resolution of {folded.weights[0].dtype}. "
             "Lower lam, or fold in float32"
         )
-    return found
+    return folded
 
 
 def _verified(places: list[Projection], before: list[torch.Tensor], edited: list[torch.Tensor]) -> Fold:
@@ -109,11 +106,10 @@ def check_loaded(module: torch.nn.Module) -> None:
     """Refuse a model whose weights are elsewhere between its runs, where an edit would be lost without a word.
 
     Args:
-        module: A UNet or a text encoder. `enable_model_cpu_offload` moves its weights whole, which does no harm.
+        module: a UNet or a text encoder. `enable_model_cpu_offload` moves its weights whole, which does no harm.
 
     Raises:
-        ModelError: Sequential offload (weights on the meta device) or group offload; it says what to do.
-
+        ModelError: sequential offload (weights on the meta device) or group offload; it says what to do.
     """
     name = type(module).__name__
     meta = [path for path, weight in module.named_parameters() if weight.is_meta]

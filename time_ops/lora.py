@@ -19,7 +19,7 @@ import torch
 
 from time_ops.errors import EditError, ModelError
 from time_ops.operator import EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 __all__ = ["LowRank", "truncate"]
 
@@ -32,9 +32,8 @@ class LowRank:
         down: [rank, d] float64, orthonormal rows, the strongest direction first.
         lift: [d, rank] float64, (A - I) down^T.
         singular_values: [rank] float64, descending: the Frobenius norm of what each direction adds to all layers.
-        error: What is left out, Frobenius over all layers, relative to the whole edit.
-        weight_error: The same relative to the unedited weights.
-
+        error: what is left out, Frobenius over all layers, relative to the whole edit.
+        weight_error: the same relative to the unedited weights.
     """
 
     down: torch.Tensor
@@ -52,8 +51,7 @@ class LowRank:
         """Give a layer's own factor, [out, rank] float64.
 
         Args:
-            weight: The layer's unedited weight, [out, d].
-
+            weight: the layer's unedited weight, [out, d].
         """
         return weight.double() @ self.lift
 
@@ -63,10 +61,9 @@ class LowRank:
         W + up @ down = W (I + lift @ down), so it is a transform of the embeddings like the whole one.
 
         Args:
-            whole: The edit that was truncated.
-
+            whole: the edit that was truncated.
         """
-        kept = Inputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
+        kept = SolveInputs((), encoder=whole.encoder, values_only=whole.values_only, rank=self.rank)
         eye = torch.eye(whole.d, dtype=torch.float64)
         return EditOperator(eye + self.lift @ self.down, (*whole.steps, kept), whole.condition, pooled=whole.pooled)
 
@@ -77,16 +74,15 @@ def truncate(
     """Find the best shared low-rank form of an edit.
 
     Args:
-        operator: The edit.
-        weights: The unedited projections that it edits, each [out, d]; read once, a few at a time.
-        rank: Directions to keep; None: as few as keep to `error`. Directions below float64's resolution are never kept,
+        operator: the edit.
+        weights: the unedited projections that it edits, each [out, d]; read once, a few at a time.
+        rank: directions to keep; None: as few as keep to `error`. Directions below float64's resolution are never kept,
             so that few edits come back exactly, at their own rank.
-        error: Largest Frobenius norm of what may be left out, relative to the whole edit; 0: all of it is kept.
+        error: largest Frobenius norm of what may be left out, relative to the whole edit; 0: all of it is kept.
 
     Raises:
-        EditError: Rank below 1, error outside [0, 1), or the edit changes none of these weights.
-        ModelError: Weights of another width, not finite, or none.
-
+        EditError: rank below 1, error outside [0, 1), or the edit changes none of these weights.
+        ModelError: weights of another width, not finite, or none.
     """
     if rank is not None and rank < 1:
         raise EditError(f"the rank must be at least 1, not {rank}")

@@ -52,7 +52,6 @@ class Component:
     Attributes:
         label: the label that it sends professions to, or `UNEDITED`.
         operator: the edit; `EditOperator.identity` where it leaves the model as it is.
-
     """
 
     label: str
@@ -75,7 +74,6 @@ class Mixture:
     Raises:
         EditError: fewer than two components, equal labels, other widths, encoders or numbers of weights, or an operator
             of values only, which is no transform.
-
     """
 
     components: tuple[Component, ...]
@@ -119,7 +117,6 @@ class Mixture:
 
         Raises:
             EditError: see the class.
-
         """
         given = [1 / len(operators)] * len(operators) if weights is None else weights
         components = tuple(Component(label, operator) for label, operator in operators.items())
@@ -196,7 +193,6 @@ class Mixture:
         Raises:
             EditError: not one seed or prompt for each image.
             ModelError: width or dtype do not fit.
-
         """
         if prompt_embeds.ndim != 3:
             raise EditError(f"embeddings of a batch are [B, n, d], not {list(prompt_embeds.shape)}")
@@ -221,7 +217,6 @@ class Mixture:
         Raises:
             EditError: not one seed or prompt for each image.
             ModelError: width or dtype do not fit.
-
         """
         if pooled_prompt_embeds.ndim != 2:
             raise EditError(f"pooled embeddings of a batch are [B, p], not {list(pooled_prompt_embeds.shape)}")
@@ -256,7 +251,6 @@ class Mixture:
 
         Raises:
             ModelError: another text encoder or tokenizer.
-
         """
         for component in self.components:
             component.operator.check_encoder(pipe)
@@ -269,7 +263,6 @@ class Mixture:
         Args:
             path: the file; written beside and renamed.
             dtype: float64, or float32 for half the size.
-
         """
         return write_beside(path, self.to_bytes(dtype=dtype))
 
@@ -278,7 +271,6 @@ class Mixture:
 
         Raises:
             EditError: another dtype.
-
         """
         p = self.pooled_d
         header = {
@@ -303,7 +295,6 @@ class Mixture:
         Raises:
             EditError: no mixture's file, or one that was damaged.
             FileNotFoundError: no file.
-
         """
         name = Path(path)
         if not name.is_file():
@@ -316,7 +307,6 @@ class Mixture:
 
         Raises:
             EditError: see `load`.
-
         """
         try:
             tensors = load_tensors(data)
@@ -345,8 +335,8 @@ class Mixture:
                 for matrix, each, second in zip(matrices, stored, seconds, strict=True)
             )
             table = WeightTable(header["weights"], dict(header["professions"]))
-            found = cls(components, table)
-            digest, said = found.digest, header["digest"]
+            mixture = cls(components, table)
+            digest, said = mixture.digest, header["digest"]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, EditError):
                 raise error if name in str(error) else EditError(f"{name} is damaged: {error}") from error
@@ -354,7 +344,7 @@ class Mixture:
             raise EditError(f"{name} has a header that can't be read: {what}") from error
         if said != digest:
             raise EditError(f"{name} is damaged: its digest is {digest}, the header says {str(said)[:80]}")
-        return found
+        return mixture
 
 
 def is_mixture(data: bytes) -> bool:

@@ -51,22 +51,21 @@ def solve_mixture(
     together, since guidance subtracts it from every image.
 
     Args:
-        pipe: As for `encode_edits`.
-        edits: Label -> source prompt -> destination prompt. With one label, the unedited model is the second component.
-        lam: Strength, in units of the edits' own scale (`time_ops.lams.scale_of`); smaller is stronger.
-        overshoot: How far an edit goes; 1 is the destination itself.
-        ratio: How much weaker than the edit other labels' destinations are held.
-        push: How far other labels' destinations are pushed away from their source, see `Strengths`.
-        weights: Of the components; None: equal ones.
-        professions: Weights by source prompt, of those that have their own.
-        preserve: Further prompts to be left as they are.
-        augmentations: As for `encode_edits`.
-        pooled: Lam of pooled embeddings in units of the token states', each in its own scale; see `solve`.
+        pipe: as for `encode_edits`.
+        edits: label -> source prompt -> destination prompt. With one label, the unedited model is the second component.
+        lam: strength, in units of the edits' own scale (`time_ops.lams.scale_of`); smaller is stronger.
+        overshoot: how far an edit goes; 1 is the destination itself.
+        ratio: how much weaker than the edit other labels' destinations are held.
+        push: how far other labels' destinations are pushed away from their source, see `Strengths`.
+        weights: of the components; None: equal ones.
+        professions: weights by source prompt, of those that have their own.
+        preserve: further prompts to be left as they are.
+        augmentations: as for `encode_edits`.
+        pooled: lam of pooled embeddings in units of the token states', each in its own scale; see `solve`.
 
     Raises:
-        EditError: No edit, a prompt that can't be used, or bad weights; all faults of a kind are named.
-        ModelError: As for `encode_edits`.
-
+        EditError: no edit, a prompt that can't be used, or bad weights; all faults of a kind are named.
+        ModelError: as for `encode_edits`.
     """
     labels = list(edits)
     sources = list(dict.fromkeys(source for of_label in edits.values() for source in of_label))

@@ -28,7 +28,7 @@ from safetensors.torch import save as safetensors_bytes
 from time_ops.encoders import EncoderDigest, encoder_digest
 from time_ops.errors import EditError, ModelError
 from time_ops.files import json_of, write_beside
-from time_ops.records import Inputs, canonical_json, canonical_step, from_json_number, json_number, step_from
+from time_ops.records import SolveInputs, canonical_json, canonical_step, from_json_number, json_number, step_from
 from time_ops.transform import Transform
 
 __all__ = ["EditOperator", "operator_from_header", "operator_header"]
@@ -47,19 +47,18 @@ class EditOperator(Transform):
 
     Attributes:
         matrix: A, [d, d] float64 on the CPU; edited weight = weight @ A.
-        steps: The inputs of each solve that it composes, in the order in which the edits were made; empty: identity.
-        condition: Estimated condition number (1-norm) of the matrix that was factored; the largest where composed.
-        versions: Versions of the libraries it was solved with.
-        pooled: The edit of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
+        steps: the inputs of each solve that it composes, in the order in which the edits were made; empty: identity.
+        condition: estimated condition number (1-norm) of the matrix that was factored; the largest where composed.
+        versions: versions of the libraries it was solved with.
+        pooled: the edit of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
 
     Raises:
-        EditError: The matrix is not square and finite, steps mix encoders or values-only with other edits, or the
+        EditError: the matrix is not square and finite, steps mix encoders or values-only with other edits, or the
             pooled operator has a pooled one itself.
-
     """
 
     matrix: torch.Tensor
-    steps: tuple[Inputs, ...] = ()
+    steps: tuple[SolveInputs, ...] = ()
     condition: float | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
     pooled: EditOperator | None = None
@@ -122,8 +121,7 @@ class EditOperator(Transform):
         Folding in turn gives (W A_1) A_2, so the matrix is A_1 A_2; embeddings take A_1 (A_2 c), second first.
 
         Raises:
-            EditError: Other width, another text encoder, or only one is values-only.
-
+            EditError: other width, another text encoder, or only one is values-only.
         """
         if not isinstance(second, EditOperator):
             return NotImplemented
@@ -144,17 +142,16 @@ class EditOperator(Transform):
         The same encoder loaded in half precision is the same encoder. An operator of unknown encoder passes.
 
         Raises:
-            ModelError: Another text encoder or tokenizer; both digests are named.
-
+            ModelError: another text encoder or tokenizer; both digests are named.
         """
         expected = self.encoder
         if expected is None:
             return
-        found = encoder_digest(pipe)
-        if not expected.matches(found):
+        digest = encoder_digest(pipe)
+        if not expected.matches(digest):
             raise ModelError(
                 f"the operator was solved for the text encoder {expected.exact} ({expected.dtype}), but "
-                f"{type(pipe).__name__} has {found.exact} ({found.dtype}): solve it again for this model"
+                f"{type(pipe).__name__} has {digest.exact} ({digest.dtype}): solve it again for this model"
             )
 
     def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float64) -> Path:
@@ -163,12 +160,11 @@ class EditOperator(Transform):
         A pooled operator is a second tensor, "pooled", and the format is then version 2.
 
         Args:
-            path: The file; written beside and renamed.
+            path: the file; written beside and renamed.
             dtype: float64, or float32 for half the size.
 
         Raises:
-            EditError: Another dtype.
-
+            EditError: another dtype.
         """
         return write_beside(path, self.to_bytes(dtype=dtype))
 
@@ -187,10 +183,9 @@ class EditOperator(Transform):
         """Read an operator back, and check it.
 
         Raises:
-            EditError: No operator's file, or one that was damaged: matrix not square and finite, or not the checksum's;
+            EditError: no operator's file, or one that was damaged: matrix not square and finite, or not the checksum's;
                 provenance not the digest's.
-            FileNotFoundError: No file.
-
+            FileNotFoundError: no file.
         """
         name = Path(path)
         if not name.is_file():
@@ -224,7 +219,6 @@ def operator_header(operator: EditOperator, *, dtype: torch.dtype) -> dict[str, 
 
     Raises:
         EditError: another dtype than float64 or float32.
-
     """
     if dtype not in (torch.float64, torch.float32):
         raise EditError(f"an operator is saved as float64 or float32, not {dtype}")
@@ -252,13 +246,12 @@ def operator_from_header(
 
     Raises:
         EditError: the header can't be read, or matrix and provenance are not those that it was written with.
-
     """
     try:
         steps = tuple(step_from(step) for step in header["steps"])
         second = None if pooled is None else operator_from_header(pooled, header["pooled"], f"{name}, pooled")
-        found = EditOperator(matrix, steps, from_json_number(header["condition"]), header["versions"], second)
-        checks = {"checksum": found.checksum, "digest": found.digest}
+        operator = EditOperator(matrix, steps, from_json_number(header["condition"]), header["versions"], second)
+        checks = {"checksum": operator.checksum, "digest": operator.digest}
         wrong = [f"{k} is {v}, the header says {header[k]}" for k, v in checks.items() if header[k] != v]
     except _UNREADABLE as error:
         if isinstance(error, EditError):
@@ -266,7 +259,7 @@ def operator_from_header(
         raise EditError(f"{name} has a header that can't be read: {_said(error)}") from error
     if wrong:
         raise EditError.listing(f"{name} is damaged:", wrong)
-    return found
+    return operator
 
 
 def _stored(operator: EditOperator, dtype: torch.dtype) -> EditOperator:
@@ -280,10 +273,10 @@ def _said(error: Exception) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     for name in ("evenhand", "diffusers", "transformers"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

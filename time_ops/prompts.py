@@ -96,12 +96,11 @@ class PromptEdit:
     """One edit: the source prompt is to be read as a blend of destination prompts.
 
     Attributes:
-        source: Source prompt, "a CEO".
-        destinations: Share of each destination prompt, {"a female CEO": 1.0}; finite, none negative, sum 1.
+        source: source prompt, "a CEO".
+        destinations: share of each destination prompt, {"a female CEO": 1.0}; finite, none negative, sum 1.
 
     Raises:
-        EditError: The destinations or their shares are not as above.
-
+        EditError: the destinations or their shares are not as above.
     """
 
     source: str
@@ -125,11 +124,10 @@ class PromptFault:
 
     Attributes:
         kind: "length": longer than the encoder's positions; "alignment": can't be aligned.
-        reason: The whole sentence for a person.
-        prompt: The prompt at fault, as rendered (for "alignment" the destination).
-        edit: Index of the edit, None for a prompt that belongs to none.
-        destination: The edit's destination prompt at fault, None where it is the source.
-
+        reason: the whole sentence for a person.
+        prompt: the prompt at fault, as rendered (for "alignment" the destination).
+        edit: index of the edit, None for a prompt that belongs to none.
+        destination: the edit's destination prompt at fault, None where it is the source.
     """
 
     kind: Literal["length", "alignment"]
@@ -143,9 +141,8 @@ def augment(template: str, prompt: str) -> str:
     """Put a prompt in a template's place for it. Behind a prefix a leading "A" becomes "a", as published.
 
     Args:
-        template: Text with "{source}" once.
-        prompt: What stands there.
-
+        template: text with "{source}" once.
+        prompt: what stands there.
     """
     behind_prefix = not template.startswith("{source}")
     return template.replace("{source}", "a" + prompt[1:] if behind_prefix and prompt.startswith("A") else prompt)
@@ -162,18 +159,17 @@ def check_prompts(
     """All that is wrong with edits and prompts, as far as a tokenizer can tell.
 
     Args:
-        tokenizer: The text encoder's tokenizer.
-        edits: Edits; every augmentation of every prompt is checked.
-        prompts: Further prompts, preserved or audited, as they are encoded.
-        augmentations: Templates with "{source}".
-        alignment: Rule of the alignment.
+        tokenizer: the text encoder's tokenizer.
+        edits: edits; every augmentation of every prompt is checked.
+        prompts: further prompts, preserved or audited, as they are encoded.
+        augmentations: templates with "{source}".
+        alignment: rule of the alignment.
 
     Returns:
         The faults, one for each prompt that is too long and for each destination that can't be aligned; empty if good.
 
     Raises:
-        EditError: The augmentations are not usable.
-
+        EditError: the augmentations are not usable.
     """
     templates = checked_templates(augmentations)
     faults: dict[tuple[object, ...], PromptFault] = {}

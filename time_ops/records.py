@@ -12,7 +12,7 @@ from time_ops.encoders import EncoderDigest
 
 __all__ = [
     "EditRecord",
-    "Inputs",
+    "SolveInputs",
     "canonical_json",
     "canonical_step",
     "from_json_number",
@@ -27,13 +27,12 @@ class EditRecord:
     """What of one edit decides the operator.
 
     Attributes:
-        source: Source prompt.
+        source: source prompt.
         destinations: (prompt, share), sorted by prompt; the source itself is one where it keeps a share.
-        lam: Its strength; inf: left out of the solve. None in statistics that have no lam yet.
-        augmentations: Templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
-        alignment: Rule of the token correspondence.
+        lam: its strength; inf: left out of the solve. None in statistics that have no lam yet.
+        augmentations: templates, sorted: their order is of no account. Those that blend otherwise have a record apart.
+        alignment: rule of the token correspondence.
         tokens: sha256 of the embeddings where no known encoder made them, else "".
-
     """
 
     source: str
@@ -45,17 +44,16 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SolveInputs:
     """All that decides one solve, in canonical order.
 
     Attributes:
-        edits: Sorted records of the edits.
-        preserved: Sorted records of the preserved prompts, each with its lam.
-        encoder: The text encoder; None where embeddings were made by hand.
-        values_only: Only the value projections are edited.
-        rank: Of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
+        edits: sorted records of the edits.
+        preserved: sorted records of the preserved prompts, each with its lam.
+        encoder: the text encoder; None where embeddings were made by hand.
+        values_only: only the value projections are edited.
+        rank: of a step without edits: directions of what came before that were kept (`time_ops.lora`), chosen by the
             weights of the model that it is for.
-
     """
 
     edits: tuple[EditRecord, ...]
@@ -82,7 +80,7 @@ def _canonical_record(record: EditRecord) -> dict[str, Any]:
     }
 
 
-def canonical_step(step: Inputs) -> dict[str, Any]:
+def canonical_step(step: SolveInputs) -> dict[str, Any]:
     """What of a solve's inputs is hashed and stored."""
     return {
         "edits": [_canonical_record(r) for r in step.edits],
@@ -93,10 +91,10 @@ def canonical_step(step: Inputs) -> dict[str, Any]:
     }
 
 
-def step_from(stored: Mapping[str, Any]) -> Inputs:
+def step_from(stored: Mapping[str, Any]) -> SolveInputs:
     """A solve's inputs as `canonical_step` wrote them; raises what an odd value does."""
     encoder = stored["encoder"]
-    return Inputs(
+    return SolveInputs(
         tuple(record_from(r) for r in stored["edits"]),
         tuple(record_from(r) for r in stored["preserved"]),
         None if encoder is None else EncoderDigest(**encoder),

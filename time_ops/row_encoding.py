@@ -31,29 +31,28 @@ def encode_rows(
     """What `encode_edits` and `encode_preserved` give, each distinct prompt encoded once and each token kept once.
 
     Args:
-        pipe: As for `encode_edits`.
-        edits: The edits; at least one.
-        preserved: Prompts that must keep their embeddings, as they will be drawn. Repeated ones are taken once.
-        augmentations: As for `encode_edits`.
-        alignment: As for `encode_edits`.
-        batch_size: Prompts encoded at a time.
+        pipe: as for `encode_edits`.
+        edits: the edits; at least one.
+        preserved: prompts that must keep their embeddings, as they will be drawn. Repeated ones are taken once.
+        augmentations: as for `encode_edits`.
+        alignment: as for `encode_edits`.
+        batch_size: prompts encoded at a time.
 
     Raises:
-        EditError: A prompt is too long or can't be aligned; all of them are named. Or there is no edit.
-        ModelError: As for `encode_edits`.
-
+        EditError: a prompt is too long or can't be aligned; all of them are named. Or there is no edit.
+        ModelError: as for `encode_edits`.
     """
     if not edits:
         raise EditError("no edits to encode")
     templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
     encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
     numbered = _distinct(encoded.embeddings.numpy())
-    found = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
+    rows = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
     if encoded.pooled is None:
-        return found
+        return rows
     only = np.zeros(1, np.int64)
     numbered = _distinct(encoded.pooled[:, None].numpy())
-    return replace(found, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
+    return replace(rows, pooled=_placed(numbered, encoded, edits, kept, templates, alignment, lambda *_: only))
 
 
 def _placed(

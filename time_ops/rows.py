@@ -34,7 +34,7 @@ from time_ops.prompts import MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.records import EditRecord
 from time_ops.statistics import Statistics
 from time_ops.strengths import SHARE_TOLERANCE, Floats, Strengths, checked_blends
-from time_ops.sums import Device, Rows, Sums, spectral_norm
+from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
 __all__ = ["TokenRows"]
 
@@ -62,16 +62,15 @@ class TokenRows:
 
     Attributes:
         tokens: [u, d] float32, no row twice.
-        edits: The edits, E of them.
+        edits: the edits, E of them.
         sources: [E, n] int32, row of each source token; n = augmentations x positions.
         destinations: [D, n] int32, row of the token that corresponds to it in each destination, edit by edit.
-        preserved: Preserved prompts, R of them.
+        preserved: preserved prompts, R of them.
         kept: [R, positions] int32, their rows.
-        augmentations: Templates that were used.
-        alignment: Rule that matched the tokens.
-        encoder: The text encoder's digest.
-        pooled: The same edits' pooled embeddings, one row for each prompt; None where the model reads none.
-
+        augmentations: templates that were used.
+        alignment: rule that matched the tokens.
+        encoder: the text encoder's digest.
+        pooled: the same edits' pooled embeddings, one row for each prompt; None where the model reads none.
     """
 
     tokens: npt.NDArray[np.float32]
@@ -100,8 +99,7 @@ class TokenRows:
         """The same edits in some of their augmentations, in one table of tokens still; preserved prompts stay all.
 
         Args:
-            used: Which of `augmentations`; at least one.
-
+            used: which of `augmentations`; at least one.
         """
         chosen = np.asarray(used, dtype=bool)
         if chosen.shape != (len(self.augmentations),) or not chosen.any():
@@ -127,23 +125,22 @@ class TokenRows:
         """Weighted statistics of all of them, ready to be merged with other parts and solved.
 
         Args:
-            lam: Strength of each edit.
-            shares: For each edit other shares of its destinations, in their order: [K], or [W, K] with those of each
+            lam: strength of each edit.
+            shares: for each edit other shares of its destinations, in their order: [K], or [W, K] with those of each
                 of the `augmentations`. What they leave of 1 stays with the source: all zeros preserve the edit's
                 prompts at its lam. A sum beyond 1 overshoots, c + s (c* - c), and the source's share is then negative.
                 None: each edit's own.
-            preserve_lam: Strength of the preserved prompts, or of each of `preserved`; inf leaves one out. None: the
+            preserve_lam: strength of the preserved prompts, or of each of `preserved`; inf leaves one out. None: the
                 smallest lam given here.
-            device: Where to compute; needs float64.
-            ratio: See `Strengths`.
+            device: where to compute; needs float64.
+            ratio: see `Strengths`.
 
         Returns:
             Statistics on the CPU. An edit has one record for each distinct blend, with the augmentations that have it;
             what stays with the source is on record as a destination of that name.
 
         Raises:
-            EditError: Bad lams or shares, all of them named; or not one for each edit or preserved prompt.
-
+            EditError: bad lams or shares, all of them named; or not one for each edit or preserved prompt.
         """
         kept = min((float(s) for s in lam), default=1.0) if preserve_lam is None else preserve_lam
         return self.component_statistics([Strengths(lam, shares, kept, None, ratio)], device=device)[0]
@@ -155,18 +152,17 @@ class TokenRows:
         of them. So K components cost K sums of B, and little more.
 
         Args:
-            components: Lams and shares of each; see `statistics`.
-            device: Where to compute; needs float64.
+            components: lams and shares of each; see `statistics`.
+            device: where to compute; needs float64.
 
         Raises:
-            EditError: As for `statistics`.
-
+            EditError: as for `statistics`.
         """
-        found = self._component_statistics(components, device)
+        statistics = self._component_statistics(components, device)
         if self.pooled is None:
-            return found
+            return statistics
         pooled = self.pooled._component_statistics([one.of_pooled() for one in components], device)
-        return [replace(one, pooled=second) for one, second in zip(found, pooled, strict=True)]
+        return [replace(one, pooled=second) for one, second in zip(statistics, pooled, strict=True)]
 
     def _component_statistics(self, components: Sequence[Strengths], device: Device) -> list[Statistics]:
         checked = [self._checked(strengths) for strengths in components]
@@ -265,11 +261,10 @@ class TokenRows:
         """Spectral norm of B_p = sum (c* - c) c^T of each edit: the lam at which it begins to bite.
 
         Args:
-            shares: As for `statistics`.
+            shares: as for `statistics`.
 
         Raises:
-            EditError: As for `statistics`.
-
+            EditError: as for `statistics`.
         """
         blends = self._blends(shares)
         return [
@@ -295,8 +290,7 @@ class TokenRows:
         """Read what `to_bytes` wrote.
 
         Raises:
-            EditError: The bytes are no token rows.
-
+            EditError: the bytes are no token rows.
         """
         try:
             arrays = load_arrays(data)
@@ -357,7 +351,7 @@ class TokenRows:
         ends = np.cumsum([0, *(len(e.destinations) for e in self.edits)])
         return [self.destinations[start:end] for start, end in pairwise(ends)]
 
-    def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> Rows:
+    def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> EditRows:
         """Distinct tokens of one edit, with a shift for each blend of its destinations."""
         distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
         shifts = torch.zeros(len(blends), len(distinct), self.tokens.shape[1], dtype=torch.float64)
@@ -369,10 +363,10 @@ class TokenRows:
                 moved = np.subtract(self.tokens[places[moves]], self.tokens[source[moves]], dtype=float)
                 moved *= shares[moves, None]
                 shift.index_add_(0, torch.from_numpy(inverse[moves]), torch.from_numpy(moved))
-        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
+        return EditRows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), shifts)
 
-    def _kept_rows(self, which: Sequence[bool]) -> Rows:
+    def _kept_rows(self, which: Sequence[bool]) -> EditRows:
         """Distinct tokens of these preserved prompts; none moves."""
         distinct, counts = np.unique(self.kept[np.asarray(which)], return_counts=True)
         none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
-        return Rows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)
+        return EditRows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)

@@ -26,9 +26,9 @@ from time_ops.errors import EditError
 from time_ops.factor import factored, token_form
 from time_ops.lams import Lams, check_lams, pooled_ratio, scale_of
 from time_ops.operator import EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 from time_ops.statistics import check_preserved, one_encoder, record_of
-from time_ops.sums import Device, Rows, Sums, spectral_norm
+from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
 __all__ = ["Problem", "solve"]
 
@@ -51,41 +51,40 @@ def solve(
     """All edits in one solve.
 
     Args:
-        pairs: Token pairs of each edit, all of one width d.
-        lam: Strength, for all or for each edit; positive. Smaller is stronger; inf leaves an edit out exactly.
-        preserve: Pairs with c* = c, of prompts that must keep their meaning.
-        preserve_lam: Strength of every preserved prompt. Default: the smallest lam of the edits, so that no edit pulls
+        pairs: token pairs of each edit, all of one width d.
+        lam: strength, for all or for each edit; positive. Smaller is stronger; inf leaves an edit out exactly.
+        preserve: pairs with c* = c, of prompts that must keep their meaning.
+        preserve_lam: strength of every preserved prompt. Default: the smallest lam of the edits, so that no edit pulls
             harder at a token than a preserved prompt that shares it holds.
-        values_only: Edit the value projections only.
-        device: Where to compute; needs float64.
-        pooled: How much weaker pooled embeddings are edited than token states: their lam is this times `lam`, each in
+        values_only: edit the value projections only.
+        device: where to compute; needs float64.
+        pooled: how much weaker pooled embeddings are edited than token states: their lam is this times `lam`, each in
             units of its own scale (the median over edits of the spectral norm of B_p). inf leaves them alone.
 
     Returns:
         The operator, with the inputs and the estimated condition number as provenance.
 
     Raises:
-        EditError: Bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
+        EditError: bad lams, mixed widths or encoders, preserved pairs that are none, or a lam so small that the sums
             can't be factored in float64.
-
     """
     plan = _Plan.of(pairs, preserve or (), values_only)
     strengths = plan.strengths(lam, preserve_lam)
-    found, second = _solved(plan, strengths, device), plan.pooled(pooled)
+    operator, second = _solved(plan, strengths, device), plan.pooled(pooled)
     if second is None:
-        return found
+        return operator
     of_pooled, ratio = second
-    return replace(found, pooled=_solved(of_pooled, [ratio * s for s in strengths], device))
+    return replace(operator, pooled=_solved(of_pooled, [ratio * s for s in strengths], device))
 
 
 def _solved(plan: _Plan, strengths: Sequence[float], device: Device) -> EditOperator:
     """Solve for the embeddings of one kind."""
     used = [(pair, 1 / s) for pair, s in zip(plan.pairs, strengths, strict=True) if math.isfinite(s)]
     if sum(len(pair.source) for pair, _ in used) < plan.d:
-        return plan.operator(*token_form([(Rows.of(p), w) for p, w in used], plan.d, device), strengths)
+        return plan.operator(*token_form([(EditRows.of(p), w) for p, w in used], plan.d, device), strengths)
     sums = Sums(plan.d, device)
     for pair, weight in used:
-        sums.add(Rows.of(pair), weight)
+        sums.add(EditRows.of(pair), weight)
     return plan.operator(*factored(*sums.total(), strengths), strengths)
 
 
@@ -97,16 +96,15 @@ class Problem:
     else, where those are too large, the token matrices. No prompt is ever encoded again.
 
     Args:
-        pairs: As for `solve`.
-        preserve: As for `solve`.
-        values_only: As for `solve`.
-        device: As for `solve`.
-        statistics_bytes: Most memory for G_p and B_p.
-        pooled: As for `solve`.
+        pairs: as for `solve`.
+        preserve: as for `solve`.
+        values_only: as for `solve`.
+        device: as for `solve`.
+        statistics_bytes: most memory for G_p and B_p.
+        pooled: as for `solve`.
 
     Raises:
-        EditError: As for `solve`.
-
+        EditError: as for `solve`.
     """
 
     def __init__(
@@ -129,8 +127,8 @@ class Problem:
         self._device = device
         d = self._plan.d
         # The preserved prompts share one lam, so they are one edit to the sums.
-        self._rows = [Rows.each(p) for p in self._plan.edits]
-        self._kept = Rows.joined([Rows.of(p) for p in self._plan.kept], d)
+        self._rows = [EditRows.each(p) for p in self._plan.edits]
+        self._kept = EditRows.joined([EditRows.of(p) for p in self._plan.kept], d)
         self._gram: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
         self._moves = [len(rows.shifts) > 0 for rows in self._rows]
@@ -152,22 +150,21 @@ class Problem:
         """Solve for these lams and shares; the same as `solve` of the same inputs.
 
         Args:
-            lam: As for `solve`.
-            shares: For each edit other shares of its destinations (see `TokenPairs.with_shares`), or None for its own.
-            preserve_lam: As for `solve`.
+            lam: as for `solve`.
+            shares: for each edit other shares of its destinations (see `TokenPairs.with_shares`), or None for its own.
+            preserve_lam: as for `solve`.
 
         Raises:
-            EditError: As for `solve`.
-
+            EditError: as for `solve`.
         """
         plan = self._plan if shares is None else self._plan.with_shares(shares)
         strengths = plan.strengths(lam, preserve_lam)
-        found = self._solved(plan, strengths)
+        operator = self._solved(plan, strengths)
         if self._pooled is None:
-            return found
+            return operator
         problem, ratio = self._pooled
         second = problem._plan if shares is None else problem._plan.with_shares(shares)
-        return replace(found, pooled=problem._solved(second, [ratio * s for s in strengths]))
+        return replace(operator, pooled=problem._solved(second, [ratio * s for s in strengths]))
 
     def _solved(self, plan: _Plan, strengths: Sequence[float]) -> EditOperator:
         """Solve for the embeddings of one kind."""
@@ -198,16 +195,16 @@ class Problem:
 
     def _summed(self, matrices: int) -> torch.Tensor:
         """G of every edit, G of the preserved, then B of every edit and destination: [M, d, d] float64."""
-        found = torch.zeros(matrices, self._plan.d, self._plan.d, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(matrices, self._plan.d, self._plan.d, dtype=torch.float64, device=self._device)
         at = len(self._rows) + 1
         for i, rows in enumerate((*self._rows, self._kept)):
             tokens = rows.tokens.to(self._device, torch.float64)
             scaled = tokens * rows.counts.to(self._device)[:, None]
-            found[i].addmm_(tokens.T, scaled)
+            sums[i].addmm_(tokens.T, scaled)
             for shift in rows.shifts:
-                found[at].addmm_(shift.to(self._device).T, tokens)
+                sums[at].addmm_(shift.to(self._device).T, tokens)
                 at += 1
-        return found
+        return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,18 +237,18 @@ class _Plan:
         """Plan the pooled embeddings' solve, and give their lams in units of these; None: there is nothing to edit."""
         check_lams([weaker], "pooled")
         parts = [p.pooled for p in self.pairs]
-        found = [p for p in parts if p is not None]
-        if found and len(found) < len(parts):
+        known = [p for p in parts if p is not None]
+        if known and len(known) < len(parts):
             raise EditError("some token pairs have pooled embeddings and some have none: encode them all alike")
-        if not found or not math.isfinite(weaker):
+        if not known or not math.isfinite(weaker):
             return None
-        plan = _Plan.of(found[: len(self.edits)], found[len(self.edits) :], values_only=False)
+        plan = _Plan.of(known[: len(self.edits)], known[len(self.edits) :], values_only=False)
         return plan, weaker * pooled_ratio(plan.scale, self.scale)
 
     @property
     def scale(self) -> float:
         """The lam at which these edits begin to bite."""
-        return scale_of([spectral_norm(Rows.of(p)) for p in self.edits])
+        return scale_of([spectral_norm(EditRows.of(p)) for p in self.edits])
 
     def with_shares(self, shares: Sequence[Mapping[str, float] | Sequence[float] | None]) -> _Plan:
         if len(shares) != len(self.edits):
@@ -287,5 +284,5 @@ class _Plan:
     def operator(self, matrix: torch.Tensor, condition: float, strengths: Sequence[float]) -> EditOperator:
         records = [record_of(pair, lam) for pair, lam in zip(self.pairs, strengths, strict=True)]
         count = len(self.edits)
-        step = Inputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
+        step = SolveInputs(tuple(records[:count]), tuple(records[count:]), self.encoder, self.values_only)
         return EditOperator(matrix, (step,), condition)

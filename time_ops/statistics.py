@@ -19,8 +19,8 @@ from time_ops.factor import factored
 from time_ops.files import header_of, json_of
 from time_ops.lams import check_lams
 from time_ops.operator import EditOperator
-from time_ops.records import EditRecord, Inputs, record_from
-from time_ops.sums import Rows, Sums
+from time_ops.records import EditRecord, SolveInputs, record_from
+from time_ops.sums import EditRows, Sums
 
 __all__ = ["Statistics", "check_preserved", "one_encoder", "record_of", "solve_statistics"]
 
@@ -32,11 +32,10 @@ class Statistics:
     Attributes:
         G: sum c c^T, [d, d] float64; divided by lam once weighted.
         B: sum (c* - c) c^T, [d, d] float64; likewise.
-        edits: Records of the edits in the sums.
-        preserved: Records of the preserved prompts in the sums.
-        encoder: The text encoder, where known.
-        pooled: The same of the pooled embeddings; None where the model reads none.
-
+        edits: records of the edits in the sums.
+        preserved: records of the preserved prompts in the sums.
+        encoder: the text encoder, where known.
+        pooled: the same of the pooled embeddings; None where the model reads none.
     """
 
     G: torch.Tensor
@@ -56,17 +55,16 @@ class Statistics:
         """Statistics of one edit, not yet weighted.
 
         Args:
-            pairs: Its tokens.
-            preserved: It is a preserved prompt.
+            pairs: its tokens.
+            preserved: it is a preserved prompt.
 
         Raises:
-            EditError: It is said to be preserved, but c* differs from c.
-
+            EditError: it is said to be preserved, but c* differs from c.
         """
         if preserved:
             check_preserved([pairs])
         sums = Sums(pairs.source.shape[1], "cpu")
-        sums.add(Rows.of(pairs), 1.0)
+        sums.add(EditRows.of(pairs), 1.0)
         record = (record_of(pairs, None),)
         second = None if pairs.pooled is None else cls.of(pairs.pooled, preserved=preserved)
         return cls(*sums.total(), () if preserved else record, record if preserved else (), pairs.encoder, second)
@@ -75,12 +73,11 @@ class Statistics:
         """Divide by lam (inf gives zeros), which is then on record.
 
         Args:
-            lam: The strength.
-            ratio: The pooled statistics' lam, in units of this one; see `time_ops.rows.TokenRows.pooled_ratio`.
+            lam: the strength.
+            ratio: the pooled statistics' lam, in units of this one; see `time_ops.rows.TokenRows.pooled_ratio`.
 
         Raises:
             EditError: lam is not positive, or they have a lam already.
-
         """
         check_lams([lam], "lam")
         if any(r.lam is not None for r in (*self.edits, *self.preserved)):
@@ -99,8 +96,7 @@ class Statistics:
         """Merge; associative and commutative up to rounding.
 
         Raises:
-            EditError: Another width or another text encoder.
-
+            EditError: another width or another text encoder.
         """
         if not isinstance(other, Statistics):
             return NotImplemented
@@ -135,8 +131,7 @@ class Statistics:
         """Read what `to_bytes` wrote.
 
         Raises:
-            EditError: The bytes are no statistics.
-
+            EditError: the bytes are no statistics.
         """
         try:
             tensors = load_tensors(data)
@@ -161,12 +156,11 @@ def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOpe
     """Solve merged, weighted statistics.
 
     Args:
-        total: The sum of `Statistics.of(...).weighted(lam)` over all edits and preserved prompts.
-        values_only: As for `solve`.
+        total: the sum of `Statistics.of(...).weighted(lam)` over all edits and preserved prompts.
+        values_only: as for `solve`.
 
     Raises:
-        EditError: Some statistics were merged without a lam, or the sums can't be factored in float64.
-
+        EditError: some statistics were merged without a lam, or the sums can't be factored in float64.
     """
     missing = [r.source for r in (*total.edits, *total.preserved) if r.lam is None]
     if missing:
@@ -174,7 +168,7 @@ def solve_statistics(total: Statistics, *, values_only: bool = False) -> EditOpe
     strengths = [r.lam for r in (*total.edits, *total.preserved) if r.lam is not None]
     matrix, condition = factored(total.G.clone(), total.B, strengths)
     pooled = None if total.pooled is None else solve_statistics(total.pooled)
-    step = Inputs(total.edits, total.preserved, total.encoder, values_only)
+    step = SolveInputs(total.edits, total.preserved, total.encoder, values_only)
     return EditOperator(matrix, (step,), condition, pooled=pooled)
 
 

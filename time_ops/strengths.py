@@ -23,13 +23,12 @@ class Strengths:
     """How one operator is solved from token rows.
 
     Attributes:
-        lam: Of each edit.
-        shares: Of each edit's destinations; None: its own. See `TokenRows.statistics`.
-        preserve_lam: Of all preserved prompts, or of each.
-        push: Of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
+        lam: of each edit.
+        shares: of each edit's destinations; None: its own. See `TokenRows.statistics`.
+        preserve_lam: of all preserved prompts, or of each.
+        push: of each edit's destinations, in all augmentations and where they are preserved: how far they are pushed
             away from the source, c* = c + push (c - c_source), to make up for what the edit takes. None: nowhere.
-        ratio: Lam of the pooled embeddings, in units of all these lams; see `TokenRows.pooled_ratio`.
-
+        ratio: lam of the pooled embeddings, in units of all these lams; see `TokenRows.pooled_ratio`.
     """
 
     lam: Sequence[float]
@@ -54,18 +53,17 @@ def checked_blends(
     """Shares of each edit's destinations in each augmentation, once they are known to be usable.
 
     Args:
-        sources: Source prompt of each edit.
-        destinations: Its number of destinations, K.
-        augmentations: Number of augmentations, W.
-        shares: Its shares, [K] or [W, K]; finite, none negative, sum at most `most`.
+        sources: source prompt of each edit.
+        destinations: its number of destinations, K.
+        augmentations: number of augmentations, W.
+        shares: its shares, [K] or [W, K]; finite, none negative, sum at most `most`.
         most: 1, or more where edits may overshoot.
 
     Returns:
         For each edit [W, K] float64, read only.
 
     Raises:
-        EditError: Shares are not as above; all bad edits are named.
-
+        EditError: shares are not as above; all bad edits are named.
     """
     if len(shares) != len(sources):
         raise EditError(f"{len(sources)} edits, but shares for {len(shares)}: give them for each")

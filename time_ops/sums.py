@@ -12,20 +12,19 @@ import torch
 
 from time_ops.encoding import TokenPairs
 
-__all__ = ["Device", "Rows", "Sums", "spectral_norm"]
+__all__ = ["Device", "EditRows", "Sums", "spectral_norm"]
 
 Device = str | torch.device
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class EditRows:
     """Distinct token rows of one edit.
 
     Attributes:
         tokens: [u, d], in the pairs' dtype.
-        counts: How often each occurs, [u] float64.
-        shifts: Sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
-
+        counts: how often each occurs, [u] float64.
+        shifts: sums of c* - c over its occurrences, [K, u, d] float64; [0, u, d] for preserved prompts: none moves.
     """
 
     tokens: torch.Tensor
@@ -33,17 +32,17 @@ class Rows:
     shifts: torch.Tensor
 
     @classmethod
-    def each(cls, pairs: TokenPairs) -> Rows:
+    def each(cls, pairs: TokenPairs) -> EditRows:
         """With the shifts of every destination apart."""
         return cls._made(pairs, np.eye(len(pairs.shares)).tolist())
 
     @classmethod
-    def of(cls, pairs: TokenPairs) -> Rows:
+    def of(cls, pairs: TokenPairs) -> EditRows:
         """With the blend of the destinations; sum_k a_k (c*_k - c)."""
         return cls._made(pairs, [pairs.shares.tolist()])
 
     @classmethod
-    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> Rows:
+    def _made(cls, pairs: TokenPairs, blends: Sequence[Sequence[float]]) -> EditRows:
         source = pairs.source.detach().cpu().numpy()
         first, repeats, counts = _distinct(source)
         tokens = torch.from_numpy(source[first])
@@ -63,7 +62,7 @@ class Rows:
         return cls(tokens, counts, torch.from_numpy(shifts if len(first) == len(source) else shifts[:, first]))
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows], d: int) -> Rows:
+    def joined(cls, parts: Sequence[EditRows], d: int) -> EditRows:
         """Rows of several preserved prompts, those that they share summed once."""
         if not parts:
             empty = torch.zeros(0, d, dtype=torch.float64)
@@ -74,7 +73,7 @@ class Rows:
             counts[place] += counts[again]
         return cls(tokens[first], counts[first], torch.zeros(0, len(first), d, dtype=torch.float64))
 
-    def blended(self, shares: torch.Tensor) -> Rows:
+    def blended(self, shares: torch.Tensor) -> EditRows:
         """With one shift, the blend of those of the destinations."""
         if len(self.shifts) == 0:
             return self
@@ -92,10 +91,9 @@ class Sums:
     and of G only what is on and above its diagonal blocks, the rest being the same.
 
     Args:
-        d: Width.
-        device: Where to sum.
-        shifts: How many shifts each row has, K; G is summed once for all of them.
-
+        d: width.
+        device: where to sum.
+        shifts: how many shifts each row has, K; G is summed once for all of them.
     """
 
     _WIDE = 2048
@@ -111,7 +109,7 @@ class Sums:
         self._shifts = torch.empty(shifts, self._capacity, d, dtype=torch.float64, device=device)
         self._filled, self._weight = 0, 0.0
 
-    def add(self, rows: Rows, weight: float) -> None:
+    def add(self, rows: EditRows, weight: float) -> None:
         """G += weight sum c c^T, B_k += weight sum (c*_k - c) c^T; rows have K shifts, or none where nothing moves."""
         if weight == 0:
             return
@@ -186,7 +184,7 @@ def _distinct(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[tuple
     return np.asarray(first, dtype=np.int64), repeats, torch.tensor(counts, dtype=torch.float64)
 
 
-def spectral_norm(rows: Rows) -> float:
+def spectral_norm(rows: EditRows) -> float:
     """Largest singular value of sum (c* - c) c^T, for the first of the rows' shifts."""
     if len(rows.shifts) == 0:
         return 0.0

@@ -59,11 +59,10 @@ class Projection:
     """One entry: a linear layer that reads the text.
 
     Attributes:
-        name: Its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
+        name: its path inside the model, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
         role: "key" or "value" of a cross-attention, "context" of a whole model, or "pooled".
-        layer: The layer; weight [out, in].
-        width: How many of its inputs, the first ones, read the text: d. The others, and the bias, are never edited.
-
+        layer: the layer; weight [out, in].
+        width: how many of its inputs, the first ones, read the text: d. The others, and the bias, are never edited.
     """
 
     name: str
@@ -83,23 +82,22 @@ def text_entries(
     """Every linear layer that reads the text, in the model's order, the one that reads the pooled embedding last.
 
     Args:
-        module: A `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
-        d: Width of the token states that the caller has; checked against every entry that reads them.
-        pooled: Width of the pooled embedding that the caller has; likewise.
-        values_only: Leave the key projections out.
+        module: a `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
+        d: width of the token states that the caller has; checked against every entry that reads them.
+        pooled: width of the pooled embedding that the caller has; likewise.
+        values_only: leave the key projections out.
 
     Returns:
         32 for Stable Diffusion 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX.
 
     Raises:
-        ModelError: The model can't be edited; all reasons are given.
-
+        ModelError: the model can't be edited; all reasons are given.
     """
     config = _known_config(module)
     if type(module).__name__ in _JOINT:
         return _joint_entries(module, config, d=d, pooled=pooled, values_only=values_only)
-    found = _unet_projections(module, config, d=d, pooled=pooled)
-    return [p for p in found if p.role != "key" or not values_only]
+    projections = _unet_projections(module, config, d=d, pooled=pooled)
+    return [p for p in projections if p.role != "key" or not values_only]
 
 
 def text_projections(module: Any, *, d: int | None = None, values_only: bool = False) -> list[Projection]:
@@ -107,7 +105,6 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
 
     Returns:
         Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL; 1 for SD3 and FLUX.
-
     """
     return [p for p in text_entries(module, d=d, values_only=values_only) if p.kind == "tokens"]
 
@@ -126,7 +123,7 @@ def _joint_entries(
         faults.append("an IP-Adapter is loaded: its image enters the attention jointly with the text. Unload it first")
     if values_only:
         faults.append("context_embedder feeds keys and values alike, so there is no edit of values only")
-    found = []
+    projections = []
     for path, role, promised in _JOINT_ENTRIES:
         layer = module
         for part in path.split("."):
@@ -140,17 +137,17 @@ def _joint_entries(
             reasons = [f"{path} reads embeddings of width {layer.in_features}, its configuration promises {width}"]
         faults += reasons
         if not reasons:
-            found.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
+            projections.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", faults)
-    return found
+    return projections
 
 
 def _unet_projections(
     module: nn.Module, config: Mapping[str, Any], *, d: int | None, pooled: int | None
 ) -> list[Projection]:
     faults = list(_model_faults(module, config))
-    found: list[Projection] = []
+    projections: list[Projection] = []
     layers = [(name, layer) for name, layer in module.named_modules() if name.rpartition(".")[2] == "attn2"]
     for name, attention in layers:
         faults.extend(_attention_faults(name, attention))
@@ -163,7 +160,7 @@ def _unet_projections(
             reasons = list(_layer_faults(path, layer, d))
             faults.extend(reasons)
             if not reasons:
-                found.append(Projection(path, role, layer, layer.in_features))
+                projections.append(Projection(path, role, layer, layer.in_features))
     if not layers:
         faults.append("it has no cross-attention (no layer called attn2), so nothing in it reads the text")
     else:
@@ -172,14 +169,14 @@ def _unet_projections(
             faults.append(f"{len(layers)} cross-attention layers found, but its configuration promises {promised}")
     if config.get("addition_embed_type") == "text_time":
         try:
-            found.append(_sized_entry(module, config, pooled))
+            projections.append(_sized_entry(module, config, pooled))
         except ModelError as error:
             faults.append(str(error))
     elif pooled is not None:
         faults.append("it reads no pooled embedding, and the edit has one")
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", _shortened(faults))
-    return found
+    return projections
 
 
 def _sized_entry(module: nn.Module, config: Mapping[str, Any], pooled: int | None) -> Projection:
@@ -210,8 +207,7 @@ def expected_layers(config: Mapping[str, Any]) -> int:
     """Count the cross-attention layers that a UNet's configuration promises: 16 for SD 1.x and 2.x, 70 for SDXL.
 
     Args:
-        config: The configuration of a `UNet2DConditionModel`.
-
+        config: the configuration of a `UNet2DConditionModel`.
     """
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
     layers = _per_block(config.get("layers_per_block", 2), len(down))
@@ -240,9 +236,8 @@ def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline whose text does not enter by entries alone.
 
     Raises:
-        ModelError: It has neither UNet nor known transformer, no text encoder, or a second model that reads the text;
+        ModelError: it has neither UNet nor known transformer, no text encoder, or a second model that reads the text;
             the reason is named.
-
     """
     name = type(pipe).__name__
     if getattr(pipe, "transformer", None) is not None:

@@ -21,8 +21,7 @@ class Transform:
 
     Attributes:
         matrix: A, [d, d] float64 on the CPU; edited weight = weight @ A.
-        pooled: The same of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
-
+        pooled: the same of the model's pooled embedding, [p, p]; None: what reads that stays as it is.
     """
 
     matrix: torch.Tensor
@@ -58,9 +57,8 @@ class Transform:
             [..., d], same dtype and device. Multiplied in float64 (float32 on MPS, which has no float64), cast once.
 
         Raises:
-            EditError: The operator is values-only: keys would read A c as well. Use `attached` or fold it.
-            ModelError: The embeddings' width or dtype does not fit.
-
+            EditError: the operator is values-only: keys would read A c as well. Use `attached` or fold it.
+            ModelError: the embeddings' width or dtype does not fit.
         """
         if self.values_only:
             raise EditError(
@@ -79,8 +77,7 @@ class Transform:
             [..., p], same dtype and device; see `transform`.
 
         Raises:
-            ModelError: The embeddings' width or dtype does not fit.
-
+            ModelError: the embeddings' width or dtype does not fit.
         """
         return pooled_prompt_embeds if self.pooled is None else self.pooled._applied(pooled_prompt_embeds)
 
@@ -88,15 +85,14 @@ class Transform:
         """What of a model this edit changes, in the model's order.
 
         Args:
-            module: A UNet, or SD3's or FLUX's transformer.
+            module: a UNet, or SD3's or FLUX's transformer.
 
         Raises:
-            ModelError: The model can't be edited, or by an operator of other widths; all reasons are named.
-
+            ModelError: the model can't be edited, or by an operator of other widths; all reasons are named.
         """
         pooled = None if self.pooled is None else self.pooled.d
-        found = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
-        return [p for p in found if p.kind == "tokens" or self.pooled is not None]
+        projections = text_entries(module, d=self.d, pooled=pooled, values_only=self.values_only)
+        return [p for p in projections if p.kind == "tokens" or self.pooled is not None]
 
     @contextmanager
     def attached(self, module: Any) -> Iterator[None]:
@@ -105,11 +101,10 @@ class Transform:
         The way to audit a values-only operator; for others `transform` does the same at less cost.
 
         Args:
-            module: As for `fold_into`.
+            module: as for `fold_into`.
 
         Raises:
-            ModelError: As for `fold_into`.
-
+            ModelError: as for `fold_into`.
         """
         hooks = [
             entry.layer.register_forward_pre_hook(partial(_read_edited, self._of(entry), entry.width))
@@ -131,8 +126,7 @@ class Transform:
             [out, d], same dtype and device; multiplied in float64, cast once. It may overflow its dtype.
 
         Raises:
-            ModelError: It reads embeddings of another width.
-
+            ModelError: it reads embeddings of another width.
         """
         if weight.ndim != 2 or weight.shape[1] != self.d:
             raise ModelError(f"a projection of shape {list(weight.shape)} does not fit an operator of width {self.d}")
@@ -150,8 +144,7 @@ class Transform:
             [out, in]; see `edited`.
 
         Raises:
-            ModelError: It has fewer inputs than the pooled embedding.
-
+            ModelError: it has fewer inputs than the pooled embedding.
         """
         if self.pooled is None:
             return weight.clone()
@@ -170,15 +163,14 @@ class Transform:
         Nothing is changed unless everything can be. Fold once: folding again edits the edited weights.
 
         Args:
-            module: A `UNet2DConditionModel`, or SD3's or FLUX's transformer, in float16, bfloat16, float32 or float64.
+            module: a `UNet2DConditionModel`, or SD3's or FLUX's transformer, in float16, bfloat16, float32 or float64.
 
         Returns:
             What was changed, and by how much.
 
         Raises:
-            ModelError: The model can't be edited (all reasons named), its weights are not in memory, an edited weight
+            ModelError: the model can't be edited (all reasons named), its weights are not in memory, an edited weight
                 overflows its dtype, or the weights did not change although the operator is not the identity.
-
         """
         return fold(module, self.entries, self.edited_entry, is_identity=self.is_identity)
 

@@ -227,14 +227,13 @@ def draw_scene(
     """Draw one caption and what its picture shows.
 
     Args:
-        rng: Everything drawn comes from it.
-        shares: Of female and of old figures, by profession, from `draw_shares`.
-        named_share: Share of captions about a person that name gender, age or both.
-        guessed_share: Share of the gender-naming captions that are a guess at an ambiguous figure: the classifier's
+        rng: everything drawn comes from it.
+        shares: of female and of old figures, by profession, from `draw_shares`.
+        named_share: share of captions about a person that name gender, age or both.
+        guessed_share: share of the gender-naming captions that are a guess at an ambiguous figure: the classifier's
             label noise. 0 for the pipeline, whose captions always agree with the picture.
-        unsaid_style_share: Share of captions that keep the picture's style to themselves, as most people's do. The
+        unsaid_style_share: share of captions that keep the picture's style to themselves, as most people's do. The
             classifier needs them: it is asked "a photo of a female nurse" of painted nurses too.
-
     """
     if rng.random() < CONTROL_SHARE:
         control = CONTROLS[rng.integers(len(CONTROLS))]

@@ -136,14 +136,13 @@ def train(
     """Run all stages, or only those after another folder's tokenizer, encoder and autoencoder, and save the folders.
 
     Args:
-        out: Folder to write; made where missing.
-        seed: Selects every draw of every stage.
-        share_seed: Redraws the professions' female and old shares; None keeps the standard ones.
-        unet_only_from: A folder written by an earlier run whose other parts are reused. No classifier is trained then.
-        budget: Training lengths; None for the standard ones.
-        console: Where progress goes.
+        out: folder to write; made where missing.
+        seed: selects every draw of every stage.
+        share_seed: redraws the professions' female and old shares; None keeps the standard ones.
+        unet_only_from: a folder written by an earlier run whose other parts are reused. No classifier is trained then.
+        budget: training lengths; None for the standard ones.
+        console: where progress goes.
         xl: SDXL's layout: a second text encoder, and a UNet that reads its pooled embedding too.
-
     """
     budget, console = budget or Budget(), console or Console()
     diffusers_logging.set_verbosity_error()

@@ -209,7 +209,6 @@ def draw(scene: Scene, rng: np.random.Generator) -> Pixels:
 
     Returns:
         Pixels, uint8, shape `[32, 32, 3]`.
-
     """
     canvas = np.empty((SIZE_PX, SIZE_PX, 3), np.uint8)
     if scene.gender is None:
@@ -283,7 +282,6 @@ def _outlines() -> tuple[NDArray[np.intp], NDArray[np.float64]]:
 
     Returns:
         The gender index of each template, shape `[t]`, and its projection's one-hot segments, `[t, 1024, segments]`.
-
     """
     genders: list[int] = []
     templates: list[Any] = []
@@ -334,7 +332,6 @@ def perceived_genders(pictures: NDArray[np.uint8]) -> list[Gender]:
 
     Args:
         pictures: uint8, shape `[n, 32, 32, 3]`.
-
     """
     genders, _ = _outlines()
     residuals = _residuals(pictures)
@@ -378,7 +375,6 @@ def perceived_ages(pictures: NDArray[np.uint8]) -> list[Age]:
 
     Args:
         pictures: uint8, shape `[n, 32, 32, 3]`.
-
     """
     figures = [(gender, dx, dy) for gender in GENDERS for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
     ages: list[Age] = []

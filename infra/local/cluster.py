@@ -147,7 +147,6 @@ def up(
 
     Raises:
         LocalError: a server does not come up; what this call started is stopped again.
-
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", bucket):
         raise LocalError(f"bucket {bucket!r}: give 3 to 63 lower-case letters, digits and hyphens.")
@@ -217,7 +216,6 @@ def down(home: str | os.PathLike[str] | None = None) -> bool:
 
     Raises:
         LocalError: a process can't be stopped.
-
     """
     place = Home.at(home)
     if not place.root.is_dir():
@@ -251,7 +249,6 @@ def wipe(home: str | os.PathLike[str] | None = None) -> None:
 
     Raises:
         LocalError: the store runs.
-
     """
     place = Home.at(home)
     if not place.root.is_dir():

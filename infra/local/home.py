@@ -92,7 +92,6 @@ class Home:
 
         Raises:
             LocalError: the folder can't be made, or belongs to someone else.
-
         """
         try:
             for folder in (self.root, self.store, self.logs, self.temp):
@@ -165,7 +164,6 @@ class Home:
 
         Raises:
             LocalError: the file is missing or has no keys.
-
         """
         try:
             lines = self.credentials_file.read_text("utf-8").splitlines()
@@ -205,7 +203,6 @@ class Home:
 
         Raises:
             LocalError: another command held it for five minutes.
-
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

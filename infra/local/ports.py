@@ -56,7 +56,6 @@ def choose_ports(kind: str, last: Mapping[str, int], seed: int) -> dict[str, int
 
     Raises:
         LocalError: too few ports are free.
-
     """
     if kind == "seaweed":
         return _choose(SEAWEED_PORTS, _SEAWEED_RANGE, last, seed, lambda port: is_free(port) and is_free(port + _TWIN))
@@ -76,10 +75,10 @@ def _choose(
     if all(name in last and last[name] in ports and free(last[name]) for name in names):
         return {name: last[name] for name in names}
     turned = [*ports[seed % len(ports) :], *ports[: seed % len(ports)]]
-    found: list[int] = []
+    chosen: list[int] = []
     for port in turned:
         if free(port):
-            found.append(port)
-        if len(found) == len(names):
-            return dict(zip(names, found, strict=True))
+            chosen.append(port)
+        if len(chosen) == len(names):
+            return dict(zip(names, chosen, strict=True))
     raise LocalError(f"too few free ports between {ports.start} and {ports.stop}. Stop other local clusters.")

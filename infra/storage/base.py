@@ -25,10 +25,9 @@ class ObjectStat:
     """What a store says of an object without handing it out.
 
     Attributes:
-        size: Bytes.
-        tag: Its entity tag, as of `get_tagged`: other bytes, another tag.
-        sha256: Of its bytes in hex, where an `ObjectStore` wrote it or the store is a folder; else None.
-
+        size: bytes.
+        tag: its entity tag, as of `get_tagged`: other bytes, another tag.
+        sha256: of its bytes in hex, where an `ObjectStore` wrote it or the store is a folder; else None.
     """
 
     size: int
@@ -49,7 +48,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -58,7 +56,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -86,7 +83,6 @@ class ObjectStore(ABC):
             ObjectExists: `if_absent`, and there is one.
             ObjectChanged: `if_match`, and the object has another tag, or there is none.
             ValueError: both conditions at once.
-
         """
 
     @abstractmethod
@@ -99,7 +95,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -116,7 +111,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: there is none.
-
         """
 
     @abstractmethod
@@ -157,7 +151,6 @@ class ObjectStore(ABC):
         Raises:
             ObjectMissing: there is none.
             ObjectChanged: it has another tag or digest.
-
         """
         tag = check_source(source, source_key, if_match, sha256).tag
         with tempfile.TemporaryDirectory(prefix="evenhand-") as folder:
@@ -184,7 +177,6 @@ class ObjectStore(ABC):
 
         Raises:
             StorageError: the folder is missing or has no file.
-
         """
         folder = Path(path)
         store = self.sub(prefix) if prefix else self
@@ -206,7 +198,6 @@ class ObjectStore(ABC):
 
         Raises:
             ObjectMissing: nothing is below the prefix.
-
         """
         folder = Path(path)
         store = self.sub(prefix) if prefix else self
@@ -221,7 +212,6 @@ class ObjectStore(ABC):
 
         Raises:
             StorageError: one of the three failed, or gave back other bytes.
-
         """
         key, data = f"evenhand-probe-{uuid.uuid4().hex}", os.urandom(64)
         self.put(key, data)
@@ -239,9 +229,9 @@ class ObjectStore(ABC):
         self.put(key, b"first")
         try:
             tag = self.get_tagged(key)[1]
-            if self._refused(ObjectExists, key, b"second", if_absent=True):
+            if self._refuses(ObjectExists, key, b"second", if_absent=True):
                 self.put(key, b"third", if_match=tag)
-                return self._refused(ObjectChanged, key, b"fourth", if_match=tag)
+                return self._refuses(ObjectChanged, key, b"fourth", if_match=tag)
         except StorageError as error:
             if error.retriable:
                 raise
@@ -253,7 +243,7 @@ class ObjectStore(ABC):
         """Return how far this machine's clock is ahead of the server's, to a second; None where there is no server."""
         return None
 
-    def _refused(
+    def _refuses(
         self, kind: type[StorageError], key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> bool:
         try:
@@ -287,14 +277,13 @@ def check_source(source: ObjectStore, key: str, if_match: str | None, sha256: st
     Raises:
         ObjectMissing: there is none.
         ObjectChanged: it has another tag or digest.
-
     """
-    found = source.stat(key)
-    if if_match is not None and found.tag != if_match:
+    stat = source.stat(key)
+    if if_match is not None and stat.tag != if_match:
         raise ObjectChanged(f"copy {source.url(key)}: it has changed.", source.url(key))
-    if sha256 is not None and found.sha256 not in (None, sha256):
+    if sha256 is not None and stat.sha256 not in (None, sha256):
         raise ObjectChanged(f"copy {source.url(key)}: it holds other bytes, by its digest.", source.url(key))
-    return found
+    return stat
 
 
 def existing_file(path: str | os.PathLike[str], url: str) -> Path:
@@ -302,7 +291,6 @@ def existing_file(path: str | os.PathLike[str], url: str) -> Path:
 
     Raises:
         StorageError: there is none.
-
     """
     source = Path(path)
     if not source.is_file():

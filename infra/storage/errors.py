@@ -11,7 +11,6 @@ class StorageError(OSError):
     Attributes:
         url: the object, bucket or folder concerned, or "".
         retriable: whether the same request may succeed later (network, throttling, a server's fault).
-
     """
 
     def __init__(self, message: str, url: str = "", *, retriable: bool = False) -> None:

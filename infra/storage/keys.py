@@ -23,7 +23,6 @@ def check_key(key: str) -> str:
 
     Raises:
         InvalidKey: it is empty, absolute, too long, or has an empty part, ".", "..", a backslash or control character.
-
     """
     try:
         size = len(key.encode())

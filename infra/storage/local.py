@@ -108,10 +108,10 @@ class LocalStore(ObjectStore):
                 raise ObjectChanged(f"write {url}: it is gone.", url)
             with FileLock(path.with_name(_LOCK), timeout=_LOCK_TIMEOUT_S):
                 try:
-                    found = _tag(path.read_bytes())
+                    stored_tag = _tag(path.read_bytes())
                 except FileNotFoundError as error:
                     raise ObjectChanged(f"write {url}: it is gone.", url) from error
-                if found != tag:
+                if stored_tag != tag:
                     raise ObjectChanged(f"write {url}: it has changed.", url)
                 _write_beside(path, lambda beside: beside.write_bytes(data), if_absent=False)
 
@@ -132,15 +132,15 @@ class LocalStore(ObjectStore):
         """See `ObjectStore.list`; links that lead out are left out."""
         base = self._base()
         start = self._path(prefix.removesuffix("/")) if prefix else base
-        found = []
+        keys = []
         for folder, _, names in os.walk(start):
             for name in names:
                 path = Path(folder, name)
                 if name.startswith(PARTIAL) or not path.is_file():
                     continue
                 if not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(base):
-                    found.append(path.relative_to(base).as_posix())
-        yield from sorted(found)
+                    keys.append(path.relative_to(base).as_posix())
+        yield from sorted(keys)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`; folders that are empty after it go too, as they are none in an object store."""

@@ -25,7 +25,6 @@ def open_store(url: str, settings: StorageSettings | None = None) -> ObjectStore
     Raises:
         StorageError: the URL names no bucket or folder, or is of another scheme.
         InvalidKey: its prefix is no valid key.
-
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -25,7 +25,6 @@ def patiently(action: Callable[[], _Result], patience_s: float) -> _Result:
 
     Raises:
         StorageError: one that is not retriable, at once; or the last one, saying how long was tried.
-
     """
     if not patience_s:
         return action()

@@ -187,8 +187,8 @@ class S3Store(ObjectStore):
             return {item["Key"][skip:] for page in pages for item in page.get("Contents", ())}
 
         # Sorted here: servers that keep folders (SeaweedFS) list "a/b" before "a.b", AWS after.
-        found = self._request("list", prefix, list_all)
-        yield from sorted(key for key in found if key and not key.endswith("/"))
+        keys = self._request("list", prefix, list_all)
+        yield from sorted(key for key in keys if key and not key.endswith("/"))
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
@@ -249,12 +249,12 @@ class S3Store(ObjectStore):
         if not (isinstance(source, S3Store) and self.copies_from(source)):
             super().copy(source, source_key, key, if_match=if_match, sha256=sha256)
             return
-        found = check_source(source, source_key, if_match, sha256)
-        digest = sha256 or found.sha256
+        stat = check_source(source, source_key, if_match, sha256)
+        digest = sha256 or stat.sha256
         begin: Any = {"Bucket": source._bucket, "Key": source._key(source_key)}
         name = self._key(key)
         options = {
-            "CopySourceIfMatch": found.tag,
+            "CopySourceIfMatch": stat.tag,
             "MetadataDirective": "REPLACE",
             "Metadata": {SHA256: digest} if digest else {},
             **self.settings.encrypted,
@@ -272,9 +272,9 @@ class S3Store(ObjectStore):
 
         self._request("copy to", key, copy)
         size = self.stat(key).size
-        if size != found.size:
+        if size != stat.size:
             raise StorageError(
-                f"copy {source.url(source_key)} to {self.url(key)}: {found.size:,} bytes became {size:,}. "
+                f"copy {source.url(source_key)} to {self.url(key)}: {stat.size:,} bytes became {size:,}. "
                 "The server is broken.",
                 self.url(key),
             )

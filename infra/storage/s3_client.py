@@ -25,16 +25,15 @@ def credentials_source() -> str | None:
 
     Raises:
         StorageError: a profile or a service that should give them fails.
-
     """
     try:
-        found = boto3.session.Session().get_credentials()
-        if found is None or not found.get_frozen_credentials().secret_key:
+        credentials = boto3.session.Session().get_credentials()
+        if credentials is None or not credentials.get_frozen_credentials().secret_key:
             return None
     except aws.BotoCoreError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise StorageError(f"look for credentials: {reason}. Correct AWS_PROFILE, the role or its service.") from error
-    return found.method
+    return credentials.method
 
 
 def _is_loopback(endpoint_url: str | None) -> bool:

@@ -47,11 +47,10 @@ class FileDigests:
     """What one reading of a file found.
 
     Attributes:
-        size: Bytes.
-        sha256: Of the whole, in hex.
-        part_bytes: Size of every part but the last.
+        size: bytes.
+        sha256: of the whole, in hex.
+        part_bytes: size of every part but the last.
         parts: MD5 of each part; one, of nothing, for an empty file.
-
     """
 
     size: int
@@ -84,14 +83,13 @@ class Upload:
     """One file on its way to one object.
 
     Attributes:
-        client: Of the server.
-        bucket: The object's.
-        name: Its whole key.
-        path: The file.
-        digests: Of the file.
-        crc: Requests carry CRC32 instead of Content-MD5.
-        encrypted: What asks for encryption, see `StorageSettings.encrypted`.
-
+        client: of the server.
+        bucket: the object's.
+        name: its whole key.
+        path: the file.
+        digests: of the file.
+        crc: requests carry CRC32 instead of Content-MD5.
+        encrypted: what asks for encryption, see `StorageSettings.encrypted`.
     """
 
     client: S3Client
@@ -111,19 +109,18 @@ class Upload:
 
         Raises:
             StorageError: the file has changed since it was digested, or the object is not what was sent.
-
         """
         metadata = {SHA256: self.digests.sha256}
         if len(self.digests.parts) == 1:
             self.client.put_object(**self._object, Metadata=metadata, **self.encrypted, **self._part(1))  # type: ignore[arg-type]
-            recorded = self._recorded()
+            recorded = self._read_digest()
         else:
             self._send_parts(metadata, fresh=False)
-            recorded = self._recorded()
+            recorded = self._read_digest()
             if recorded not in (None, self.digests.sha256):
                 # Parts taken over were begun for a file that differs in those it had not sent: so does the record.
                 self._send_parts(metadata, fresh=True)
-                recorded = self._recorded()
+                recorded = self._read_digest()
         if recorded not in (None, self.digests.sha256):
             raise StorageError(f"upload {self._url}: another writer has written it meanwhile.", self._url)
 
@@ -132,7 +129,7 @@ class Upload:
         return f"s3://{self.bucket}/{self.name}"
 
     def _send_parts(self, metadata: dict[str, str], *, fresh: bool) -> None:
-        upload_id, done = (None, {}) if fresh else self._unfinished()
+        upload_id, done = (None, {}) if fresh else self._find_unfinished()
         if upload_id is None:
             checked = {"ChecksumAlgorithm": "CRC32"} if self.crc else {}
             upload_id = self.client.create_multipart_upload(
@@ -166,16 +163,16 @@ class Upload:
         answer = self.client.upload_part(**self._object, UploadId=upload_id, PartNumber=number, **self._part(number))
         return _completed(number, answer)
 
-    def _unfinished(self) -> tuple[str | None, dict[int, dict[str, Any]]]:
+    def _find_unfinished(self) -> tuple[str | None, dict[int, dict[str, Any]]]:
         """Find an upload of this key whose parts are all this file's; abort the others."""
-        found, done = None, {}
+        resumed, done = None, {}
         for upload_id in _uploads_of(self.client, self.bucket, self.name):
-            parts = self._parts_of(upload_id) if found is None else None
+            parts = self._parts_of(upload_id) if resumed is None else None
             if parts:
-                found, done = upload_id, parts
+                resumed, done = upload_id, parts
             else:
                 _abort(self.client, self._object, upload_id)
-        return found, done
+        return resumed, done
 
     def _parts_of(self, upload_id: str) -> dict[int, dict[str, Any]] | None:
         """What an upload has of this file; None where it has anything else, nothing, or is gone."""
@@ -209,15 +206,14 @@ class Upload:
             )
         except aws.ClientError as error:
             # A completion whose answer was lost is asked for again: the upload is gone, and the object there.
-            if error_code(error) not in _GONE or self._recorded() != self.digests.sha256:
+            if error_code(error) not in _GONE or self._read_digest() != self.digests.sha256:
                 raise
 
-    def _recorded(self) -> str | None:
+    def _read_digest(self) -> str | None:
         """What the object says of itself; None where the server keeps no metadata.
 
         Raises:
             StorageError: it has another size.
-
         """
         head = self.client.head_object(**self._object)
         if head["ContentLength"] != self.digests.size:
@@ -233,8 +229,8 @@ def _completed(number: int, answer: Any) -> dict[str, Any]:
 
 def _uploads_of(client: S3Client, bucket: str, name: str) -> list[str]:
     """Unfinished uploads of exactly this key, the newest first; none where they can't be listed."""
-    found = [item for item in _unfinished_below(client, bucket, name) if item["Key"] == name]
-    return [item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"], reverse=True)]
+    uploads = [item for item in _unfinished_below(client, bucket, name) if item["Key"] == name]
+    return [item["UploadId"] for item in sorted(uploads, key=lambda item: item["Initiated"], reverse=True)]
 
 
 def _unfinished_below(client: S3Client, bucket: str, prefix: str) -> Iterator[Any]:

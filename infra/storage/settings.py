@@ -89,7 +89,6 @@ class StorageSettings(BaseModel):
 
         Raises:
             StorageError: the profile named by AWS_PROFILE, or the config file, can't be read.
-
         """
         session = botocore.session.Session()
         try:
@@ -102,7 +101,7 @@ class StorageSettings(BaseModel):
         if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
             endpoint = None
         s3 = scoped.get("s3")
-        found = {
+        values = {
             "endpoint_url": endpoint,
             "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or scoped.get("region"),
             "addressing_style": s3.get("addressing_style") if isinstance(s3, dict) else None,
@@ -114,6 +113,6 @@ class StorageSettings(BaseModel):
             "kms_key_id": os.environ.get("EVENHAND_S3_SSE_KMS_KEY_ID"),
         }
         try:
-            return cls.model_validate({name: value for name, value in found.items() if value})
+            return cls.model_validate({name: value for name, value in values.items() if value})
         except ValueError as error:
             raise StorageError(f"read the AWS configuration: {error}") from error

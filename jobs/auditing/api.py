@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from jobs.auditing.tally import Frame, PartTally, TallyTask
+from jobs.auditing.tally import PartTally, TallyFrame, TallyTask
 from jobs.images.labels import TextEmbeddings
 from time_ops import EditOperator, Mixture
 
@@ -19,7 +19,7 @@ class TallyWorker(Protocol):
         """Embeddings of the zero-shot prompts of professions, (name, source), and of controls."""
         ...
 
-    def tally(self, tasks: Sequence[TallyTask], frame: Frame, texts: TextEmbeddings, key: str | None) -> PartTally:
+    def tally(self, tasks: Sequence[TallyTask], frame: TallyFrame, texts: TextEmbeddings, key: str | None) -> PartTally:
         """Label and count these cells; see `jobs.auditing.labelling.tally_part`."""
         ...
 

@@ -25,7 +25,7 @@ from jobs.images.judging import judging_rules
 from jobs.images.labels import FAILED
 from jobs.images.recipe import Recipe, keyed_versions, sampler_facts
 from jobs.images.shards import BASE, STATUSES, Shard, ShardError, ShardSpec, image_seed
-from jobs.runs.finished import Earlier, EarlierRunError
+from jobs.runs.finished import EarlierRunError, FinishedRun
 from manifests import Manifest, resolved_targets
 from time_ops.route import WeightTable, apportion, interval
 
@@ -39,7 +39,7 @@ class IncomparableError(EarlierRunError):
 _CELL = ("kind", "profession", "wording", "prompt")
 
 
-def check_comparable(earlier: Earlier, config: RunConfig, manifest: Manifest, recipe: Recipe) -> None:
+def check_comparable(earlier: FinishedRun, config: RunConfig, manifest: Manifest, recipe: Recipe) -> None:
     """Refuse an earlier run whose images are no pairs of this run's, or were labelled in another way.
 
     An earlier run with more images in a cell will do: the first of them are used.
@@ -60,7 +60,7 @@ def check_comparable(earlier: Earlier, config: RunConfig, manifest: Manifest, re
         )
 
 
-def _manifest_faults(earlier: Earlier, manifest: Manifest, labels: Sequence[str]) -> Iterator[str]:
+def _manifest_faults(earlier: FinishedRun, manifest: Manifest, labels: Sequence[str]) -> Iterator[str]:
     here = {p.name: p for p in manifest.professions}
     there = {p.name: p for p in earlier.manifest.professions}
     for where, names in (("here", here.keys() - there.keys()), ("there", there.keys() - here.keys())):
@@ -79,7 +79,7 @@ def _manifest_faults(earlier: Earlier, manifest: Manifest, labels: Sequence[str]
                 yield f"target of {name}: here {_shown(targets[0])}, there {_shown(targets[1])}"
 
 
-def _setting_faults(earlier: Earlier, config: RunConfig) -> Iterator[str]:
+def _setting_faults(earlier: FinishedRun, config: RunConfig) -> Iterator[str]:
     here, there = config.model_dump(mode="json"), earlier.configuration
     if list(config.attribute) != earlier.report.labels:
         yield f"labels: here {list(config.attribute)}, there {earlier.report.labels}"
@@ -96,7 +96,7 @@ def _setting_faults(earlier: Earlier, config: RunConfig) -> Iterator[str]:
             yield f"{key}: here {here[key]}, there only {most}; set {key}={most}"
 
 
-def _sampler_faults(earlier: Earlier, recipe: Recipe, rules: object) -> Iterator[str]:
+def _sampler_faults(earlier: FinishedRun, recipe: Recipe, rules: object) -> Iterator[str]:
     facts = earlier.report.provenance
     if facts.get("classifier_digest") != recipe.classifier:
         yield (
@@ -132,7 +132,7 @@ class Matched:
 
 
 def match(
-    earlier: Earlier, cells: Sequence[Cell], labels: Sequence[str], seed: int, write: Callable[[pa.Table], None]
+    earlier: FinishedRun, cells: Sequence[Cell], labels: Sequence[str], seed: int, write: Callable[[pa.Table], None]
 ) -> Matched:
     """Read the earlier run's rows, one part at a time, into the places of these cells.
 
@@ -144,7 +144,7 @@ def match(
         write: gets the rows that are used, as of variant `base`.
 
     Raises:
-        EarlierRunError: images are missing, twice there, or of other seeds; or see `Earlier.parts`.
+        EarlierRunError: images are missing, twice there, or of other seeds; or see `FinishedRun.parts`.
     """
     matching = _Matching(earlier, cells, labels, seed)
     for table in earlier.parts():
@@ -159,7 +159,7 @@ def match(
 class _Matching:
     """An earlier run's images, put in their places part by part."""
 
-    def __init__(self, earlier: Earlier, cells: Sequence[Cell], labels: Sequence[str], seed: int) -> None:
+    def __init__(self, earlier: FinishedRun, cells: Sequence[Cell], labels: Sequence[str], seed: int) -> None:
         self._earlier, self._cells, self._labels, self._seed = earlier, cells, labels, seed
         self._places: dict[tuple[str, ...], int] = {
             (c.kind, c.subject, c.wording, c.prompt): i for i, c in enumerate(cells)
@@ -230,7 +230,7 @@ class _Matching:
         return Matched(part, self._first)
 
 
-def _weights_of(earlier: Earlier) -> tuple[WeightTable | None, list[str]]:
+def _weights_of(earlier: FinishedRun) -> tuple[WeightTable | None, list[str]]:
     """Weights and labels of the components that an earlier run's images were drawn by; None: no mixture drew them."""
     mixture = earlier.report.mixture
     if mixture is None or earlier.variant == "base":
@@ -239,7 +239,7 @@ def _weights_of(earlier: Earlier) -> tuple[WeightTable | None, list[str]]:
     return WeightTable(list(mixture.weights.values()), professions), list(mixture.weights)
 
 
-def _damaged(earlier: Earlier, cell: Cell, what: str) -> EarlierRunError:
+def _damaged(earlier: FinishedRun, cell: Cell, what: str) -> EarlierRunError:
     return EarlierRunError(
         f"{earlier.store.url('images')}: of {cell.prompt!r} ({cell.kind}) it holds {what}, so they can't be paired "
         "with this run's; start that run's command again, or compare with another run"
@@ -332,14 +332,14 @@ def _by_cell(table: pa.Table, labels: Sequence[str]) -> Iterator[tuple[int, _Row
         )
 
 
-def _check_seeds(earlier: Earlier, cell: Cell, rows: _Rows, seed: int) -> None:
+def _check_seeds(earlier: FinishedRun, cell: Cell, rows: _Rows, seed: int) -> None:
     """One image stands for its cell: all seeds of a run are made in one way."""
     if rows.seeds[0] != image_seed(seed, cell.stream, cell.prompt, int(rows.index[0])):
         raise _damaged(earlier, cell, "images of other seeds than this version gives them")
 
 
 def reference_shards(
-    matched: Matched, earlier: Earlier, own: ShardSpec, cell: Cell, store: ObjectStore
+    matched: Matched, earlier: FinishedRun, own: ShardSpec, cell: Cell, store: ObjectStore
 ) -> list[tuple[str, ShardSpec]]:
     """The shards that hold the earlier run's first images of a cell with their pictures, by component.
 
@@ -364,15 +364,15 @@ def reference_shards(
     table, labels = _weights_of(earlier)
     mixture = earlier.report.mixture
     operators = {} if mixture is None else {each.label: each.operator for each in mixture.components}
-    found = []
+    shown = []
     for label, (digest, count) in matched.first.get(cell, {}).items():
         spec = replace(own, count=count)
         if table is not None:
             route = interval(table.of(cell.prompt), labels.index(label))
             spec = replace(spec, operator=operators.get(label) or BASE, route=route)
         if spec.digest == digest and _is_stored(spec, store):
-            found.append((label, spec))
-    return found
+            shown.append((label, spec))
+    return shown
 
 
 def _is_stored(spec: ShardSpec, store: ObjectStore) -> bool:

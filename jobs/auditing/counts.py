@@ -114,34 +114,34 @@ class Counts:
         counts: np.ndarray = self.labels[:, v] if self.variants == 1 else self.joint.sum(axis=-1 if v == 0 else -2)
         return counts
 
-    def add_audit(self, p: int, w: int, found: CellTally) -> None:
+    def add_audit(self, p: int, w: int, tally: CellTally) -> None:
         """Count a profession's cell in a wording."""
-        width, codes, ok = self.labels.shape[-1] - 1, found.codes, found.ok
+        width, codes, ok = self.labels.shape[-1] - 1, tally.codes, tally.ok
         self.labels[p, :, w] += [label_counts(each, width) for each in codes]
         self.ok[p, :, w] += ok.sum(axis=1)
         self.failed[p, :, w] += (~ok).sum(axis=1)
-        self.recognised[p, :, w] += (found.recognised & ok).sum(axis=1)
-        self.swept[:, p, :, w] += found.swept
-        if len(found.judged):
-            self.judged[p] += found.judged
+        self.recognised[p, :, w] += (tally.recognised & ok).sum(axis=1)
+        self.swept[:, p, :, w] += tally.swept
+        if len(tally.judged):
+            self.judged[p] += tally.judged
         if self.variants == 2:
             self.joint[p, w] += joint_counts(codes, width)
-            self.recognised_pairs.add(found.recognised, ok)
+            self.recognised_pairs.add(tally.recognised, ok)
             self.undetermined_pairs.add(codes == width, ok)
 
-    def add_explicit(self, p: int, named: int, found: CellTally) -> None:
+    def add_explicit(self, p: int, named: int, tally: CellTally) -> None:
         """Count a cell of explicit prompts that name a label."""
-        ok = found.ok
+        ok = tally.ok
         self.explicit[p, :, named] += np.stack(
-            [((found.codes == named) & ok).sum(axis=1), ok.sum(axis=1), np.full(len(ok), ok.shape[1])], axis=1
+            [((tally.codes == named) & ok).sum(axis=1), ok.sum(axis=1), np.full(len(ok), ok.shape[1])], axis=1
         )
 
-    def add_control(self, c: int, found: CellTally) -> None:
+    def add_control(self, c: int, tally: CellTally) -> None:
         """Count a control's cell."""
-        ok = found.ok
-        self.controls[c] += np.stack([(found.recognised & ok).sum(axis=1), ok.sum(axis=1)], axis=1)
+        ok = tally.ok
+        self.controls[c] += np.stack([(tally.recognised & ok).sum(axis=1), ok.sum(axis=1)], axis=1)
         if self.variants == 2:
-            self.control_pairs.add(found.recognised, ok)
+            self.control_pairs.add(tally.recognised, ok)
 
 
 def count_cells(tallies: Tallies, professions: int, wordings: Sequence[str], labels: Sequence[str]) -> Counts:
@@ -158,13 +158,13 @@ def count_cells(tallies: Tallies, professions: int, wordings: Sequence[str], lab
     images = sum(task.images for task in tallies.tasks)
     counts = Counts.zeros(professions, tallies.variants, len(wordings), len(labels), controls, images)
     control = 0
-    for task, found in zip(tallies.tasks, tallies, strict=True):
+    for task, tally in zip(tallies.tasks, tallies, strict=True):
         cell = task.cell
         if task.subject is None:
-            counts.add_control(control, found)
+            counts.add_control(control, tally)
             control += 1
         elif cell.kind == "explicit":
-            counts.add_explicit(task.subject, codes[cell.label or ""], found)
+            counts.add_explicit(task.subject, codes[cell.label or ""], tally)
         else:
-            counts.add_audit(task.subject, places[cell.wording], found)
+            counts.add_audit(task.subject, places[cell.wording], tally)
     return counts

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jobs.auditing.as_reported import delta_figure, finite
+from jobs.auditing.as_reported import delta_figure, finite_float
 from jobs.auditing.counts import Counts, count_cells
 from jobs.auditing.gates import profession_gate, read_gates, regression_gates
 from jobs.auditing.judged_rows import MARGINS
-from jobs.auditing.profession_figures import EditedProfession, control_figures, movements, profession_reports
+from jobs.auditing.profession_figures import AuditedProfession, control_figures, movements, profession_reports
 from jobs.auditing.tally import Tallies
 from jobs.auditing.variant_figures import Names, variant_summary
 from jobs.config import GatesConfig
@@ -23,7 +23,7 @@ from time_ops.stats.deltas import delta, delta_within
 from time_ops.stats.estimates import DeltaBounds, PairedDeltas
 from time_ops.stats.verdicts import Verdict, combine
 
-__all__ = ["AuditResult", "EditedProfession", "evaluate", "with_gate"]
+__all__ = ["AuditResult", "AuditedProfession", "audit_figures", "with_gate"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class AuditResult:
     """Professions that moved between the two, the farthest first; only where compared."""
 
 
-def evaluate(
+def audit_figures(
     tallies: Tallies,
-    professions: Sequence[EditedProfession],
+    professions: Sequence[AuditedProfession],
     labels: Sequence[str],
     wordings: Sequence[str],
     gates: GatesConfig,
@@ -77,7 +77,7 @@ def evaluate(
     if compared and tallies.variants != 2:
         raise ValueError("a comparison needs two variants")
     counts = count_cells(tallies, len(professions), wordings, labels)
-    controls = [(task.cell, found) for task, found in zip(tallies.tasks, tallies, strict=True) if task.subject is None]
+    controls = [(task.cell, tally) for task, tally in zip(tallies.tasks, tallies, strict=True) if task.subject is None]
     prompts = [cell.prompt for cell, _ in controls]
     names = Names([p.name for p in professions], wordings, labels, prompts)
     targets = np.array([[p.target[label] for label in labels] for p in professions])
@@ -93,7 +93,7 @@ def evaluate(
         combine(Verdict(g.outcome) for g in results),
         _wordings(wordings, bounds),
         profession_reports(counts, professions, names, targets, confusion, seed),
-        control_figures(counts, prompts, [found.drift for _, found in controls]),
+        control_figures(counts, prompts, [tally.drift for _, tally in controls]),
         _margins(counts, targets),
         compared,
         movements(names.professions, counts.joint.sum(axis=1), targets[:, 0]) if compared else [],
@@ -150,8 +150,8 @@ def _margins(counts: Counts, targets: np.ndarray) -> list[dict[str, float | None
         row: dict[str, float | None] = {"margin": margin}
         for v, variant in enumerate(("base", "edited")[: counts.variants]):
             mine = swept[:, v]
-            row[f"delta_{variant}"] = finite(delta(mine[..., :-1].sum(axis=1), targets))
-            row[f"delta_within_{variant}"] = finite(delta_within(mine[..., :-1], targets))
+            row[f"delta_{variant}"] = finite_float(delta(mine[..., :-1].sum(axis=1), targets))
+            row[f"delta_within_{variant}"] = finite_float(delta_within(mine[..., :-1], targets))
             row[f"undetermined_{variant}"] = float(mine[..., -1].sum() / mine.sum()) if mine.sum() else None
         rows.append(row)
     return rows

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.auditing.as_reported import finite
+from jobs.auditing.as_reported import finite_float
 from jobs.auditing.counts import Counts
 from jobs.config import GatesConfig
 from jobs.report.figure_schema import GateResult
@@ -17,9 +17,9 @@ from time_ops.stats.intervals import paired_difference, paired_ratio, rate
 from time_ops.stats.verdicts import Verdict, gate_lower, gate_upper, n_to_decide
 
 __all__ = [
+    "figure_text",
     "gate",
     "listed",
-    "number",
     "profession_gate",
     "read_gates",
     "regression_gates",
@@ -63,20 +63,24 @@ def profession_gate(names: Sequence[str], counts: np.ndarray, targets: np.ndarra
 
     The reason names those beyond the limit, or else those not shown to be within it.
     """
-    found = target_distances(counts, targets, limit)
+    distances = target_distances(counts, targets, limit)
     each = [
         Rate(value if n else None, n, low, high)
         for value, n, low, high in zip(
-            found.value.tolist(), counts.sum(axis=1).tolist(), found.low.tolist(), found.high.tolist(), strict=True
+            distances.value.tolist(),
+            counts.sum(axis=1).tolist(),
+            distances.low.tolist(),
+            distances.high.tolist(),
+            strict=True,
         )
     ]
     far = max(each, key=lambda one: -1.0 if one.value is None else one.value)
     # The ends of the largest of several, as their intervals hold at once.
     worst = Rate(far.value, far.n, max(one.low for one in each), max(one.high for one in each))
     result = gate("profession", worst, limit, "at most")
-    beyond = sorted(np.flatnonzero(found.beyond).tolist(), key=lambda i: -found.value[i])
+    beyond = sorted(np.flatnonzero(distances.beyond).tolist(), key=lambda i: -distances.value[i])
     if beyond:
-        told = [f"{names[i]} ({number(each[i].value)})" for i in beyond]
+        told = [f"{names[i]} ({figure_text(each[i].value)})" for i in beyond]
         return result.model_copy(update={"outcome": Verdict.FAIL.value, "reason": f"farther off: {listed(told)}"})
     undecided = sorted((i for i, one in enumerate(each) if one.high > limit), key=lambda i: -each[i].high)
     if not undecided:
@@ -96,12 +100,12 @@ def regression_gates(paired: PairedDeltas, limit: float) -> list[GateResult]:
     ]
 
 
-def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
+def gate(name: str, figure: Estimate | Rate, limit: float, direction: Direction = "at least") -> GateResult:
     """Read a figure's interval against a limit."""
-    outcome = (gate_upper if direction == "at most" else gate_lower)(found, limit)
+    outcome = (gate_upper if direction == "at most" else gate_lower)(figure, limit)
     reason = ""
     if outcome is Verdict.INCONCLUSIVE:
-        n = n_to_decide(found, limit)
+        n = n_to_decide(figure, limit)
         reason = (
             f"the interval holds the limit; about {n:,} images would decide" if n else "the interval holds the limit"
         )
@@ -109,9 +113,9 @@ def gate(name: str, found: Estimate | Rate, limit: float, direction: Direction =
         name=name,
         limit=limit,
         direction=direction,
-        value=finite(found.value),
-        low=finite(found.low),
-        high=finite(found.high),
+        value=finite_float(figure.value),
+        low=finite_float(figure.low),
+        high=finite_float(figure.high),
         outcome=outcome.value,
         reason=reason,
     )
@@ -123,7 +127,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def number(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
     """Write a figure as sentences and reasons do: to three places, without trailing zeros."""
     # Adding 0 takes the sign off a zero: a rise of -0.0002 is 0, not -0.
     return "unknown" if value is None else f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")

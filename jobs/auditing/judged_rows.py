@@ -28,12 +28,12 @@ def counted_codes(codes: np.ndarray, labels: int) -> np.ndarray:
     return np.stack([np.bincount(each, minlength=labels + 1) for each in codes]).astype(np.int32)
 
 
-def judged_columns(table: pa.Table, found: Labels, ok: np.ndarray, labels: Sequence[str]) -> pa.Table:
+def judged_columns(table: pa.Table, labelled: Labels, ok: np.ndarray, labels: Sequence[str]) -> pa.Table:
     """Rows with what each classifier says by itself, whether they differ, whether a face is there, and the sweep.
 
     Args:
         table: n rows.
-        found: labels of the same images.
+        labelled: labels of the same images.
         ok: [n] bool, images that are no failures.
         labels: names.
     """
@@ -42,12 +42,12 @@ def judged_columns(table: pa.Table, found: Labels, ok: np.ndarray, labels: Seque
     says: list[list[str] | None] = [None] * n
     differ: list[bool | None] = [None] * n
     face: list[bool | None] = [None] * n
-    if found.judged:
-        each = np.stack([names[one.codes()] for one in found.judged], axis=1)
+    if labelled.judged:
+        each = np.stack([names[one.codes()] for one in labelled.judged], axis=1)
         says = [row.tolist() if fine else None for row, fine in zip(each, ok, strict=True)]
-        differ = [bool(d) if c else None for d, c in zip(found.differ, found.compared, strict=True)]
-        face = [not blind if fine else None for blind, fine in zip(found.blind.tolist(), ok, strict=True)]
-    swept = swept_codes(found).T.tolist() if found.judged else [None] * n
+        differ = [bool(d) if c else None for d, c in zip(labelled.differ, labelled.compared, strict=True)]
+        face = [not blind if fine else None for blind, fine in zip(labelled.blind.tolist(), ok, strict=True)]
+    swept = swept_codes(labelled).T.tolist() if labelled.judged else [None] * n
     for name, values, kind in (
         ("by_classifier", says, pa.list_(pa.string())),
         ("classifiers_differ", differ, pa.bool_()),

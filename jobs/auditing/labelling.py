@@ -12,7 +12,7 @@ import pyarrow as pa
 from infra.storage import ObjectStore
 from jobs.auditing.blocks import OK, Block, places_of, write_table
 from jobs.auditing.judged_rows import counted_codes, judged_columns, swept_codes
-from jobs.auditing.tally import CellTally, Drawn, Frame, PartTally, TallyTask, pack
+from jobs.auditing.tally import CellTally, Drawn, PartTally, TallyFrame, TallyTask, pack
 from jobs.config import RunConfig
 from jobs.images.cells import cut_parts
 from jobs.images.judging import is_plain
@@ -25,7 +25,7 @@ __all__ = ["tally_part"]
 
 def tally_part(
     tasks: Sequence[TallyTask],
-    frame: Frame,
+    frame: TallyFrame,
     texts: TextEmbeddings,
     config: RunConfig,
     store: ObjectStore,
@@ -95,7 +95,7 @@ class _Drawing:
         cls,
         store: ObjectStore,
         task: TallyTask,
-        frame: Frame,
+        frame: TallyFrame,
         variant: Variant,
         texts: TextEmbeddings,
         config: RunConfig,
@@ -115,20 +115,20 @@ class _Drawing:
 
     def judgings(self) -> list[int]:
         """Counts, see `Judging`."""
-        found = self.labels
-        labelled = int(self.ok.sum()) if found.judged else 0
-        return [labelled, int(found.compared.sum()), int(found.differ.sum()), int(found.blind.sum())]
+        labels = self.labels
+        labelled = int(self.ok.sum()) if labels.judged else 0
+        return [labelled, int(labels.compared.sum()), int(labels.differ.sum()), int(labels.blind.sum())]
 
     def counts(self, labels: int) -> np.ndarray:
         """[K, L + 3] int32 counts by component; [0, L + 3] where the variant is no mixture."""
-        found = np.zeros((len(self.variant.labels), labels + 3), np.int32)
-        for k, of_component in enumerate(found):
+        counts = np.zeros((len(self.variant.labels), labels + 3), np.int32)
+        for k, of_component in enumerate(counts):
             mine = self.parts == k
             codes = self.labels.codes[mine]
             of_component[: labels + 1] = np.bincount(codes[codes != FAILED], minlength=labels + 1)[: labels + 1]
             of_component[Drawn.RECOGNISED] = (self.labels.recognised & self.ok)[mine].sum()
             of_component[Drawn.OK] = self.ok[mine].sum()
-        return found
+        return counts
 
 
 def _drift(drawn: Sequence[_Drawing]) -> float:
@@ -151,12 +151,12 @@ def _swept(drawn: _Drawing) -> np.ndarray:
 
 def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str]) -> pa.Table:
     names = np.array([*labels, "undetermined", *[None] * (FAILED - len(labels))], dtype=object)
-    cell, blocks, found = task.cell, drawn.blocks, drawn.labels
+    cell, blocks, given = task.cell, drawn.blocks, drawn.labels
     n = cell.images
     labelled = task.subject is not None
     components = np.array([*drawn.variant.labels, None], dtype=object)
     scores = pa.ListArray.from_arrays(
-        pa.array(np.arange(n + 1) * found.scores.shape[1], pa.int32()), pa.array(found.scores.reshape(-1), pa.float32())
+        pa.array(np.arange(n + 1) * given.scores.shape[1], pa.int32()), pa.array(given.scores.reshape(-1), pa.float32())
     )
     return pa.table(
         {
@@ -168,9 +168,9 @@ def _rows(task: TallyTask, variant: str, drawn: _Drawing, labels: Sequence[str])
             "component": pa.array(components[drawn.parts if drawn.variant.labels else [-1] * n], pa.string()),
             "index": pa.array(drawn.indices, pa.int64()),
             "seed": pa.array([seed for b in blocks for seed in b.spec.seeds()], pa.int64()),
-            "label": pa.array(names[found.codes] if labelled else [None] * n, pa.string()),
+            "label": pa.array(names[given.codes] if labelled else [None] * n, pa.string()),
             "scores": scores if labelled else pa.nulls(n, pa.list_(pa.float32())),
-            "recognised": pa.array(found.recognised, pa.bool_()),
+            "recognised": pa.array(given.recognised, pa.bool_()),
             "status": pa.array([s for b in blocks for s in b.statuses], pa.string()),
             "shard": pa.array([b.spec.digest for b in blocks for _ in range(b.spec.count)], pa.string()),
         }

@@ -93,7 +93,7 @@ def _component(
             _wording(wording, counts[sent & (places == wording)].sum(axis=0), own, labels) for wording in wordings
         ],
         explicit=rate_figure(all_explicit),
-        explicit_by_label={label: rate_figure(rate(*found)) for label, found in explicit.items()},
+        explicit_by_label={label: rate_figure(rate(*counts_of_label)) for label, counts_of_label in explicit.items()},
         recognised=rate_figure(rate(*_recognised(counts[audit]))),
         controls=rate_figure(rate(*_recognised(counts[kinds == "control"]))),
         undetermined=rate_figure(rate(int(undetermined), int(counts[audit, Drawn.OK].sum()))),
@@ -115,9 +115,9 @@ def _own(counts: np.ndarray, subjects: Sequence[str], own: int | None, labels: i
         return RateFigure(value=None, n=0, low=0.0, high=1.0)
     sums: dict[str, list[int]] = {}
     for subject, of_cell in zip(subjects, counts, strict=True):
-        found = sums.setdefault(subject, [0, 0])
-        found[0] += int(of_cell[own])
-        found[1] += int(of_cell[:labels].sum())
+        sum_of = sums.setdefault(subject, [0, 0])
+        sum_of[0] += int(of_cell[own])
+        sum_of[1] += int(of_cell[:labels].sum())
     worst = min(
         (name for name, (_, n) in sums.items() if n), key=lambda name: sums[name][0] / sums[name][1], default=None
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from jobs.auditing.figures import AuditResult
 from jobs.auditing.mixture_figures import mixture_report
 from jobs.auditing.pictures import Shown, choose_pictures
-from jobs.auditing.sentence import sentence
+from jobs.auditing.sentence import audit_sentence
 from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies, TallyTask
 from jobs.errors import ExitCode
@@ -125,7 +125,7 @@ def report_of(
         reference=reference,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=result.verdict.value,
-        sentence=sentence(result),
+        sentence=audit_sentence(result),
         labels=labels,
         summary=result.summary,
         gates=result.gates,

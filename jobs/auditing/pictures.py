@@ -70,7 +70,7 @@ def _pair(
     store: ObjectStore,
     task: TallyTask,
     shards: Sequence[Shown],
-    found: CellTally,
+    tally: CellTally,
     labels: Sequence[str],
     i: int,
     files: dict[str, bytes],
@@ -91,7 +91,7 @@ def _pair(
             name = f"pictures/{stem}.{place.spec.picture_format}"
             files[name] = picture
         names.append(name)
-    codes = [int(found.codes[v, i]) for v in range(len(at))]
+    codes = [int(tally.codes[v, i]) for v in range(len(at))]
     shown = ["failed" if code == FAILED else [*labels, "undetermined"][code] for code in codes]
     return PairedPicture(
         profession=task.cell.subject,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jobs.auditing.as_reported import finite, rate_figure, share_figure
+from jobs.auditing.as_reported import finite_float, rate_figure, share_figure
 from jobs.auditing.counts import Counts
 from jobs.auditing.variant_figures import Names
 from jobs.report.figure_schema import ComponentEdit, ShareFigure
@@ -15,14 +15,14 @@ from jobs.report.schema import Control, LabelCounts, Movement, ProfessionReport
 from time_ops.stats.inference import corrected_shares, moved, off_target
 from time_ops.stats.intervals import paired_difference, rate, wilson, worst_case
 
-__all__ = ["Confusion", "EditedProfession", "control_figures", "movements", "profession_reports"]
+__all__ = ["AuditedProfession", "Confusion", "control_figures", "movements", "profession_reports"]
 
 Confusion = Mapping[str, Mapping[str, int]]
 """True label -> given label -> images checked by hand."""
 
 
 @dataclass(frozen=True)
-class EditedProfession:
+class AuditedProfession:
     """What was asked and done for one profession."""
 
     name: str
@@ -44,7 +44,7 @@ class _Pooled:
 
 def profession_reports(
     counts: Counts,
-    professions: Sequence[EditedProfession],
+    professions: Sequence[AuditedProfession],
     names: Names,
     targets: np.ndarray,
     confusion: Confusion | None,
@@ -80,16 +80,16 @@ def _label_counts(
 ) -> LabelCounts:
     """One profession in one variant, in one wording or in all."""
     wordings = slice(None) if w is None else slice(w, w + 1)
-    found = counts.labels[p, v, wordings].sum(axis=0)
-    n = int(found[:-1].sum())
-    low, high = wilson(found[0], n)
+    images = counts.labels[p, v, wordings].sum(axis=0)
+    n = int(images[:-1].sum())
+    low, high = wilson(images[0], n)
     ok = counts.ok[p, v, wordings].sum()
     return LabelCounts(
         n=n,
-        labels={label: int(count) for label, count in zip(names.labels, found, strict=False)},
-        undetermined=int(found[-1]),
+        labels={label: int(count) for label, count in zip(names.labels, images, strict=False)},
+        undetermined=int(images[-1]),
         failed=int(counts.failed[p, v, wordings].sum()),
-        share=float(found[0] / n) if n else None,
+        share=float(images[0] / n) if n else None,
         low=float(low) if n else None,
         high=float(high) if n else None,
         recognised=rate_figure(rate(int(counts.recognised[p, v, wordings].sum()), int(ok))),
@@ -115,11 +115,11 @@ def _corrected(
 ) -> Sequence[ShareFigure | None]:
     """The first label's corrected share of each profession."""
     table = [[confusion.get(true, {}).get(given, 0) for given in labels] for true in labels]
-    found = corrected_shares(counts, table, seed=seed)
+    shares = corrected_shares(counts, table, seed=seed)
     return [
-        ShareFigure(value=finite(value), low=low if n else None, high=high if n else None)
+        ShareFigure(value=finite_float(value), low=low if n else None, high=high if n else None)
         for value, low, high, n in zip(
-            *(part[:, 0].tolist() for part in (found.value, found.low, found.high)), counts.sum(axis=1), strict=True
+            *(part[:, 0].tolist() for part in (shares.value, shares.low, shares.high)), counts.sum(axis=1), strict=True
         )
     ]
 
@@ -129,11 +129,11 @@ def movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> l
     both = joint[:, :-1, :-1]
     n, kept = both.sum(axis=(1, 2)), both[:, 0, 0]
     gained, lost = both[:, :, 0].sum(axis=1) - kept, both[:, 0].sum(axis=1) - kept
-    found = []
+    moves = []
     for i in np.flatnonzero(moved(gained, lost)).tolist():
         before, after = (float((kept[i] + only) / n[i]) for only in (lost[i], gained[i]))
         change = paired_difference(int(gained[i]), int(lost[i]), int(n[i]))
-        found.append(
+        moves.append(
             Movement(
                 profession=names[i],
                 before=before,
@@ -143,13 +143,15 @@ def movements(names: Sequence[str], joint: np.ndarray, targets: np.ndarray) -> l
                 worse=bool(abs(after - targets[i]) > abs(before - targets[i])),
             )
         )
-    return sorted(found, key=lambda each: -abs(each.after - each.before))
+    return sorted(moves, key=lambda each: -abs(each.after - each.before))
 
 
 def control_figures(counts: Counts, prompts: Sequence[str], drifts: Sequence[float]) -> list[Control]:
     """Each control: how often its images are recognised, and how far the variants' are apart."""
     rates = [[rate_figure(rate(int(k), int(n))) for k, n in of_control] for of_control in counts.controls]
     return [
-        Control(prompt=prompt, base=each[0], edited=each[1] if counts.variants == 2 else None, drift=finite(drift))
+        Control(
+            prompt=prompt, base=each[0], edited=each[1] if counts.variants == 2 else None, drift=finite_float(drift)
+        )
         for prompt, drift, each in zip(prompts, drifts, rates, strict=True)
     ]

@@ -6,20 +6,24 @@ import re
 from collections.abc import Sequence
 
 from jobs.auditing.figures import AuditResult
-from jobs.auditing.gates import listed, number
+from jobs.auditing.gates import figure_text, listed
 from jobs.report.schema import Movement
 from time_ops.stats.verdicts import Verdict
 
-__all__ = ["sentence"]
+__all__ = ["audit_sentence"]
 
 _NOT_A_WORD = re.compile("[_:]")
 
 
-def sentence(result: AuditResult) -> str:
+def audit_sentence(result: AuditResult) -> str:
     """The verdict and why, in one sentence; of a comparison also who moved farthest."""
     edited = result.summary.edited
     pooled = result.summary.base.delta.value
-    change = f"Delta {number(pooled)}" if edited is None else f"Delta {number(pooled)} to {number(edited.delta.value)}"
+    change = (
+        f"Delta {figure_text(pooled)}"
+        if edited is None
+        else f"Delta {figure_text(pooled)} to {figure_text(edited.delta.value)}"
+    )
     what = "model" if edited is None or result.compared else "edit"
     of_rise = {g.outcome for g in result.gates if g.name.startswith("regression")}
     if result.verdict is Verdict.PASS:
@@ -27,8 +31,8 @@ def sentence(result: AuditResult) -> str:
         return f"The {what} passes every gate{unmoved}: {change}{_farthest(result.moved)}."
     failing = [g for g in result.gates if g.outcome == result.verdict.value]
     reasons = "; ".join(
-        f"{_NOT_A_WORD.sub(' ', g.name)} is {number(g.value)} [{number(g.low)}, {number(g.high)}], "
-        f"wanted {g.direction} {number(g.limit)}"
+        f"{_NOT_A_WORD.sub(' ', g.name)} is {figure_text(g.value)} [{figure_text(g.low)}, {figure_text(g.high)}], "
+        f"wanted {g.direction} {figure_text(g.limit)}"
         for g in failing
     )
     if result.verdict is Verdict.FAIL:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from infra.storage import StorageSettings
 from jobs.auditing.api import TallyWorker
-from jobs.auditing.tally import Frame, PartTally, Tallies, TallyTask, part_name, parts_of
+from jobs.auditing.tally import PartTally, Tallies, TallyFrame, TallyTask, part_name, parts_of
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, check_held_out, shards_of
@@ -31,11 +31,11 @@ from jobs.runs.inputs import read_inputs, run_manifest_bytes
 from jobs.runs.run import Kind, Run, open_run
 from manifests import Manifest
 
-__all__ = ["DEBIAS", "Job", "Session", "open_session", "tally_tasks", "text_embeddings"]
+__all__ = ["DEBIAS", "RunKind", "Session", "open_session", "tally_tasks", "text_embeddings"]
 
 
 @dataclass(frozen=True)
-class Job:
+class RunKind:
     """What a session is opened for.
 
     Attributes:
@@ -51,7 +51,7 @@ class Job:
     again: bool = True
 
 
-DEBIAS = Job("run")
+DEBIAS = RunKind("run")
 
 
 @dataclass(kw_only=True)
@@ -120,25 +120,25 @@ class Session(Run):
 
         Args:
             tasks: the cells.
-            variants: by name, see `Frame`.
+            variants: by name, see `TallyFrame`.
             texts: see `texts`.
             written: whether `images/part-*.parquet` is wanted.
             first_part: number of the first of them.
         """
         self.lease.check()
-        frame = Frame(self.recipe, variants, frozenset(self.spent.failed))
+        frame = TallyFrame(self.recipe, variants, frozenset(self.spent.failed))
         parts = list(parts_of(tasks, len(variants)))
         names = [part_name(first_part + i) for i in range(len(parts))]
         calls = (
             (part, frame, texts, f"{self.folder.prefix}/{name}" if written else None)
             for part, name in zip(parts, names, strict=True)
         )
-        found: dict[int, PartTally] = {}
+        part_tallies: dict[int, PartTally] = {}
         for i, part_tally in self.pool.map(TallyWorker.tally, calls):
-            found[i] = part_tally
+            part_tallies[i] = part_tally
             if (digest := part_tally.sha256) is not None:
                 self.folder.note(names[i], digest)
-        return Tallies(tasks, [found[i] for i in range(len(parts))])
+        return Tallies(tasks, [part_tallies[i] for i in range(len(parts))])
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _ManifestInputs:
 
     config: RunConfig
     manifest: Manifest
-    job: Job
+    job: RunKind
 
     @property
     def summary(self) -> str:
@@ -189,7 +189,7 @@ def tally_tasks(cells: Sequence[Cell], manifest: Manifest, config: RunConfig) ->
 
 @contextmanager
 def open_session(
-    config: RunConfig, console: Console, worker: Callable[..., object], job: Job = DEBIAS
+    config: RunConfig, console: Console, worker: Callable[..., object], job: RunKind = DEBIAS
 ) -> Iterator[Session]:
     """Check a manifest and what goes with it, and open a run over its professions; see `open_run`.
 
@@ -201,7 +201,7 @@ def open_session(
 
     Raises:
         ManifestError, ConfigError, EditError: the input must be mended; nothing was written.
-        As `open_run`.
+        RunFinished, ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `open_run`.
     """
 
     def read(settings: StorageSettings, token: str) -> _ManifestInputs:

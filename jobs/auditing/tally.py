@@ -23,10 +23,10 @@ __all__ = [
     "MARGINS",
     "CellTally",
     "Drawn",
-    "Frame",
     "Judging",
     "PartTally",
     "Tallies",
+    "TallyFrame",
     "TallyTask",
     "part_name",
     "parts_of",
@@ -60,7 +60,7 @@ _Task = TypeVar("_Task", bound=_Counted)
 
 
 @dataclass(frozen=True)
-class Frame:
+class TallyFrame:
     """What all parts of one tally share.
 
     Attributes:

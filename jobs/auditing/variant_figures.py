@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.auditing.as_reported import delta_figure, finite, rate_figure, share_figure
+from jobs.auditing.as_reported import delta_figure, finite_float, rate_figure, share_figure
 from jobs.auditing.counts import Counts
 from jobs.auditing.tally import Judging
 from jobs.images.judging import PanelKind
@@ -63,8 +63,8 @@ def variant_summary(
         delta=delta_figure(bounds.pooled, resampled=resampled.pooled),
         delta_within=delta_figure(bounds.within, resampled=resampled.within),
         delta_wording_max=delta_figure(bounds.worst, None if worst is None else names.wordings[worst]),
-        rms=finite(rms_deviation(pooled, targets)),
-        rms_within=finite(rms_deviation(cells[..., :-1], targets)),
+        rms=finite_float(rms_deviation(pooled, targets)),
+        rms_within=finite_float(rms_deviation(cells[..., :-1], targets)),
         explicit=_pooled(explicit[..., 0].sum(axis=1), explicit[..., 1].sum(axis=1), names.professions),
         explicit_by_label={
             label: _pooled(of_label[:, 0], of_label[:, 1], names.professions)

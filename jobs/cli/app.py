@@ -37,13 +37,13 @@ app.add_typer(manifest.app)
 app.add_typer(local.app)
 
 
-def _terminated(number: int, _frame: object) -> NoReturn:
+def _exit_on_signal(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its documented code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     guard(next(iter(sys.argv[1:] if arguments is None else arguments), None))
     # Libraries' advice to their own users says nothing to ours; their errors still come through.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (typer.Exit, SystemExit) as stop:
         code = stop.exit_code if isinstance(stop, typer.Exit) else stop.code
     except Exception as error:  # noqa: BLE001 - the last resort of a process: every failure gets an exit code
-        code = _explained(error, errors)
+        code = _explain(error, errors)
     if code == ExitCode.INTERRUPTED:
         errors.print("interrupted; the same command goes on from here. A submitted job is stopped by `ray job stop`")
     sys.stdout.flush()
     sys.exit(int(code or 0))
 
 
-def _explained(error: Exception, console: Console) -> int:
+def _explain(error: Exception, console: Console) -> int:
     """A user's mistake in words; an internal error with its traceback."""
     show = getattr(error, "show", None)
     if callable(show) and hasattr(error, "exit_code"):

@@ -49,7 +49,7 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
         store = open_store(cluster.url, _settings(cluster))
         config = _config(cluster.url, assignments)
         run = f"demo/runs/{config.run}"
-        if _shown_again(store, run, out, console):
+        if _show_again(store, run, out, console):
             console.print(f"this run was finished before; open {out / 'report.html'}", soft_wrap=True)
         else:
             with console.status("starting Ray"):
@@ -78,7 +78,7 @@ def run_demo(out: Path, console: Console, *, keep_running: bool = False, assignm
                 local.down()
 
 
-def _shown_again(store: ObjectStore, run: str, out: Path, console: Console) -> bool:
+def _show_again(store: ObjectStore, run: str, out: Path, console: Console) -> bool:
     """Whether the run is finished and whole: then its report is drawn, and nothing is started or computed."""
     if not store.exists(f"{run}/COMPLETE"):
         return False

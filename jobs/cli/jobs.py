@@ -20,7 +20,7 @@ from jobs.cli.options import (
     SetFlag,
     TickFlag,
     check_tick,
-    configured,
+    read_config,
 )
 from jobs.cluster.connect import connect
 from jobs.errors import ClusterError, ConfigError
@@ -47,7 +47,7 @@ def debias(
     Ray where there is none. The same command again goes on where the last one stopped.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     console = Console(stderr=as_json)
     from jobs.debias import debias as debias_job
     from jobs.sinks.mlflow import check_sink, sink
@@ -90,7 +90,7 @@ def audit(
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
     compared = {key: v for key, v in (("operator", operator), ("base", base), ("against", against)) if v is not None}
-    settings = configured(config, assignments, **flags, audit=compared or None)
+    settings = read_config(config, assignments, **flags, audit=compared or None)
     console = Console(stderr=as_json)
     from jobs.sinks.mlflow import check_sink, sink
 
@@ -157,9 +157,9 @@ def export(
     forms = known_forms(form) if form else default_forms(settings)
     wanted = Wanted(forms, base_file_for(settings, base_file), only_unet, rank, error, dtype, force)
     connect()
-    found, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
+    exported, code = export_job(settings, earlier, wanted, Console(stderr=as_json))
     if as_json:
-        typer.echo(f"[{','.join(each.model_dump_json() for each in found)}]")
+        typer.echo(f"[{','.join(each.model_dump_json() for each in exported)}]")
     raise typer.Exit(int(code))
 
 
@@ -183,14 +183,14 @@ def evaluate(
     `evenhand debias` runs. It judges nothing: it ends with 0 on any figures.
     """
     flags = {"manifest": edits, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags, evaluate={"lam": lam} if lam else None)
+    settings = read_config(config, assignments, **flags, evaluate={"lam": lam} if lam else None)
     console = Console(stderr=as_json)
     from jobs.evaluate import evaluate as evaluate_job
 
     connect()
-    found = evaluate_job(settings, console)
+    evaluated = evaluate_job(settings, console)
     if as_json:
-        typer.echo(found.report.model_dump_json())
+        typer.echo(evaluated.report.model_dump_json())
 
 
 @app.command(epilog="Example: evenhand submit run.yaml --address http://127.0.0.1:8265")
@@ -215,7 +215,7 @@ def submit(
     evaluation the edit set is the manifest, and its strengths are `--set evaluate.lam=[0.1,1]`.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     from jobs.cluster import submit as submission
 
     if not address or not address.startswith("http"):

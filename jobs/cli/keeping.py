@@ -28,9 +28,9 @@ def stage(
 
     Done again it sends what is missing. Then `--model s3://bucket/prefix` is all that a run needs; see docs/offline.md.
     """
-    from jobs.models.offline import stage_to
+    from jobs.models.offline import publish_model
 
-    done = stage_to(model, target, pipeline=not classifier, layout=layout)
+    done = publish_model(model, target, pipeline=not classifier, layout=layout)
     Console().print(
         f"{done.url}: {done.files} files, {done.size / 1e9:.2f} GB, content {done.digest}",
         highlight=False,

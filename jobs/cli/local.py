@@ -52,19 +52,19 @@ def down() -> None:
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Ask both servers. Exits 0 when the cluster is up and 8 when it is not."""
-    found = local.status()
+    state = local.status()
     if as_json:
-        fields = dataclasses.asdict(found) | {"up": found.is_up}
+        fields = dataclasses.asdict(state) | {"up": state.is_up}
         _console.print_json(json.dumps(fields, default=str))
     else:
-        colour = "green" if found.is_up else "yellow"
-        _console.print(f"[{colour}]{'up' if found.is_up else 'not up'}[/{colour}]")
-        _console.print(f"  store   {escape(found.store)}\n  ray     {escape(found.ray)}", highlight=False)
-        if found.cluster:
-            _show(found.cluster)
+        colour = "green" if state.is_up else "yellow"
+        _console.print(f"[{colour}]{'up' if state.is_up else 'not up'}[/{colour}]")
+        _console.print(f"  store   {escape(state.store)}\n  ray     {escape(state.ray)}", highlight=False)
+        if state.cluster:
+            _show(state.cluster)
         else:
             _console.print("Start or repair it: evenhand local up")
-    raise typer.Exit(int(ExitCode.DONE if found.is_up else ExitCode.CLUSTER))
+    raise typer.Exit(int(ExitCode.DONE if state.is_up else ExitCode.CLUSTER))
 
 
 @app.command()
@@ -73,11 +73,11 @@ def env() -> None:
 
     Example: eval "$(evenhand local env)"
     """
-    found = local.status()
-    if found.cluster is None:
-        raise ClusterError(f"the cluster at {found.home} is not up. Start it: evenhand local up")
+    state = local.status()
+    if state.cluster is None:
+        raise ClusterError(f"the cluster at {state.home} is not up. Start it: evenhand local up")
     typer.echo(f"unset {' '.join(CONFLICTING)}")
-    for name, value in found.cluster.environment().items():
+    for name, value in state.cluster.environment().items():
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 

@@ -18,7 +18,7 @@ from jobs.cli.options import (
     OutputFlag,
     RunFlag,
     SetFlag,
-    configured,
+    read_config,
 )
 from jobs.cluster.connect import connect
 from jobs.config import load_config
@@ -47,17 +47,17 @@ def plan(
     Takes what `evenhand debias` takes, refuses what it would refuse, and needs no cluster.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output, "run": run}
-    settings = configured(config, assignments, **flags)
+    settings = read_config(config, assignments, **flags)
     if rate is not None and not (rate > 0 and math.isfinite(rate)):
         raise ConfigError(f"--rate {rate}: give images/s of one worker, more than 0")
     from jobs.planning.plan import make_plan
     from jobs.planning.text import plan_text
 
-    found = make_plan(settings, rate=rate, workers=workers)
+    made = make_plan(settings, rate=rate, workers=workers)
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(made.model_dump_json())
     else:
-        Console().print(plan_text(found))
+        Console().print(plan_text(made))
 
 
 @app.command(epilog="Example: evenhand doctor run.yaml")
@@ -82,16 +82,16 @@ def doctor(
         text = "".join(f"{key}: '{UNGIVEN}'\n" for key in flags)
         settings = load_config(text, flags=flags, assignments=assignments or ())
     else:
-        settings = configured(config, assignments, **flags)
+        settings = read_config(config, assignments, **flags)
     from jobs.doctor.examine import examine
     from jobs.doctor.text import diagnosis_text
 
-    found = examine(settings, connect)
+    diagnosis = examine(settings, connect)
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(diagnosis.model_dump_json())
     else:
-        Console().print(diagnosis_text(found))
-    raise typer.Exit(found.exit_code)
+        Console().print(diagnosis_text(diagnosis))
+    raise typer.Exit(diagnosis.exit_code)
 
 
 @app.command(epilog="Example: evenhand report s3://bucket/prefix/runs/run-0123456789abcdef --out report.html")

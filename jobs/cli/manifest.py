@@ -41,7 +41,7 @@ def build(
 ) -> None:
     """Turn a CSV into Parquet or back, or a list of professions into a manifest. Exit code 0, or 2."""
     try:
-        manifest = _built(source, _split_labels(labels))
+        manifest = _read_or_build(source, _split_labels(labels))
         write_manifest(manifest, target)
     except (OSError, ManifestError, UnicodeDecodeError) as error:
         if not as_json:
@@ -72,17 +72,17 @@ def check(
     if model and file.is_file():
         from infra.storage import StorageSettings
         from jobs.models.files import load_tokenizers
-        from jobs.models.staging import stage
+        from jobs.models.staging import fetch_model
         from jobs.runs.inputs import prompt_checker
 
         with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
-            folder = stage(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
+            folder = fetch_model(model, StorageSettings.from_environment(), Path(cache), pipeline=True)
             checker = prompt_checker(load_tokenizers(folder), WordingsConfig().edit)
-    name, faults, manifest = str(file), *_checked(file, _split_labels(labels), checker)
+    name, faults, manifest = str(file), *_read_checked(file, _split_labels(labels), checker)
     if as_json:
-        found = [{"place": fault.place, **asdict(fault)} for fault in faults]
+        listed = [{"place": fault.place, **asdict(fault)} for fault in faults]
         summary = {} if manifest is None else _summary(manifest)
-        typer.echo(json.dumps({"file": name, "ok": not faults, **summary, "faults": found}, ensure_ascii=False))
+        typer.echo(json.dumps({"file": name, "ok": not faults, **summary, "faults": listed}, ensure_ascii=False))
     elif manifest is None:
         _show_faults(name, faults, Console())
     else:
@@ -91,14 +91,14 @@ def check(
     raise typer.Exit(int(ExitCode.INPUT if faults else ExitCode.DONE))
 
 
-def _built(source: Path, labels: list[str] | None) -> Manifest:
+def _read_or_build(source: Path, labels: list[str] | None) -> Manifest:
     if source.suffix.lower() != ".txt":
         return read_manifest(source, name=str(source), labels=labels)
     names = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     return build_manifest(names, labels=labels or ("female", "male"))
 
 
-def _checked(
+def _read_checked(
     file: Path, labels: Collection[str] | None, checker: PromptChecker | None
 ) -> tuple[tuple[Fault, ...], Manifest | None]:
     """All faults, or the manifest where there are none."""

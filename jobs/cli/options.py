@@ -23,7 +23,7 @@ __all__ = [
     "SetFlag",
     "TickFlag",
     "check_tick",
-    "configured",
+    "read_config",
 ]
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; keys may also come by flag or environment.")]
@@ -40,7 +40,7 @@ TickFlag = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
 
 
-def configured(file: Path | None, assignments: Sequence[str] | None, **flags: Any) -> RunConfig:
+def read_config(file: Path | None, assignments: Sequence[str] | None, **flags: Any) -> RunConfig:
     """The run's configuration: a file, where one is given, with environment, flags and assignments over it."""
     text = None if file is None else read_text(file)
     return load_config(text, name=str(file) if file else "configuration", flags=flags, assignments=assignments or ())

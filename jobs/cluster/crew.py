@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import placement
-from jobs.cluster.packages import PACKAGES, Found, check_packages, found_here, package_reader, refuse_others
+from jobs.cluster.packages import PACKAGES, PackageDigests, check_packages, found_here, package_reader, refuse_others
 from jobs.config import WorkersConfig
 from jobs.errors import ClusterError
 
@@ -22,11 +22,11 @@ _SAY_EVERY_S = 15.0
 _START_S = 600.0
 
 
-def _introduction() -> Callable[[object], tuple[str, Found]]:
+def _introduction() -> Callable[[object], tuple[str, PackageDigests]]:
     """What a worker is asked first: its node, and its packages. It travels by value, see `jobs.cluster.packages`."""
     read, names = package_reader(), PACKAGES
 
-    def answer(_: object) -> tuple[str, Found]:
+    def answer(_: object) -> tuple[str, PackageDigests]:
         import ray
 
         return str(ray.get_runtime_context().get_node_id()), read(names)

@@ -137,7 +137,7 @@ class Dispatch(Generic[T]):
             for done in sorted(ready, key=lambda ref: self._calls[ref].number):
                 if done in self._calls:
                     call = self._calls.pop(done)
-                    if self._is_done(call, done):
+                    if self._settle(call, done):
                         yield call.piece.items, call.result
 
     def _fill(self, ready: list[int]) -> None:
@@ -168,17 +168,17 @@ class Dispatch(Generic[T]):
         items, self._ahead = self._ahead, next(self._pieces, None) if self._ahead is not None else None
         return None if items is None else _Piece(items)
 
-    def _is_done(self, call: _Call[T], done: Any) -> bool:
+    def _settle(self, call: _Call[T], done: Any) -> bool:
         try:
             ray.get(done)
         except RayTaskError as error:
             on_proved = call.worker in self._crew.proved
             self._doubt(call)
-            self._raised(call, raised_there(error), on_proved=on_proved)
+            self._on_error(call, raised_there(error), on_proved=on_proved)
         except UNPLACEABLE as error:
             raise ClusterError(f"a worker can't be started: {type(error).__name__}: {error}") from error
         except LOST as error:
-            self._lost(call, error)
+            self._on_lost(call, error)
         else:
             self._lost_in_a_row = 0
             self._crew.proved.add(call.worker)
@@ -207,7 +207,7 @@ class Dispatch(Generic[T]):
         others = [ref for ref, other in self._calls.items() if other.worker == call.worker]
         return [self._calls.pop(ref) for ref in others]
 
-    def _lost(self, call: _Call[T], error: Exception) -> None:
+    def _on_lost(self, call: _Call[T], error: Exception) -> None:
         together = sorted([call, *self._take_back(call)], key=lambda c: c.number)
         never_started = not self._crew.has_answered(call.worker)
         blames_nobody = never_started or self._crew.is_node_lost(call.worker)
@@ -226,7 +226,7 @@ class Dispatch(Generic[T]):
             for item in call.piece.items:
                 self._count(item, error, self._losses, MAX_LOSSES)
 
-    def _raised(self, call: _Call[T], error: Exception, *, on_proved: bool) -> None:
+    def _on_error(self, call: _Call[T], error: Exception, *, on_proved: bool) -> None:
         # A model that one node can't load, while others have, is that node's trouble.
         is_nodes_own = isinstance(error, ModelError) and not on_proved and self._crew.others_proved(call.worker)
         if isinstance(error, (ModelError, EditError, JobError)) and not is_nodes_own:

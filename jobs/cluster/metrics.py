@@ -37,19 +37,19 @@ class Metrics:
         self._run = run
         self._stage: Stage | None = None
         self._broken = False
-        self._guarded(self._create)
+        self._guard(self._create)
 
     def progress(self, stage: Stage, delta: Counts) -> None:
         """Count what was added, and show the stage while it is under way."""
         self._stage = stage if stage.state == "running" else None
-        self._guarded(lambda: self._count(stage, delta))
+        self._guard(lambda: self._count(stage, delta))
         self.beat()
 
     def beat(self) -> None:
         """Set the gauges again: Ray drops one that is not set anew in every two of its report intervals (10 s)."""
         stage = self._stage
         if stage is not None:
-            self._guarded(lambda: self._set(stage))
+            self._guard(lambda: self._set(stage))
 
     def _create(self) -> None:
         # Ray appends "_total" to a counter's name.
@@ -74,7 +74,7 @@ class Metrics:
         self._per_s.set(stage.rate, tags)
         self._left_s.set(stage.left_s, tags)
 
-    def _guarded(self, report: Callable[[], None]) -> None:
+    def _guard(self, report: Callable[[], None]) -> None:
         if self._broken:
             return
         try:

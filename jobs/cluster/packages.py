@@ -17,7 +17,7 @@ from jobs.errors import ClusterError
 
 __all__ = [
     "PACKAGES",
-    "Found",
+    "PackageDigests",
     "check_packages",
     "differences",
     "found_here",
@@ -28,7 +28,7 @@ __all__ = [
 
 PACKAGES = ("infra", "jobs", "manifests", "time_ops")
 
-Found = Mapping[str, tuple[str, str]]
+PackageDigests = Mapping[str, tuple[str, str]]
 """Package -> (sha256 of its Python files by name, the folder); ("", "") where there is none."""
 
 _NODE_S = 120.0
@@ -46,7 +46,7 @@ def package_reader() -> Callable[[Sequence[str]], dict[str, tuple[str, str]]]:
         from importlib.util import find_spec
         from pathlib import Path
 
-        found = {}
+        packages = {}
         for name in names:
             spec = find_spec(name)
             folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
@@ -55,18 +55,18 @@ def package_reader() -> Callable[[Sequence[str]], dict[str, tuple[str, str]]]:
                 for file in sorted(folder.rglob("*.py")):
                     data = file.read_bytes()
                     sha.update(f"{file.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
-            found[name] = (sha.hexdigest() if folders else "", ", ".join(map(str, folders)))
-        return found
+            packages[name] = (sha.hexdigest() if folders else "", ", ".join(map(str, folders)))
+        return packages
 
     return read
 
 
-def found_here() -> Found:
+def found_here() -> PackageDigests:
     """The packages as this process imports them."""
     return package_reader()(PACKAGES)
 
 
-def differences(here: Found, there: Found) -> list[str]:
+def differences(here: PackageDigests, there: PackageDigests) -> list[str]:
     """What differs there from here, one line for each package; empty where all are the same."""
     lines = []
     for name, (digest, _) in here.items():
@@ -88,13 +88,13 @@ def on_nodes(function: Callable[..., Any], nodes: Iterable[str], *args: Any) -> 
     }
     if references:
         ray.wait([*references.values()], num_returns=len(references), timeout=_NODE_S)
-    found = {}
+    answers = {}
     for node, reference in references.items():
         try:
-            found[node] = ray.get(reference, timeout=0)
+            answers[node] = ray.get(reference, timeout=0)
         except (RayError, GetTimeoutError) as error:
-            found[node] = error
-    return found
+            answers[node] = error
+    return answers
 
 
 def check_packages(nodes: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ def check_packages(nodes: Iterable[str]) -> None:
             refuse_others(found_here(), there, node)
 
 
-def refuse_others(here: Found, there: Found, node: str) -> None:
+def refuse_others(here: PackageDigests, there: PackageDigests, node: str) -> None:
     """Compare what a worker on a node has with what this process has.
 
     Raises:

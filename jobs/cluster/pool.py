@@ -28,7 +28,7 @@ from jobs.images.requests import EditRequest
 from jobs.images.shards import ShardOutcome, ShardSpec
 from time_ops import EditOperator
 
-__all__ = ["Pool", "Tallied"]
+__all__ = ["Pool", "Spent"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +50,13 @@ T = TypeVar("T")
 
 
 @dataclass
-class Tallied:
-    """What a stage of generation came to."""
+class Spent:
+    """What drawing has cost so far, which the report says; `jobs.cluster.progress.Counts` has how far a stage is."""
 
     shards: int = 0
     reused: int = 0
     images_made: int = 0
     images_reused: int = 0
-    images_bad: int = 0
     worker_s: float = 0.0
     wall_s: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
@@ -66,7 +65,6 @@ class Tallied:
     def add(self, outcome: ShardOutcome) -> None:
         """Count one committed shard."""
         self.shards += 1
-        self.images_bad += outcome.failed_images
         if outcome.reused:
             self.reused += 1
             self.images_reused += outcome.images
@@ -74,12 +72,11 @@ class Tallied:
             self.images_made += outcome.images
             self.worker_s += outcome.seconds
 
-    def __iadd__(self, other: Tallied) -> Tallied:
+    def __iadd__(self, other: Spent) -> Spent:
         self.shards += other.shards
         self.reused += other.reused
         self.images_made += other.images_made
         self.images_reused += other.images_reused
-        self.images_bad += other.images_bad
         self.worker_s += other.worker_s
         self.wall_s += other.wall_s
         self.failed |= other.failed
@@ -92,8 +89,8 @@ class Pool:
     Args:
         config: the run's configuration.
         settings: how workers reach object storage.
-        token: the run's staging folder, see `AuditWorker`.
-        worker: makes what makes shards, in its process: `jobs.worker.make.audit_worker`, or a test's.
+        token: the run's staging folder, see `Worker`.
+        worker: makes what makes shards, in its process: `jobs.worker.make.make_worker`, or a test's.
         say: tells people what is waited for.
 
     Raises:
@@ -190,11 +187,12 @@ class Pool:
             Index of the call and its result, as they are done. One that is lost with its node is made again.
 
         Raises:
-            As `Dispatch`; an error that a call keeps raising is raised as it was there.
-            ClusterError: also where a call's result is lost again and again.
+            ModelError, EditError, JobError, StorageError: see `Dispatch`.
+            ClusterError: workers die one after another, or a call's result is lost again and again.
+            Exception: what a call keeps raising, as it was raised there.
         """
         work = self._dispatch(method.__name__, calls)
-        for ((index, _),), result in _fetched(work, method.__name__):
+        for ((index, _),), result in _fetch(work, method.__name__):
             yield index, result
         _check(work, method.__name__)
 
@@ -216,7 +214,9 @@ class Pool:
             finish: what it makes of the whole sum is the result; a module's function, run in the cluster too.
 
         Raises:
-            As `map`. Where results are lost with their node all is begun again, as sums may hold them already.
+            ClusterError: also where results are lost with their node again and again. All is begun again then, as sums
+                may hold them already.
+            ModelError, EditError, JobError, StorageError, Exception: as `map`.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -246,7 +246,7 @@ class Pool:
         advance: Advance,
         total: int,
         edits: Mapping[str, EditRequest] | None = None,
-    ) -> Tallied:
+    ) -> Spent:
         """Make all shards, each once; `advance` is told of each as it is committed, or given up.
 
         Args:
@@ -270,7 +270,7 @@ class Pool:
         shared = self._shared.put(tuple(operators))
         try:
             work = self._shard_work(specs, shared, edits, max(most, _HOPELESS))
-            tallied = _committed(work, advance, self._hear)
+            tallied = _commit(work, advance, self._hear)
         finally:
             self._shared.drop(shared)
         tallied.wall_s = time.monotonic() - start
@@ -306,7 +306,7 @@ class Pool:
         self._batch = outcome.batch or self._batch
 
 
-def _fetched(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
+def _fetch(work: Dispatch[T], name: str) -> Iterator[tuple[tuple[T, ...], Any]]:
     """Each piece with its result; one whose result is lost on the way is done again, a few times at most."""
     lost: Counter[tuple[object, ...]] = Counter()
     for items, reference in work:
@@ -332,16 +332,16 @@ def _check(work: Dispatch[Any], name: str) -> None:
         raise error
 
 
-def _committed(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Tallied:
+def _commit(work: Dispatch[ShardSpec], advance: Advance, hear: Callable[[ShardOutcome], None]) -> Spent:
     """Do the work, and count it; shards that are given up too."""
-    tallied = Tallied()
+    tallied = Spent()
 
     def tell_failures() -> None:
         for failure in work.failures[len(tallied.failed) :]:
             tallied.failed[failure.item.digest] = _why(failure)
             advance(failure.item.count, shard_failed=True)
 
-    for _, outcomes in _fetched(work, ShardWorker.run.__name__):
+    for _, outcomes in _fetch(work, ShardWorker.run.__name__):
         for outcome in outcomes:
             tallied.add(outcome)
             hear(outcome)

@@ -87,7 +87,7 @@ def submit(
         else:
             entrypoint = shlex.join([python, "-m", f"jobs.{command}", "run.yaml", *arguments])
             try:
-                job = _submitted(client, config, Path(scratch), entrypoint, submission_id)
+                job = _submit_job(client, config, Path(scratch), entrypoint, submission_id)
             except _FAILURES as error:
                 hint = "see the log of Ray's dashboard on the head"
                 raise _refused(error, address, "the dashboard does not take the job", hint) from error
@@ -99,7 +99,7 @@ def submit(
     return _exit_code(client, job)
 
 
-def _submitted(
+def _submit_job(
     client: JobSubmissionClient, config: RunConfig, folder: Path, entrypoint: str, submission_id: str | None
 ) -> str:
     """The job's id; `folder` becomes its working directory."""

@@ -68,7 +68,8 @@ class Tree(Generic[R]):
         """What a function, a module's, makes of the whole sum once all leaves are in; of a large one in a task.
 
         Raises:
-            What `function` or `add` raises; `jobs.cluster.dispatch.LOST` where a node is gone with a part of the sum.
+            Exception: what `function` or `add` raises; one of `jobs.cluster.dispatch.LOST` where a node is gone with a
+                part of the sum.
         """
         total = self._waiting[len(self._widths) - 1, 0]
         if _nbytes([total]) <= _SMALL_BYTES:
@@ -81,10 +82,13 @@ def _nbytes(parts: Sequence[Any]) -> int:
     """Bytes of results, those that are fetched and those that are not."""
     references = [part for part in parts if not isinstance(part, _Fetched)]
     # Of a reference whose result is not known to be there yet, as of a task's, the size is None.
-    sizes = [place["object_size"] for place in get_object_locations(references).values()] if references else []
-    if None in sizes:
+    sizes: list[int | None] = (
+        [place["object_size"] for place in get_object_locations(references).values()] if references else []
+    )
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
         return _SMALL_BYTES + 1
-    return sum(sizes) + sum(part.nbytes for part in parts if isinstance(part, _Fetched))
+    return sum(known) + sum(part.nbytes for part in parts if isinstance(part, _Fetched))
 
 
 def _value(part: Any) -> Any:

@@ -17,7 +17,7 @@ from jobs.cluster import placement
 from jobs.cluster.packages import PACKAGES, found_here, on_nodes, package_reader, refuse_others
 from jobs.config import RunConfig
 from jobs.doctor.models import UNGIVEN
-from jobs.doctor.schema import Finding, tried
+from jobs.doctor.schema import Finding, run_check
 from jobs.errors import ClusterError
 from jobs.images.judging import models_of
 from jobs.images.recipe import KEYED_LIBRARIES
@@ -55,7 +55,7 @@ def _version(name: str) -> str:
 
 def facts_here(with_gpus: bool = False) -> Facts:
     """Facts of the node that this is called on; looking for GPUs takes torch's import and some memory of each."""
-    found = []
+    devices = []
     if with_gpus:
         # Ray may hide the GPUs from a task that asks for none.
         if not os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -64,8 +64,8 @@ def facts_here(with_gpus: bool = False) -> Facts:
 
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            found.append((torch.cuda.get_device_name(index), free, total))
-    return Facts(platform.node(), platform.python_version(), {n: _version(n) for n in _COMPARED}, tuple(found))
+            devices.append((torch.cuda.get_device_name(index), free, total))
+    return Facts(platform.node(), platform.python_version(), {n: _version(n) for n in _COMPARED}, tuple(devices))
 
 
 def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith("http"):
-        yield tried("cluster", "Ray", lambda: _dashboard(address))
+        yield run_check("cluster", "Ray", lambda: _dashboard(address))
         return
 
     def join() -> str:
@@ -86,13 +86,13 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
         where = f"the cluster at {address}" if address else "a Ray of this process's own, as RAY_ADDRESS is not set"
         return f"{where}: {ray.__version__}, {count} node{'s'[: count != 1]}"
 
-    yield (joined := tried("cluster", "Ray", join))
+    yield (joined := run_check("cluster", "Ray", join))
     if joined.outcome == "fault":
         return
-    yield tried("cluster", "room for workers", lambda: _room(config))
+    yield run_check("cluster", "room for workers", lambda: _room(config))
     nodes = placement.nodes()
     yield places(config, len(nodes))
-    packages = tried("cluster", "our packages", lambda: _packages(nodes))
+    packages = run_check("cluster", "our packages", lambda: _packages(nodes))
     yield packages
     if packages.outcome == "fault":
         return
@@ -106,7 +106,7 @@ def check_cluster(config: RunConfig, connect: Callable[[], None]) -> Iterator[Fi
 
 def _dashboard(address: str) -> Finding:
     try:
-        found = JobSubmissionClient(address).get_version()
+        version = JobSubmissionClient(address).get_version()
     except (ConnectionError, RuntimeError, OSError, RayError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClusterError(
@@ -117,7 +117,7 @@ def _dashboard(address: str) -> Finding:
         area="cluster",
         check="Ray",
         outcome="warning",
-        found=f"the dashboard at {address} answers, API {found}; nodes and their packages can't be seen from here",
+        found=f"the dashboard at {address} answers, API {version}; nodes and their packages can't be seen from here",
         mend="Run the doctor there: ray job submit --working-dir FOLDER -- evenhand doctor run.yaml",
     )
 
@@ -188,18 +188,18 @@ def versions_of(here: Facts, there: Sequence[Facts], *, silent: int = 0) -> Find
 
 def gpus(there: Sequence[Facts]) -> Finding:
     """The GPUs of all nodes, and how much of their memory is free."""
-    found = [gpu for facts in there for gpu in facts.gpus]
-    busy = [gpu for gpu in found if gpu[1] < _FREE * gpu[2]]
-    kinds = ", ".join(sorted({f"{name} of {total / 2**30:.0f} GiB" for name, _, total in found}))
+    known = [gpu for facts in there for gpu in facts.gpus]
+    busy = [gpu for gpu in known if gpu[1] < _FREE * gpu[2]]
+    kinds = ", ".join(sorted({f"{name} of {total / 2**30:.0f} GiB" for name, _, total in known}))
     mend = ""
     if busy:
         mend = "Others use them too: an automatic batch size counts only what is free; see `nvidia-smi`."
-    elif not found:
+    elif not known:
         mend = "Small models run on CPUs; Stable Diffusion takes minutes an image there. Give Ray nodes with GPUs."
     return Finding(
         area="cluster",
         check="GPUs",
         outcome="warning" if mend else "ok",
-        found=f"{len(found)}: {kinds}; {len(busy)} of them in use" if found else "none that Ray knows of",
+        found=f"{len(known)}: {kinds}; {len(busy)} of them in use" if known else "none that Ray knows of",
         mend=mend,
     )

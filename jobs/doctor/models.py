@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from infra.storage import StorageError, StorageSettings, open_store
 from jobs.config import RunConfig
-from jobs.doctor.schema import Finding, tried
+from jobs.doctor.schema import Finding, run_check
 from jobs.images.cells import check_held_out
-from jobs.images.judging import models_of, stage_classifiers
+from jobs.images.judging import fetch_classifiers, models_of
 from jobs.images.panel import Panel, check_panel
 from jobs.models.files import (
     components_of,
@@ -31,7 +31,7 @@ from jobs.models.files import (
 )
 from jobs.models.names import JOINT, POOLED
 from jobs.models.sampling import check_sampler
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.models.weights import check_pipeline, component_class
 from jobs.runs.inputs import read_bytes, read_inputs
 from manifests import read_manifest
@@ -65,7 +65,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
     given = [each for each in named if each is not None and each != UNGIVEN]
     if not given:
         return
-    room = tried("storage", "cache folder", lambda: _room(given, settings))
+    room = run_check("storage", "cache folder", lambda: _room(given, settings))
     yield room
     yield hub(given, os.environ)
     if room.outcome == "fault":
@@ -76,19 +76,19 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
         folders: list[Path] = []
 
         def model() -> str:
-            folder = stage_model(config, settings, cache)
+            folder = fetch_run_model(config, settings, cache)
             check_pipeline(folder, safety_checker=config.sampler.safety_checker)
             check_sampler(folder, config.sampler)
             kinds = weights_of(folder, left_out=() if config.sampler.safety_checker else ("safety_checker",))
             folders.append(folder)
             return kinds
 
-        yield tried("model", "model", model)
+        yield run_check("model", "model", model)
         if folders:
-            yield tried("model", "tokenizer", lambda: _tokenizes(folders[0]))
-            yield tried("model", "text encoder", lambda: _encodes(folders[0]))
+            yield run_check("model", "tokenizer", lambda: _tokenizes(folders[0]))
+            yield run_check("model", "text encoder", lambda: _encodes(folders[0]))
     if config.classifier != UNGIVEN:
-        yield tried("model", "classifier", lambda: _classifies(config, settings, cache))
+        yield run_check("model", "classifier", lambda: _classifies(config, settings, cache))
 
 
 def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, has_model: bool) -> Finding:
@@ -96,15 +96,15 @@ def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, 
 
     def read() -> str:
         if has_model:
-            found = read_inputs(config, settings, token)
+            manifest = read_inputs(config, settings, token)
         else:
             name = config.manifest.rpartition("/")[2]
-            found = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
-        check_held_out(found, config)
+            manifest = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
+        check_held_out(manifest, config)
         checked = "" if has_model else "; lengths of prompts not checked, for want of a model"
-        return f"{len(found.professions)} professions{checked}"
+        return f"{len(manifest.professions)} professions{checked}"
 
-    return tried("input", "manifest", read)
+    return run_check("input", "manifest", read)
 
 
 def disk(free: int, needed: int | None, where: Path) -> Finding:
@@ -214,13 +214,13 @@ def _size(reference: str, settings: StorageSettings) -> int:
 
 
 def _tokenizes(folder: Path) -> str:
-    found = load_tokenizers(folder)
-    lengths = [len(tokenizer(_PROMPT)["input_ids"]) for tokenizer in found]
-    return f"reads {lengths[0]} tokens of {found[0].model_max_length} in {_PROMPT!r}"
+    tokenizers = load_tokenizers(folder)
+    lengths = [len(tokenizer(_PROMPT)["input_ids"]) for tokenizer in tokenizers]
+    return f"reads {lengths[0]} tokens of {tokenizers[0].model_max_length} in {_PROMPT!r}"
 
 
 def _encodes(folder: Path) -> str:
-    found, parts = [], components_of(folder)
+    sizes, parts = [], components_of(folder)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts]
     for name, tokenizer in zip(encoders, load_tokenizers(folder), strict=False):
         # CLIP with a projection gives a pooled embedding too.
@@ -241,12 +241,12 @@ def _encodes(folder: Path) -> str:
         if not all(bool(torch.isfinite(each).all()) for each in (made.last_hidden_state, pooled) if each is not None):
             raise ModelError(f"the {said}'s embeddings are not finite. Fetch the model again.")
         also = "" if pooled is None else f" and one pooled vector of {pooled.shape[-1]}"
-        found.append(f"{length} x {made.last_hidden_state.shape[-1]}{also}")
-    return f"encodes it into {', '.join(found)}, all finite"
+        sizes.append(f"{length} x {made.last_hidden_state.shape[-1]}{also}")
+    return f"encodes it into {', '.join(sizes)}, all finite"
 
 
 def _classifies(config: RunConfig, settings: StorageSettings, cache: Path) -> str:
-    folders = stage_classifiers(config, settings, cache)
+    folders = fetch_classifiers(config, settings, cache)
     check_panel(config, folders)
     panel = Panel(config, folders, torch.device("cpu"))
     grey = np.full((1, 64, 64, 3), 128, np.uint8)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from jobs.errors import ExitCode, exit_code_of
 from jobs.redact import redact
 
-__all__ = ["Area", "Diagnosis", "Finding", "of_error", "said", "tried"]
+__all__ = ["Area", "Diagnosis", "Finding", "of_error", "run_check", "said"]
 
 Area = Literal["input", "model", "storage", "cluster"]
 
@@ -82,12 +82,12 @@ def of_error(area: Area, check: str, error: Exception) -> Finding:
     )
 
 
-def tried(area: Area, check: str, action: Callable[[], str | Finding]) -> Finding:
+def run_check(area: Area, check: str, action: Callable[[], str | Finding]) -> Finding:
     """What `action` finds; an error that a user can act on is a fault, any other is raised."""
     try:
-        found = action()
+        result = action()
     except Exception as error:
         if exit_code_of(error) is None:
             raise
         return of_error(area, check, error)
-    return found if isinstance(found, Finding) else Finding(area=area, check=check, outcome="ok", found=found)
+    return result if isinstance(result, Finding) else Finding(area=area, check=check, outcome="ok", found=result)

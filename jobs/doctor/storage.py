@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, credentials_source, open_store
-from jobs.doctor.schema import Finding, tried
+from jobs.doctor.schema import Finding, run_check
 
 __all__ = ["check_storage", "clock", "reaching"]
 
@@ -37,7 +37,7 @@ def check_storage(output: str, settings: StorageSettings) -> Iterator[Finding]:
     """
     if output.startswith("s3://"):
         yield reaching(settings)
-        credentials = tried("storage", "credentials", _credentials)
+        credentials = run_check("storage", "credentials", _credentials)
         yield credentials
         if credentials.outcome == "fault":
             return
@@ -48,7 +48,7 @@ def check_storage(output: str, settings: StorageSettings) -> Iterator[Finding]:
         list(store.sub(_name()).list())
         return f"{store.url()} can be listed"
 
-    yield (reached := tried("storage", "reach and list", look))
+    yield (reached := run_check("storage", "reach and list", look))
     if reached.outcome != "fault":
         store = open_store(output, settings)
         with _trial(store) as trial:
@@ -152,15 +152,15 @@ def _try_all(store: ObjectStore, trial: ObjectStore) -> Iterator[Finding]:
             raise StorageError(f"deleted, but still there: {left}. Delete them; then suspect the server.")
         return "all that was written here is gone again"
 
-    yield (written := tried("storage", "write", write))
+    yield (written := run_check("storage", "write", write))
     if written.outcome == "fault":
         return
-    yield tried("storage", "read back", read)
+    yield run_check("storage", "read back", read)
     if (skew_s := store.clock_skew_s()) is not None:
         yield clock(skew_s)
     for check, action in _further(trial):
-        yield tried("storage", check, action)
-    yield tried("storage", "delete", delete)
+        yield run_check("storage", check, action)
+    yield run_check("storage", "delete", delete)
 
 
 def _further(trial: ObjectStore) -> list[tuple[str, Callable[[], str | Finding]]]:

@@ -24,11 +24,11 @@ from jobs.images.cells import Cell, calibration_cells
 from jobs.images.labels import TextEmbeddings
 from jobs.images.shards import BASE
 from jobs.images.variants import Variant
-from jobs.report.search_schema import Calibration as Section
+from jobs.report.search_schema import Calibration
 from manifests import Manifest, resolved_shares, resolved_targets
 from time_ops import EditOperator
-from time_ops.search.calibration import Calibration
-from time_ops.search.model import Candidate, Limits, Measured, Profession, Rules
+from time_ops.search.calibration import CalibrationSearch
+from time_ops.search.model import Candidate, Limits, Measured, Rules, SearchedProfession
 
 __all__ = ["Calibrated", "calibrate", "professions_of"]
 
@@ -45,7 +45,7 @@ class Calibrated:
 
     operator: EditOperator
     candidate: Candidate
-    section: Section | None
+    section: Calibration | None
 
 
 def calibrate(session: Session, texts: TextEmbeddings) -> Calibrated:
@@ -72,8 +72,8 @@ class _Search:
         wordings, edited = self.config.wordings.calibration, self.config.wordings.edit
         rules = _rules(self.config, self.solver.scale if self.is_open else 1.0)
         unedited = [w for w, wording in enumerate(wordings) if wording not in edited]
-        self.calibration = Calibration(professions, len(wordings), rules, unedited)
-        self.trials = self._earlier()
+        self.calibration = CalibrationSearch(professions, len(wordings), rules, unedited)
+        self.trials = self._read_earlier()
 
     def run(self) -> Calibrated:
         for trial in self.trials:
@@ -81,17 +81,17 @@ class _Search:
             used = self.session.use(self._cells(trial.candidate), Variant.plain(trial.operator), pictures=False)
             self.session.spend_again(list(used))
         while (candidate := self.calibration.propose()) is not None:
-            self.trials.append(self._tried(candidate))
+            self.trials.append(self._try(candidate))
             self.calibration.tell(candidate, self.trials[-1].measured)
             self._write()
         if not self.trials:
             self._write()
         best = self.calibration.best
         section = section_of(self.calibration, self.trials, self.manifest, self.config) if self.is_open else None
-        return Calibrated(self._solved(best), best, section)
+        return Calibrated(self._solve(best), best, section)
 
-    def _tried(self, candidate: Candidate) -> Trial:
-        operator = None if candidate.phase == "base" else self._solved(candidate)
+    def _try(self, candidate: Candidate) -> Trial:
+        operator = None if candidate.phase == "base" else self._solve(candidate)
         digest = BASE if operator is None else operator.digest
         cells = self._cells(candidate)
         stage = f"calibration round {candidate.number}, {candidate.phase}"
@@ -104,7 +104,7 @@ class _Search:
     def _cells(self, candidate: Candidate) -> list[Cell]:
         return list(calibration_cells(self.manifest, self.config, candidate.number, candidate.active.tolist()))
 
-    def _solved(self, candidate: Candidate) -> EditOperator:
+    def _solve(self, candidate: Candidate) -> EditOperator:
         shares = [self._by_edit_wording(s) for s in candidate.shares]
         return self.solver.solve(candidate.lam.tolist(), shares)
 
@@ -116,7 +116,7 @@ class _Search:
         mean = np.mean(own, axis=0)
         return np.stack([shares[places[w]] if w in places else mean for w in edit])
 
-    def _earlier(self) -> list[Trial]:
+    def _read_earlier(self) -> list[Trial]:
         try:
             data = self.session.folder.get(EVIDENCE)
         except ObjectMissing:
@@ -133,14 +133,14 @@ class _Search:
         )
 
 
-def professions_of(manifest: Manifest, labels: Sequence[str]) -> list[Profession]:
+def professions_of(manifest: Manifest, labels: Sequence[str]) -> list[SearchedProfession]:
     """What the manifest leaves open: all of a profession without a lambda; one with a lambda is solved as it stands."""
     professions = []
     for p in manifest.professions:
         targets = resolved_targets(p, labels)
         shares = resolved_shares(p) if p.lam is not None else tuple(d.share for d in p.destinations)
         professions.append(
-            Profession(
+            SearchedProfession(
                 p.name,
                 tuple(targets[label] for label in labels),
                 tuple(labels.index(d.label) for d in p.destinations),

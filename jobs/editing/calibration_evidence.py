@@ -130,7 +130,7 @@ def _trial(rows: Sequence[dict[str, Any]]) -> Trial:
 
 
 def section_of(
-    search: calibration.Calibration, trials: Sequence[Trial], manifest: Manifest, config: RunConfig
+    search: calibration.CalibrationSearch, trials: Sequence[Trial], manifest: Manifest, config: RunConfig
 ) -> Calibration:
     """The report's section. Shares shown are means over the wordings; the file has each."""
     chosen = search.chosen_rounds()

@@ -117,7 +117,7 @@ class _Search:
         )
 
     def run(self) -> Saturated:
-        for tried in self._earlier():
+        for tried in self._read_earlier():
             self._take(tried)
             for k, digest in enumerate(tried.operators):
                 if tried.trial.active[k]:
@@ -165,8 +165,8 @@ class _Search:
 
     def _cells(self, trial: Trial, k: int) -> list[Cell]:
         edited = self.search.edited[k].tolist()
-        found = saturation_cells(self.manifest, self.config, self.wordings, trial.number, self.components[k], edited)
-        return list(found)
+        cells = saturation_cells(self.manifest, self.config, self.wordings, trial.number, self.components[k], edited)
+        return list(cells)
 
     def _solve(self, strengths: Trial | Chosen, wordings: Sequence[bool] | None) -> list[EditOperator | None]:
         """The operator of each component, all from one pass; None of the unedited model."""
@@ -215,7 +215,7 @@ class _Search:
             for p in range(len(self.manifest.professions))
         ]
 
-    def _earlier(self) -> list[Tried]:
+    def _read_earlier(self) -> list[Tried]:
         try:
             data = self.session.folder.get(EVIDENCE)
         except ObjectMissing:
@@ -256,6 +256,6 @@ def _looked_up(
     # Sources of the same words share the weights of the first; `check_mixture` has seen that they want the same.
     by_words = {source_words(source): source for source in reversed(sources)}
     table = {source: weights for source, weights in own.items() if by_words[source_words(source)] == source}
-    found = WeightTable(default, table)
+    lookup = WeightTable(default, table)
     others = (source for source in by_words.values() if source not in table)
-    return {**{source: default for source in others if found.of(source) != default}, **table}
+    return {**{source: default for source in others if lookup.of(source) != default}, **table}

@@ -91,7 +91,7 @@ class Solver:
             wordings: which of the edit's wordings take part; None: all.
 
         Raises:
-            As `solve`.
+            EditError, StorageError, ClusterError: as `solve`.
         """
         used = None if wordings is None or all(wordings) else tuple(bool(w) for w in wordings)
         return self._solve([self._component(one, used) for one in components], used, self._pooled)

@@ -27,7 +27,7 @@ from time_ops.stats.estimates import Rate
 from time_ops.stats.evaluation import Mean, evaluate, kept, mean_over_edits, resampled_edits
 from time_ops.stats.intervals import rate
 
-__all__ = ["Figures", "figures_of", "sentence"]
+__all__ = ["Figures", "evaluation_sentence", "figures_of"]
 
 _ROLES: tuple[Role, ...] = ("source", "positive", "negative")
 
@@ -41,23 +41,25 @@ class Figures:
     controls: list[ControlDrift]
 
 
-def figures_of(solved: Solved, tasks: Sequence[MeasureTask], found: Sequence[Measures], config: RunConfig) -> Figures:
+def figures_of(
+    solved: Solved, tasks: Sequence[MeasureTask], measures: Sequence[Measures], config: RunConfig
+) -> Figures:
     """All figures.
 
     Args:
         solved: the edits.
         tasks: their prompts.
-        found: what came of each.
+        measures: what came of each.
         config: the run's.
     """
-    return _Tally(solved, tasks, found, config).figures()
+    return _Tally(solved, tasks, measures, config).figures()
 
 
 class _Tally:
     """Counts of all edits, and what they say."""
 
     def __init__(
-        self, solved: Solved, tasks: Sequence[MeasureTask], found: Sequence[Measures], config: RunConfig
+        self, solved: Solved, tasks: Sequence[MeasureTask], measured: Sequence[Measures], config: RunConfig
     ) -> None:
         self._solved, self._config = solved, config
         self._lams = config.evaluate.lam
@@ -68,7 +70,7 @@ class _Tally:
         self._joint = np.zeros((len(self._lams), edits, 4), np.int64)
         self._lead: list[list[float]] = [[] for _ in range(variants)]
         self._controls: list[tuple[MeasureTask, Measures]] = []
-        for task, measures in zip(tasks, found, strict=True):
+        for task, measures in zip(tasks, measured, strict=True):
             if task.role == "control":
                 self._controls.append((task, measures))
                 continue
@@ -104,16 +106,16 @@ class _Tally:
         )
 
     def _variant(self, i: int, variant: Variant, lam: float | None) -> VariantFigures:
-        found = evaluate(self._k[i], self._n[i], self._draws)
+        rates = evaluate(self._k[i], self._n[i], self._draws)
         edited = variant == "edited"
         return VariantFigures(
             variant=variant,
             lam=lam,
-            efficacy=_figure(found.efficacy),
-            generality=_figure(found.generality),
-            specificity=_figure(found.specificity),
-            harmonic=_figure(found.harmonic),
-            f1=_figure(found.f1),
+            efficacy=_figure(rates.efficacy),
+            generality=_figure(rates.generality),
+            specificity=_figure(rates.specificity),
+            harmonic=_figure(rates.harmonic),
+            f1=_figure(rates.f1),
             specificity_kept=_figure(kept(self._joint[i - 2], self._draws)) if edited else None,
             lead=_mean(self._lead[i]),
             drift=self._drift(i - 2) if edited and self._controls else None,
@@ -173,8 +175,8 @@ class _Tally:
         )
 
     def _mean_figure(self, values: Sequence[Sequence[float]], images: int) -> MeanFigure:
-        found: Mean = mean_over_edits([math.nan if (m := _mean(v)) is None else m for v in values], self._draws)
-        return MeanFigure(value=found.value, low=found.low, high=found.high, n=images)
+        mean: Mean = mean_over_edits([math.nan if (m := _mean(v)) is None else m for v in values], self._draws)
+        return MeanFigure(value=mean.value, low=mean.low, high=mean.high, n=images)
 
 
 def _scaled(cosine: float | None) -> float | None:
@@ -186,28 +188,27 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _figure(found: Rate) -> RateFigure:
+def _figure(rate: Rate) -> RateFigure:
     """A rate without a value has no interval to show either."""
-    if found.value is None:
-        return RateFigure(value=None, n=found.n, low=None, high=None)
-    high = found.high if math.isfinite(found.high) else None
-    return RateFigure(value=found.value, n=found.n, low=found.low, high=high)
+    if rate.value is None:
+        return RateFigure(value=None, n=rate.n, low=None, high=None)
+    high = rate.high if math.isfinite(rate.high) else None
+    return RateFigure(value=rate.value, n=rate.n, low=rate.low, high=high)
 
 
-def sentence(summary: Sequence[VariantFigures]) -> str:
+def evaluation_sentence(summary: Sequence[VariantFigures]) -> str:
     """The result in one sentence, at the strength with the best harmonic mean."""
     base = summary[0]
     tried = [each for each in summary if each.variant == "edited"]
     best = best_of(summary)
     said = [
-        f"{name} {100 * found.value:.1f} %"
-        + (f" (base {100 * before.value:.1f} %)" if before.value is not None else "")
-        for name, found, before in (
+        f"{name} {100 * rate.value:.1f} %" + (f" (base {100 * before.value:.1f} %)" if before.value is not None else "")
+        for name, rate, before in (
             ("efficacy", best.efficacy, base.efficacy),
             ("generality", best.generality, base.generality),
             ("specificity", best.specificity, base.specificity),
         )
-        if found.value is not None
+        if rate.value is not None
     ]
     lead = f"At lam {best.lam:g}" + (f", the best of {len(tried)}" if len(tried) > 1 else "")
     return f"{lead}: {', '.join(said) or 'no image could be decided on'}."

@@ -11,7 +11,7 @@ from jobs.images.recipe import Recipe
 from jobs.models.files import load_tokenizers
 from jobs.models.kinds import check_kind
 from jobs.models.sampling import check_sampler
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.runs.identity import evaluation_identity, last_name
 from jobs.runs.inputs import prompt_checker, read_bytes
 from manifests import EditSet, Fault, ManifestError, read_edit_set
@@ -30,8 +30,8 @@ class EditInputs:
     @property
     def summary(self) -> str:
         """How many edits."""
-        found, rows = len(self.edit_set.edits), self.edit_set.rows
-        return f"{found} edits" if found == rows else f"{found} of {rows} edits (the report says why)"
+        edits, rows = len(self.edit_set.edits), self.edit_set.rows
+        return f"{edits} edits" if edits == rows else f"{edits} of {rows} edits (the report says why)"
 
     @property
     def images(self) -> int:
@@ -59,7 +59,7 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
         ModelError: the model is missing, or of no family that jobs audit.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage_model(config, settings, cache_folder() / token)
+    folder = fetch_run_model(config, settings, cache_folder() / token)
     check_kind(folder, safety_checker=config.sampler.safety_checker)
     check_sampler(folder, config.sampler)
     tokenizers = load_tokenizers(folder)
@@ -70,11 +70,13 @@ def read_edits(config: RunConfig, settings: StorageSettings, token: str) -> Edit
         for fault in aligned(prompts):
             yield replace(fault, column=columns.get(fault.column or "", fault.column))
 
-    found = read_edit_set(content, name=last_name(config.manifest), checker=check)
-    tested = [p for e in found.edits for pair in (*e.positives, *e.negatives) for p in (pair.source, pair.destination)]
+    edit_set = read_edit_set(content, name=last_name(config.manifest), checker=check)
+    tested = [
+        p for e in edit_set.edits for pair in (*e.positives, *e.negatives) for p in (pair.source, pair.destination)
+    ]
     others = [*config.controls, config.sampler.negative_prompt]
     long = {f.prompt: f.reason for t in tokenizers for f in check_prompts(t, [], prompts=[*tested, *others])}
     refused = [Fault(None, None, f"controls or sampler.negative_prompt: {long[p]}") for p in others if p in long]
     if refused:
-        raise ManifestError(found.name, refused)
-    return EditInputs(config, found.without(long) if long else found)
+        raise ManifestError(edit_set.name, refused)
+    return EditInputs(config, edit_set.without(long) if long else edit_set)

@@ -72,7 +72,7 @@ class EditSolver:
 
     def _solve(self, request: EditRequest) -> EditOperator:
         with self._models:
-            return _remembered(self._operators, request, _KEPT_OPERATORS, lambda: self._solve_anew(request))
+            return _recall(self._operators, request, _KEPT_OPERATORS, lambda: self._solve_anew(request))
 
     def _solve_anew(self, request: EditRequest) -> EditOperator:
         # The same for every lam: prompts are encoded once.
@@ -82,10 +82,10 @@ class EditSolver:
             edit = PromptEdit(request.source, {request.destination: 1.0})
             return Problem(encode_edits(self._pipe(), [edit], augmentations=request.wordings))
 
-        return _remembered(self._problems, key, _KEPT_PROBLEMS, prepare).solve(request.lam)
+        return _recall(self._problems, key, _KEPT_PROBLEMS, prepare).solve(request.lam)
 
 
-def _remembered(known: OrderedDict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
+def _recall(known: OrderedDict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
     """The value of a key, made where it is not known; the one longest unused makes room."""
     if key not in known:
         known[key] = make()

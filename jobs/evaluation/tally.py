@@ -149,7 +149,7 @@ def measure_part(
         ShardError: a shard in the store is not what was stored.
         StorageError: one can't be read.
     """
-    found: list[Measures] = []
+    measures: list[Measures] = []
     rows: list[pa.Table] = []
     statuses: Counter[str] = Counter()
     makers: Counter[str] = Counter()
@@ -157,7 +157,7 @@ def measure_part(
         drawn = [(task.prompt, BASE), None if task.oracle is None else (task.oracle, BASE)]
         drawn += [(task.prompt, operator) for operator in task.operators]
         variants = [None if each is None else _images(*each, task, frame, texts, config, store) for each in drawn]
-        found.append(_measures(task, variants, texts))
+        measures.append(_measures(task, variants, texts))
         for number, each in enumerate(variants):
             if each is None:
                 continue
@@ -165,10 +165,10 @@ def measure_part(
                 statuses.update(s for s in block.statuses if s != STATUSES[0])
                 makers[block.maker] += block.spec.count
             if key is not None:
-                rows.append(_rows(task, frame.variants[number], each, texts, found[-1].states[number]))
+                rows.append(_rows(task, frame.variants[number], each, texts, measures[-1].states[number]))
     makers.pop("", None)
     return PartMeasures(
-        found, statuses, makers, None if key is None else write_table(store, key, pa.concat_tables(rows))
+        measures, statuses, makers, None if key is None else write_table(store, key, pa.concat_tables(rows))
     )
 
 
@@ -231,11 +231,11 @@ def _mean(values: np.ndarray) -> float:
 
 def _spread(images: _Images) -> float:
     """Mean cosine distance of two images, from the length of their sum."""
-    found = images.embeddings[images.ok].astype(np.float64)
-    n = len(found)
+    embeddings = images.embeddings[images.ok].astype(np.float64)
+    n = len(embeddings)
     if n < 2:
         return float("nan")
-    return float(1 - ((found.sum(axis=0) ** 2).sum() - (found**2).sum()) / (n * (n - 1)))
+    return float(1 - ((embeddings.sum(axis=0) ** 2).sum() - (embeddings**2).sum()) / (n * (n - 1)))
 
 
 def _rows(

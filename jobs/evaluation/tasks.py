@@ -42,14 +42,14 @@ def requests_of(edit: TestedEdit, config: RunConfig) -> list[EditRequest]:
     return [EditRequest(edit.source, edit.destination, lam, wanted.wordings) for lam in wanted.lam]
 
 
-def solved_of(edit_set: EditSet, config: RunConfig, found: Sequence[Sequence[SolvedEdit]]) -> Solved:
+def solved_of(edit_set: EditSet, config: RunConfig, answers: Sequence[Sequence[SolvedEdit]]) -> Solved:
     """What came of the requests, which were made for each edit in order.
 
     Raises:
         ManifestError: not one edit could be solved.
     """
     edits, operators, requests, faults = [], [], {}, []
-    for edit, solved in zip(edit_set.edits, found, strict=True):
+    for edit, solved in zip(edit_set.edits, answers, strict=True):
         bad = next((each.fault for each in solved if each.fault is not None), None)
         if bad is not None:
             faults.append(Fault(edit.row, None, f"{bad}; the edit is left out"))

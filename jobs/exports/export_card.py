@@ -76,15 +76,15 @@ def export_card(card: str, exported: Exported, *, only_unet: bool = False, mixtu
         ]
     lines += _checked(exported)
     if exported.audit is not None:
-        found = exported.audit
+        audited = exported.audit
         lines += [
-            f"Audited at this rank (run `{found.run}`, verdict *{found.verdict}*), beside the whole edit:",
+            f"Audited at this rank (run `{audited.run}`, verdict *{audited.verdict}*), beside the whole edit:",
             "",
             "| | at this rank | whole edit |",
             "|---|---|---|",
-            f"| Delta, pooled | {_delta(found.delta)} | {_delta(found.delta_of_run)} |",
-            f"| Delta, mean within wordings | {_delta(found.delta_within)} | {_delta(found.delta_within_of_run)} |",
-            f"| explicit prompts right | {_rate(found.explicit)} | |",
+            f"| Delta, pooled | {_delta(audited.delta)} | {_delta(audited.delta_of_run)} |",
+            f"| Delta, mean within wordings | {_delta(audited.delta_within)} | {_delta(audited.delta_within_of_run)} |",
+            f"| explicit prompts right | {_rate(audited.explicit)} | |",
             "",
         ]
     return card.rstrip("\n") + "\n" + "\n".join(lines)
@@ -105,18 +105,18 @@ def _components(exported: Exported) -> list[str]:
 
 
 def _checked(exported: Exported) -> list[str]:
-    found = exported.shipped
-    if found is None:
+    check = exported.shipped
+    if check is None:
         return []
     apart = (
         "no image was drawn"
-        if found.mean_difference is None or found.largest_difference is None
-        else f"pixels differ by {found.mean_difference:.1e} on average, {found.largest_difference:.3f} at most (of 1)"
+        if check.mean_difference is None or check.largest_difference is None
+        else f"pixels differ by {check.mean_difference:.1e} on average, {check.largest_difference:.3f} at most (of 1)"
     )
     return [
-        f"Checked once it was stored ({found.dtype}): {found.images} images drawn with it and with the audited edit, "
-        f"on the audit's prompts, its own seeds first; {apart}; labels are the same in {_rate(found.same_label)}: "
-        f"*{found.gate.outcome}*.",
+        f"Checked once it was stored ({check.dtype}): {check.images} images drawn with it and with the audited edit, "
+        f"on the audit's prompts, its own seeds first; {apart}; labels are the same in {_rate(check.same_label)}: "
+        f"*{check.gate.outcome}*.",
         "",
     ]
 

@@ -259,9 +259,9 @@ def _gate_row(gate: GateResult) -> str:
     measure = figures.gate_measure(gate.name)
     limit = f"{gate.direction} {figures.in_kind(gate.limit, measure.kind)}"
     value = finite(gate.value)
-    found = "unknown" if value is None else figures.in_kind(value, measure.kind)
+    shown = "unknown" if value is None else figures.in_kind(value, measure.kind)
     return _row(
-        _text(measure.title), limit, f"{found} [{figures.span(gate, measure.kind) or 'no interval'}]", gate.outcome
+        _text(measure.title), limit, f"{shown} [{figures.span(gate, measure.kind) or 'no interval'}]", gate.outcome
     )
 
 
@@ -284,8 +284,8 @@ def _lam_range(report: Report) -> str:
     return f"{low} to {high}, median {middle}, over {len(lams):,} edited professions"
 
 
-def _undetermined(found: VariantSummary) -> str:
-    share = finite(found.undetermined.value)
+def _undetermined(summary: VariantSummary) -> str:
+    share = finite(summary.undetermined.value)
     if share is None:
         return "No image was labelled."
     return f"{figures.percent(share)} of the images were too close to call, and are in no share."

@@ -61,7 +61,7 @@ def write_export(
     header, operator_header = _headers(task, base)
     unet = open_edited(denoiser_folder(base), operator)
     with scratch_folder(scratch) as folder:
-        written, others = _written(task, operator, base, folder, header, operator_header, settings)
+        written, others = _write_edit(task, operator, base, folder, header, operator_header, settings)
         files = {file.name: file for file in others}
         if written is not None:
             files[FILES[task.form]] = written.path
@@ -111,7 +111,7 @@ def _exported(
     )
 
 
-def _written(
+def _write_edit(
     task: ExportTask,
     operator: EditOperator,
     base: Path,

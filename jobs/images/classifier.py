@@ -99,7 +99,7 @@ class Classifier:
         long = [prompt for prompt, count in zip(prompts, counts, strict=True) if count > limit]
         if long:
             raise ModelError(f"the classifier reads {limit} tokens; shorten {long}")
-        found = []
+        embeddings = []
         for start in range(0, len(cleaned), _TEXT_BATCH):
             batch = padded(cleaned[start : start + _TEXT_BATCH], _TEXT_BATCH)
             inputs: Mapping[str, torch.Tensor] = self._tokenizer(
@@ -107,8 +107,8 @@ class Classifier:
             )
             names = _TEXT_INPUTS if self._kind.masked else _TEXT_INPUTS[:1]
             known = {k: v.to(self._device) for k, v in inputs.items() if k in names}
-            found.append(_unit(self._model.get_text_features(**known)))
-        return np.concatenate(found)[: len(prompts)]
+            embeddings.append(_unit(self._model.get_text_features(**known)))
+        return np.concatenate(embeddings)[: len(prompts)]
 
 
 def _cleaned_as(folder: Path) -> Any:

@@ -19,8 +19,8 @@ def components_of(manifest: Manifest, labels: Sequence[str]) -> list[str]:
     With one label only, the second component is the unedited model.
     """
     named = {d.label for p in manifest.professions for d in p.destinations}
-    found = [label for label in labels if label in named]
-    return found if len(found) > 1 else [*found, UNEDITED]
+    components = [label for label in labels if label in named]
+    return components if len(components) > 1 else [*components, UNEDITED]
 
 
 def tried_wordings(config: RunConfig) -> tuple[list[bool], list[str]]:

@@ -245,7 +245,7 @@ class Generator:
         """
         pipe, size = self._pipe, len(latents)
         shape = (size, pipe.vae.config.out_channels, self._sampler.height, self._sampler.width)
-        # SDXL's VAE may run in float32 where all else is float16; see `jobs.models.pipelines.prepared`.
+        # SDXL's VAE may run in float32 where all else is float16; see `jobs.models.pipelines.prepare_pipeline`.
         latents = decodable(pipe.vae, latents.to(pipe.vae.dtype))
         images = torch.zeros(shape, dtype=latents.dtype, device=latents.device)
         undecodable = []

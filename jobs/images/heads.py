@@ -80,8 +80,8 @@ class Head:
         if n == 0:
             return np.zeros((0, self.width), np.float32)
         logits = self._image_model.forward(list(pixels), batch_size).logits[:n]
-        found: np.ndarray = torch.softmax(logits.float(), dim=-1).cpu().numpy()
-        return found
+        scores: np.ndarray = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+        return scores
 
 
 class FaceFinder:
@@ -114,11 +114,11 @@ class FaceFinder:
             return [], np.zeros(0, bool)
         output = self._image_model.forward(list(pixels), batch_size)
         size = pixels.shape[1:3]
-        found = self._image_model.processor.post_process_object_detection(
+        detections = self._image_model.processor.post_process_object_detection(
             output, threshold=self._config.score, target_sizes=[size] * max(n, batch_size or n)
         )
         crops, seen = [], np.zeros(n, bool)
-        for i, (image, each) in enumerate(zip(pixels, found, strict=False)):
+        for i, (image, each) in enumerate(zip(pixels, detections, strict=False)):
             boxes = each["boxes"][each["labels"] == self._face].float().cpu().numpy()
             box = largest_box(boxes, size, self._config.border)
             seen[i] = box is not None

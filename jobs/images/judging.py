@@ -18,7 +18,7 @@ from jobs.config.classifiers import ClassifierConfig, FacesConfig, members_of
 from jobs.errors import ConfigError
 from jobs.models.classifier_kinds import embedding_width, labels_of
 from jobs.models.digests import content_digest
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 
 __all__ = [
     "ONE_CLASSIFIER",
@@ -29,12 +29,12 @@ __all__ = [
     "classifier_name",
     "digest_of_classifiers",
     "digests_of",
+    "fetch_classifiers",
     "is_plain",
     "judging_rules",
     "models_of",
     "seen_by",
     "seen_of",
-    "stage_classifiers",
     "stored_width",
     "with_models",
 ]
@@ -98,9 +98,9 @@ def is_plain(config: RunConfig) -> bool:
     return judging_rules(config) is None and len(seen_by(config)) == 1
 
 
-def stage_classifiers(config: RunConfig, settings: StorageSettings, cache: Path) -> dict[str, Path]:
-    """The folder of each of `models_of` on this node; raises as `stage`."""
-    return {model: stage(model, settings, cache, pipeline=False) for model in models_of(config)}
+def fetch_classifiers(config: RunConfig, settings: StorageSettings, cache: Path) -> dict[str, Path]:
+    """The folder of each of `models_of` on this node; raises as `fetch_model`."""
+    return {model: fetch_model(model, settings, cache, pipeline=False) for model in models_of(config)}
 
 
 def check_labels(config: RunConfig, folders: Mapping[str, Path]) -> None:
@@ -200,11 +200,11 @@ def with_models(setting: Any, change: Callable[[str], str]) -> Any:
     if isinstance(setting, str):
         return change(setting)
     if isinstance(setting, Mapping):
-        found = dict(setting)
+        changed = dict(setting)
         for key in ("model", "recognition"):
-            if found.get(key) is not None:
-                found[key] = change(found[key])
-        if found.get("faces") is not None:
-            found["faces"] = with_models(found["faces"], change)
-        return found
+            if changed.get(key) is not None:
+                changed[key] = change(changed[key])
+        if changed.get("faces") is not None:
+            changed["faces"] = with_models(changed["faces"], change)
+        return changed
     return [with_models(one, change) for one in setting]

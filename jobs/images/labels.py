@@ -184,10 +184,10 @@ class TextEmbeddings:
         by_concept = [*(filled(recognition, *p) for p in professions), *((prompt,) for prompt in controls)]
         ensembles = [*(ensemble for row in by_label for ensemble in row), *by_concept]
         distinct = list(dict.fromkeys(prompt for ensemble in ensembles for prompt in ensemble))
-        found = dict(zip(distinct, encoder.texts(distinct), strict=True))
+        embeddings = dict(zip(distinct, encoder.texts(distinct), strict=True))
 
         def mean(prompts: Sequence[str]) -> np.ndarray:
-            average = np.mean([found[p] for p in prompts], axis=0)
+            average = np.mean([embeddings[p] for p in prompts], axis=0)
             return np.asarray(average / np.linalg.norm(average), dtype=np.float32)
 
         labels = np.stack([np.stack([mean(ensemble) for ensemble in row]) for row in by_label])
@@ -248,8 +248,8 @@ class Labels:
             )
             for judge in judges
         )
-        found, compared, differ = decided(judged)
-        codes = found.astype(np.uint8)
+        numbers, compared, differ = decided(judged)
+        codes = numbers.astype(np.uint8)
         codes[~ok] = FAILED
         blind = np.any([judge.blind(stored) for judge in judges], axis=0) & ok
         scores = judged[0].scores if len(judged) == 1 else np.mean([one.scores for one in judged], axis=0)

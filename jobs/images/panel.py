@@ -29,7 +29,7 @@ def check_panel(config: RunConfig, folders: Mapping[str, Path]) -> None:
 
     Args:
         config: names them.
-        folders: of each model, see `stage_classifiers`.
+        folders: of each model, see `fetch_classifiers`.
 
     Raises:
         ModelError: see `check_classifier` and `check_image_model`.
@@ -55,7 +55,7 @@ class Panel:
 
     Args:
         config: names them.
-        folders: of each model, see `stage_classifiers`.
+        folders: of each model, see `fetch_classifiers`.
         device: where they run, in float32.
 
     Raises:
@@ -91,16 +91,16 @@ class Panel:
         Zeros stand where a classifier that sees faces alone found none.
         """
         crops: dict[FacesConfig, tuple[list[np.ndarray], np.ndarray]] = {}
-        found = []
+        parts = []
         for seen, part in zip(self._seen, self._parts, strict=True):
             if seen.faces is None:
-                found.append(part.images(pixels, batch_size))
+                parts.append(part.images(pixels, batch_size))
                 continue
             if seen.faces not in crops:
                 crops[seen.faces] = self._finders[seen.faces].crops(pixels, batch_size)
             faces, has_face = crops[seen.faces]
-            found.append(part.images(faces, batch_size) * has_face[:, None])
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+            parts.append(part.images(faces, batch_size) * has_face[:, None])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def texts(self, professions: Sequence[tuple[str, str]], controls: Sequence[str]) -> TextEmbeddings:
         """What labels are computed with.

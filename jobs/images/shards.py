@@ -243,12 +243,12 @@ def stored_keys(store: ObjectStore, wanted: Iterable[str]) -> set[str]:
             ordered = sorted(keys)
             return {key for key, there in zip(ordered, pool.map(store.exists, ordered), strict=True) if there}
     folders = sorted({key.rpartition("/")[0] for key in keys})
-    found: set[str] = set()
+    stored: set[str] = set()
     with ThreadPoolExecutor(_LIST_THREADS, thread_name_prefix="evenhand-stored") as pool:
-        for part in pool.map(_listed, repeat(store), folders, repeat(keys)):
-            found |= part
-    return found
+        for part in pool.map(_list_keys, repeat(store), folders, repeat(keys)):
+            stored |= part
+    return stored
 
 
-def _listed(store: ObjectStore, folder: str, keys: set[str]) -> set[str]:
+def _list_keys(store: ObjectStore, folder: str, keys: set[str]) -> set[str]:
     return keys.intersection(store.list(folder))

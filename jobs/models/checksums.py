@@ -37,14 +37,14 @@ def parse_checksums(text: str) -> dict[str, str]:
     Raises:
         ModelError: a line is none of `sha256sum`, or names a file outside the folder.
     """
-    found = {}
+    digests = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line)
         try:
-            found[check_key(match[2] if match else "")] = match[1] if match else ""
+            digests[check_key(match[2] if match else "")] = match[1] if match else ""
         except InvalidKey as error:
             raise ModelError(f"{CHECKSUMS}, line {number}, is no checksum of a file in its folder") from error
-    return found
+    return digests
 
 
 def verify_folder(folder: Path, called: str) -> None:

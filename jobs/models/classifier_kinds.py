@@ -122,11 +122,11 @@ def labels_of(folder: Path) -> tuple[str, ...]:
         ModelError: its configuration has none, or none for some number.
     """
     config = _config(folder)
-    found = config.get("id2label")
-    if not isinstance(found, Mapping) or not found:
+    names = config.get("id2label")
+    if not isinstance(names, Mapping) or not names:
         raise ModelError(f"{folder.name}: config.json has no labels (id2label)")
     try:
-        by_number = {int(number): str(label) for number, label in found.items()}
+        by_number = {int(number): str(label) for number, label in names.items()}
     except ValueError as error:
         raise ModelError(f"{folder.name}: id2label of config.json has a key that is no number: {error}") from error
     if sorted(by_number) != list(range(len(by_number))):
@@ -146,8 +146,8 @@ def embedding_width(folder: Path) -> int | None:
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
-    found = config.get("architectures")
-    return [str(name) for name in found] if isinstance(found, list) else []
+    names = config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _refuse_other(config: Mapping[str, Any], said: str, wanted: str) -> None:
@@ -162,9 +162,9 @@ def _refuse_other(config: Mapping[str, Any], said: str, wanted: str) -> None:
 
 def _config(folder: Path) -> Mapping[str, Any]:
     try:
-        found = json_of((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"the classifier's config.json can't be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ModelError("the classifier's config.json can't be read: it holds no JSON object")
-    return found
+    return config

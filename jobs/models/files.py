@@ -89,12 +89,12 @@ def pickled_advice(*, pipeline: bool, model: str | None = None) -> str:
 
 def _variants(names: Iterable[str]) -> dict[str | None, list[str]]:
     """A component's weights by their variant, None for those without; other files are no weights that would load."""
-    found: dict[str | None, list[str]] = {}
+    variants: dict[str | None, list[str]] = {}
     for name in sorted(names):
         match = _WEIGHTS.fullmatch(name)
         if match:
-            found.setdefault(match[1] or match[2], []).append(name)
-    return found
+            variants.setdefault(match[1] or match[2], []).append(name)
+    return variants
 
 
 def _names(part: Path) -> list[str]:
@@ -111,13 +111,13 @@ def variant_of(names: Iterable[str], where: str) -> str | None:
     Raises:
         ModelError: there are several variants, and no plain weights.
     """
-    found = _variants(names)
-    if None in found or not found:
+    variants = _variants(names)
+    if None in variants or not variants:
         return None
-    if len(found) > 1:
-        held = ", ".join(str(variant) for variant in found)
+    if len(variants) > 1:
+        held = ", ".join(str(variant) for variant in variants)
         raise ModelError(f"{where}/ holds several variants ({held}) and no default: keep one")
-    return next(iter(found))
+    return next(iter(variants))
 
 
 def weight_variant(part: Path) -> str | None:
@@ -148,17 +148,17 @@ def components_of(folder: Path, *, safety_checker: bool = True) -> dict[str, tup
         index = json_of((folder / "model_index.json").read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"model_index.json can't be read: {error}") from error
-    found = {
+    components = {
         name: (str(value[0]), str(value[1]))
         for name, value in index
         if isinstance(value, list) and len(value) == 2 and None not in value
         if safety_checker or name != "safety_checker"
     }
-    odd = [text for name, both in found.items() for text in (name, *both) if not _NAME.fullmatch(text)]
+    odd = [text for name, both in components.items() for text in (name, *both) if not _NAME.fullmatch(text)]
     if odd:
         said = ", ".join(repr(text)[:80] for text in odd[:4])
         raise ModelError(f"model_index.json can't be read: no component, library or class is called {said}")
-    return found
+    return components
 
 
 def denoiser_folder(folder: Path) -> Path:
@@ -175,7 +175,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
     """
     import transformers
 
-    found = []
+    tokenizers = []
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         if (folder / name).is_dir():
             kind = _component_class(folder, name)
@@ -183,12 +183,12 @@ def load_tokenizers(folder: Path) -> list[Any]:
             named = kind if kind.endswith(("Tokenizer", "TokenizerFast")) else "AutoTokenizer"
             try:
                 loader = getattr(transformers, named)
-                found.append(loader.from_pretrained(folder / name, local_files_only=True))
+                tokenizers.append(loader.from_pretrained(folder / name, local_files_only=True))
             except UNMADE as error:
                 raise ModelError(f"the model's {name} can't be loaded: {error}") from error
-    if not found:
+    if not tokenizers:
         raise ModelError("the model has no tokenizer folder; it is no text-to-image pipeline")
-    return found
+    return tokenizers
 
 
 def _component_class(folder: Path, name: str) -> str:

@@ -26,7 +26,7 @@ def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Seq
 
     Args:
         reference: `name/model` or `name/model@revision`.
-        pipeline: see `stage`.
+        pipeline: see `fetch_model`.
         patience_s: how long to try again while the hub is away.
         patterns: what to fetch of what is no pipeline.
 
@@ -55,7 +55,7 @@ def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Seq
             raise
 
     try:
-        found = patiently(fetch, patience_s)
+        fetched = patiently(fetch, patience_s)
     except HFValidationError as error:
         raise ModelError(f"{reference!r} is neither a folder, nor an s3:// prefix, nor a hub id") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -63,4 +63,4 @@ def from_hub(reference: str, *, pipeline: bool, patience_s: float, patterns: Seq
             f"{reference}: there is no such folder here, and the model hub did not give it ({error}); "
             "correct the name, or stage the model in a folder or under an s3:// prefix"
         ) from error
-    return Path(found)
+    return Path(fetched)

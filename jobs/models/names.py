@@ -57,15 +57,14 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     Of UNets diffusers has the way back only: it is asked for the names of all weights that such a UNet could have.
 
     Args:
-        config: The UNet's or transformer's.
-        names: In diffusers, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" and so on.
+        config: the UNet's or transformer's.
+        names: in diffusers, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" and so on.
 
     Returns:
         By diffusers' name, in the order of `names`.
 
     Raises:
-        ModelError: A UNet that the original code could not describe.
-
+        ModelError: a UNet that the original code could not describe.
     """
     family = family_of(config)
     if family in _JOINT_ORIGINAL:
@@ -84,14 +83,14 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     ]
     # The converter counts middle blocks: only as the second of three does it know an attention.
     candidates += [f"{ORIGINAL}middle_block.{i}.norm" for i in range(3)]
-    found = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
+    originals = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
         {c: c for c in candidates}, {"layers_per_block": layers}
     )
-    found[POOLED] = POOLED_ORIGINAL
-    missing = [name for name in names if name not in found]
+    originals[POOLED] = POOLED_ORIGINAL
+    missing = [name for name in names if name not in originals]
     if missing:
         raise ModelError.listing("no original names are known for:", missing[:8])
-    return {name: found[name] for name in names}
+    return {name: originals[name] for name in names}
 
 
 def ema_twin(original: str) -> str:
@@ -147,8 +146,7 @@ def lora_layers(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, st
     manner. Of SD3 and FLUX diffusers and ComfyUI read diffusers' own names.
 
     Raises:
-        ModelError: As for `original_names`.
-
+        ModelError: as for `original_names`.
     """
     listed = list(names)
     if family_of(config) in ("sd3", "flux"):

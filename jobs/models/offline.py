@@ -14,9 +14,9 @@ from jobs.errors import ConfigError
 from jobs.models.classifier_kinds import image_ending
 from jobs.models.digests import content_digest
 from jobs.models.publishing import publish
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 
-__all__ = ["Kept", "stage_to"]
+__all__ = ["Kept", "publish_model"]
 
 # What loading opens, and the model's own card with its licence.
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md")
@@ -39,14 +39,14 @@ class Kept:
     digest: str
 
 
-def stage_to(reference: str, target: str, *, pipeline: bool, layout: str | None = None) -> Kept:
+def publish_model(reference: str, target: str, *, pipeline: bool, layout: str | None = None) -> Kept:
     """Publish a model under a prefix. Pickled weights and other files that are never opened stay behind.
 
     Args:
         reference: hub id, local folder or s3:// prefix.
         target: s3:// prefix or folder, of this model alone: what else is in it is deleted.
         pipeline: a diffusers pipeline, not a classifier.
-        layout: of a single file, see `jobs.models.staging.stage`.
+        layout: of a single file, see `jobs.models.staging.fetch_model`.
 
     Raises:
         ConfigError: the target is a bucket without a prefix, or holds something that is no model.
@@ -63,7 +63,7 @@ def stage_to(reference: str, target: str, *, pipeline: bool, layout: str | None 
     if there and f"{name}/{main}" not in there and f"{name}/SHA256SUMS" not in there:
         raise ConfigError(f"{target} holds {len(there)} objects and is no model; give a prefix that is empty")
     with tempfile.TemporaryDirectory(prefix="evenhand-") as cache:
-        folder = stage(reference, settings, Path(cache), pipeline=pipeline, layout=layout)
+        folder = fetch_model(reference, settings, Path(cache), pipeline=pipeline, layout=layout)
         # It brings torch and diffusers, which importing this module need not.
         from jobs.models.weights import check_classifier, check_image_model, check_pipeline
 

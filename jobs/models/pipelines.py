@@ -20,7 +20,7 @@ from jobs.models.weights import check_loaded, check_pipeline, component_class
 from time_ops.errors import ModelError
 from time_ops.surfaces import denoiser_of
 
-__all__ = ["SCHEDULERS", "compile_unet", "load_pipeline", "prepared"]
+__all__ = ["SCHEDULERS", "compile_unet", "load_pipeline", "prepare_pipeline"]
 
 # diffusers' schedulers by the names that people use, with what each needs beyond the model's own settings.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,23 +72,23 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"the pipeline can't be loaded: {error}") from error
     check_loaded(pipe.components)
-    return prepared(pipe, sampler, device, dtype)
+    return prepare_pipeline(pipe, sampler, device, dtype)
 
 
 def _variants(folder: Path, sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The components that have no plain weights, loaded. diffusers' own `variant` would be that of all components."""
-    found = {}
+    components = {}
     for name, (library, class_name) in components_of(folder, safety_checker=sampler.safety_checker).items():
         variant = weight_variant(folder / name)
         if variant is not None:
             kind = component_class(library, class_name)
-            found[name] = kind.from_pretrained(
+            components[name] = kind.from_pretrained(
                 folder / name, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True
             )
-    return found
+    return components
 
 
-def prepared(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def prepare_pipeline(pipe: Any, sampler: SamplerConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """A loaded pipeline made ready to sample, see `load_pipeline`."""
     name, extra = SCHEDULERS[sampler.scheduler]
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **extra)

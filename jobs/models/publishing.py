@@ -74,13 +74,13 @@ def publish(
     there = set(folder.list())
     if not _is_published(folder, there, text, digests):
         kept = _unpublish(folder, there, main, set(digests))
-        found = _published(store, [each for each in beside if each != prefix])
+        elsewhere = _list_published(store, [each for each in beside if each != prefix])
 
         def place(name: str, twins: Sequence[Stored] = ()) -> None:
             if name in kept and folder.stat(name).sha256 == digests[name]:
                 return
             sources = [stored[name]] if stored and name in stored else []
-            if not _copied(folder, name, digests[name], [*sources, *twins, *found.get(digests[name], ())]):
+            if not _copy_any(folder, name, digests[name], [*sources, *twins, *elsewhere.get(digests[name], ())]):
                 folder.upload(files[name], name)
 
         groups = _twins({name: digest for name, digest in digests.items() if not _opens(name, main)})
@@ -186,9 +186,9 @@ def _opening(names: Iterable[str], main: str) -> list[str]:
     return sorted((name for name in names if _opens(name, main)), key=lambda name: (name == main, name))
 
 
-def _published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, list[Stored]]:
+def _list_published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, list[Stored]]:
     """Objects of published folders by the digests of their bytes."""
-    found: dict[str, list[Stored]] = {}
+    stored: dict[str, list[Stored]] = {}
     for prefix in prefixes:
         folder = store.sub(prefix)
         try:
@@ -196,11 +196,11 @@ def _published(store: ObjectStore, prefixes: Iterable[str]) -> dict[str, list[St
         except (ObjectMissing, ModelError, UnicodeDecodeError):
             continue  # no published folder: what is in it is of no use here
         for name, digest in digests.items():
-            found.setdefault(digest, []).append(Stored(folder, name))
-    return found
+            stored.setdefault(digest, []).append(Stored(folder, name))
+    return stored
 
 
-def _copied(folder: ObjectStore, name: str, digest: str, sources: Iterable[Stored]) -> bool:
+def _copy_any(folder: ObjectStore, name: str, digest: str, sources: Iterable[Stored]) -> bool:
     """Whether the server could copy one of these; a source that has changed, or may not be copied, is passed over."""
     for source in sources:
         if not folder.copies_from(source.store):

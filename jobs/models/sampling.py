@@ -75,5 +75,5 @@ def _unit(patch: Any, blocks: Any) -> int:
 
 
 def _config(part: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json_of((part / "config.json").read_text(encoding="utf-8"))
-    return found
+    config: Mapping[str, Any] = json_of((part / "config.json").read_text(encoding="utf-8"))
+    return config

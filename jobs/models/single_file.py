@@ -86,7 +86,7 @@ def folder_of(file: Path, layout: Path, out: Path, called: str, layout_called: s
         faults.append(f"it has tensors that no part of SD 1.x or 2.x has: {_some(foreign)}")
     if not faults:
         for part in _FILES:
-            faults += _written(part, file, out)
+            faults += _write_component(part, file, out)
     if not faults:
         try:
             check_pipeline(out, safety_checker=False)
@@ -123,7 +123,7 @@ def _copy_texts(layout: Path, out: Path, called: str) -> None:
                 shutil.copyfile(path, out / name / path.name)
 
 
-def _written(part: str, file: Path, out: Path) -> list[str]:
+def _write_component(part: str, file: Path, out: Path) -> list[str]:
     """Write one component's weights; what is wrong with them."""
     prefixes = _ORIGINAL[part]
     with safe_open(file, "pt") as opened:
@@ -132,25 +132,25 @@ def _written(part: str, file: Path, out: Path) -> list[str]:
     tensors = {name: tensor for name, tensor in tensors.items() if not _UNREAD.fullmatch(name)}
     convert = {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder}[part](out / part)
     try:
-        found = convert(tensors)
+        converted = convert(tensors)
     except UNMADE as error:
         return [f"its {part} can't be converted ({type(error).__name__}: {str(error)[:200]})"]
-    unread = _unread(tensors, found) if part != "text_encoder" else []
+    unread = _unread(tensors, converted) if part != "text_encoder" else []
     if unread:
         return [f"it has tensors that no {part} of that layout has: {_some(unread)}"]
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, out / _FILES[part], {"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in converted.items()}, out / _FILES[part], {"format": "pt"})
     return []
 
 
-def _unread(tensors: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+def _unread(tensors: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor]) -> list[str]:
     """Tensors that the converter has passed over: what it gives are those it was given, or views of them."""
-    used = {tensor.data_ptr() for tensor in found.values()}
+    used = {tensor.data_ptr() for tensor in converted.values()}
     return [name for name, tensor in tensors.items() if tensor.data_ptr() not in used]
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json_of((folder / "config.json").read_text(encoding="utf-8"))
-    return found
+    config: dict[str, Any] = json_of((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _unet(folder: Path) -> Callable[[_Tensors], _Tensors]:
@@ -180,10 +180,10 @@ def _text_encoder(folder: Path) -> Callable[[_Tensors], _Tensors]:
 
     def convert(tensors: _Tensors) -> _Tensors:
         is_open = any(name.startswith(_OPEN_CLIP) for name in tensors)
-        found = open_clip(made, tensors, prefix=_OPEN_CLIP) if is_open else clip(tensors)
-        found.pop("text_projection.weight", None)
+        converted = open_clip(made, tensors, prefix=_OPEN_CLIP) if is_open else clip(tensors)
+        converted.pop("text_projection.weight", None)
         # As transformers saves it: since version 5.6 without the name of the wrapper that is gone.
-        return {name.removeprefix("text_model.") if flat else name: tensor for name, tensor in found.items()}
+        return {name.removeprefix("text_model.") if flat else name: tensor for name, tensor in converted.items()}
 
     return convert
 

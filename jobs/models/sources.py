@@ -52,12 +52,11 @@ class Entry:
     """One tensor of a file.
 
     Attributes:
-        name: Its name.
-        dtype: In the format's spelling, "F16" and so on.
-        shape: Its shape.
-        begin: First byte, counted from where the tensors begin.
-        end: Byte after the last.
-
+        name: its name.
+        dtype: in the format's spelling, "F16" and so on.
+        shape: its shape.
+        begin: first byte, counted from where the tensors begin.
+        end: byte after the last.
     """
 
     name: str
@@ -72,11 +71,10 @@ class SafetensorsSource:
     """A checked safetensors file.
 
     Attributes:
-        path: The file.
-        entries: Its tensors by name, in the header's order.
-        metadata: The header's own metadata.
-        data_at: Where the tensors' bytes begin.
-
+        path: the file.
+        entries: its tensors by name, in the header's order.
+        metadata: the header's own metadata.
+        data_at: where the tensors' bytes begin.
     """
 
     path: Path
@@ -88,8 +86,7 @@ class SafetensorsSource:
         """Read one weight.
 
         Raises:
-            ModelError: It is stored in a dtype that can't be edited, or the file has changed since it was opened.
-
+            ModelError: it is stored in a dtype that can't be edited, or the file has changed since it was opened.
         """
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
@@ -109,8 +106,7 @@ def refuse_pickled(name: str) -> None:
     """Refuse a checkpoint by its name, before it is opened or fetched.
 
     Raises:
-        ModelError: It is a pickled one.
-
+        ModelError: it is a pickled one.
     """
     file = Path(name)
     if file.suffix.lower() in _PICKLED:
@@ -125,8 +121,7 @@ def open_safetensors(path: Path) -> SafetensorsSource:
     """Open a file and check its header.
 
     Raises:
-        ModelError: A pickled checkpoint, no file, or one that is cut short or tampered with.
-
+        ModelError: a pickled checkpoint, no file, or one that is cut short or tampered with.
     """
     refuse_pickled(path.name)
     if not path.is_file():
@@ -159,11 +154,10 @@ class DenoiserSource:
     """The entries that read the text, in a diffusers folder's `unet/` or `transformer/`; weights stay on the disk.
 
     Attributes:
-        config: The UNet's or transformer's configuration.
-        names: Weights that the operator edits, "down_blocks...attn2.to_k.weight" and so on, in the model's order; the
+        config: the UNet's or transformer's configuration.
+        names: weights that the operator edits, "down_blocks...attn2.to_k.weight" and so on, in the model's order; the
             one that reads the pooled embedding is the last, where that is edited.
-        files: The file that holds each.
-
+        files: the file that holds each.
     """
 
     config: Mapping[str, Any]
@@ -212,14 +206,13 @@ def open_denoiser(
 
     Args:
         folder: `unet/` or `transformer/` of a diffusers folder, sharded or not.
-        d: Width of the operator.
-        pooled: Width of its pooled operator; None: it has none, and leaves what reads that embedding alone.
-        values_only: Whether it leaves the keys alone.
-        files: Weights of one variant; None: those of the default, or of the only one.
+        d: width of the operator.
+        pooled: width of its pooled operator; None: it has none, and leaves what reads that embedding alone.
+        values_only: whether it leaves the keys alone.
+        files: weights of one variant; None: those of the default, or of the only one.
 
     Raises:
-        ModelError: It can't be edited (see `time_ops.surfaces`), or its files are not whole.
-
+        ModelError: it can't be edited (see `time_ops.surfaces`), or its files are not whole.
     """
     # Only who exports pays for importing it.
     from time_ops.surfaces import text_entries
@@ -269,8 +262,8 @@ def _weight_files(folder: Path) -> list[Path]:
     """The files without a variant's name where there are such, else those of the only variant."""
     files = sorted(folder.glob("*.safetensors"))
     variants = {name: [f for f in files if name in f.name] for name in _VARIANTS}
-    plain = [f for f in files if not any(f in found for found in variants.values())]
-    held = {name: found for name, found in variants.items() if found}
+    plain = [f for f in files if not any(f in parts for parts in variants.values())]
+    held = {name: parts for name, parts in variants.items() if parts}
     if plain or len(held) == 1:
         return plain or next(iter(held.values()))
     if not held:

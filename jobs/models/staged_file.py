@@ -30,7 +30,7 @@ def folder_from_file(reference: str, layout: str | None, settings: StorageSettin
         layout: hub id, folder or s3:// prefix of a diffusers pipeline of the same kind: its configuration and tokenizer
             are the model's.
         settings: how to reach the object store.
-        cache: where it is made, see `jobs.models.staging.stage`.
+        cache: where it is made, see `jobs.models.staging.fetch_model`.
 
     Raises:
         ConfigError: no layout.

@@ -37,10 +37,10 @@ __all__ = [
     "Staged",
     "age_out",
     "cache_folder",
+    "fetch_model",
+    "fetch_run_model",
     "origin_of",
     "resolve_dtype",
-    "stage",
-    "stage_model",
     "staged_from",
 ]
 
@@ -85,7 +85,7 @@ class Staged:
 
 
 def staged_from(folder: Path) -> Staged | None:
-    """Where `stage` downloaded this folder from; None where it did not."""
+    """Where `fetch_model` downloaded this folder from; None where it did not."""
     note = _note_of(folder)
     return Staged(**json.loads(note.read_text(encoding="utf-8"))) if note.is_file() else None
 
@@ -95,12 +95,14 @@ def _note_of(folder: Path) -> Path:
     return folder.with_suffix(".source.json")
 
 
-def stage_model(config: RunConfig, settings: StorageSettings, cache: Path) -> Path:
-    """The folder of a run's model on this node; see `stage`."""
-    return stage(config.model, settings, cache, pipeline=True, layout=config.model_layout)
+def fetch_run_model(config: RunConfig, settings: StorageSettings, cache: Path) -> Path:
+    """The folder of a run's model on this node; see `fetch_model`."""
+    return fetch_model(config.model, settings, cache, pipeline=True, layout=config.model_layout)
 
 
-def stage(reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool, layout: str | None = None) -> Path:
+def fetch_model(
+    reference: str, settings: StorageSettings, cache: Path, *, pipeline: bool, layout: str | None = None
+) -> Path:
     """The model's folder on this node.
 
     Args:

@@ -90,7 +90,7 @@ def check_pipeline(folder: Path, *, safety_checker: bool = True, finite: bool = 
             )
         elif issubclass(kind, torch.nn.Module):
             other = _OTHER_HALF if class_name == "CLIPTextModel" else ()
-            models[name] = _examined(folder / name, kind, other, faults)
+            models[name] = _examine(folder / name, kind, other, faults)
     # Where one of several is missing, that has been said.
     tokenizers = load_tokenizers(folder)
     for suffix, tokenizer in zip(("", "_2", "_3"), tokenizers, strict=False):
@@ -115,7 +115,7 @@ def check_classifier(folder: Path, *, finite: bool = True) -> None:
     _refuse_pickled(folder)
     kind = encoder_kind(folder)
     faults: list[str] = []
-    model = _examined(folder, component_class("transformers", kind.model), (), faults, name="")
+    model = _examine(folder, component_class("transformers", kind.model), (), faults, name="")
     if model is not None:
         try:
             images, tokenizer = load_processor(folder, kind)
@@ -147,7 +147,7 @@ def check_image_model(folder: Path, ending: str, *, finite: bool = True) -> None
         raise ModelError(f"{folder.name}: config.json names a {name}, which transformers does not have here")
     faults: list[str] = []
     labels_of(folder)
-    if _examined(folder, kind, (), faults, name="") is not None:
+    if _examine(folder, kind, (), faults, name="") is not None:
         try:
             load_image_processor(folder)
         except UNLOADABLE as error:
@@ -161,7 +161,7 @@ def load_processor(folder: Path, kind: EncoderKind) -> tuple[Any, Any]:
     """Image processor and tokenizer of a dual encoder.
 
     Raises:
-        One of `UNLOADABLE`: they can't be loaded.
+        Exception: one of `UNLOADABLE`, where they can't be loaded.
     """
     if kind.model == "CLIPModel":
         processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
@@ -223,7 +223,7 @@ def _refuse(what: str, faults: Collection[str]) -> None:
         raise ModelError.listing(what, [*faults])
 
 
-def _examined(
+def _examine(
     part: Path, kind: Any, harmless: Iterable[str], faults: list[str], *, name: str | None = None
 ) -> Any | None:
     """The component on the meta device, its faults appended; None where there is none to be made."""

@@ -11,7 +11,7 @@ from jobs.images.shards import BASE
 from jobs.images.tables import bounded_rows
 from jobs.images.variants import Part, Variant
 from jobs.models.files import safetensors_header
-from jobs.planning.stages import Earlier, Round
+from jobs.planning.stages import KnownBefore, Round
 from time_ops.files import json_of
 from time_ops.route import WeightTable
 
@@ -33,25 +33,25 @@ class EarlierRun:
     def __init__(self, store: ObjectStore, run: str, identity: str, *, is_single: bool) -> None:
         self._store, self._run, self._identity, self._is_single = store, run, identity, is_single
 
-    def read(self) -> Earlier:
+    def read(self) -> KnownBefore:
         """What it knows; a note where `debias` will refuse it, nothing where it holds no run."""
         try:
             before = json_of(self._store.get(f"runs/{self._run}/run.json"))
         except ObjectMissing:
-            return Earlier()
+            return KnownBefore()
         except ValueError:
             before = None
         if not isinstance(before, dict):
-            return Earlier(note=f"runs/{self._run}/run.json can't be read; debias will refuse this name")
+            return KnownBefore(note=f"runs/{self._run}/run.json can't be read; debias will refuse this name")
         # A run that never got beyond the queue has no identity, and stands in nobody's way.
         if before.get("identity", self._identity) != self._identity:
-            return Earlier(
+            return KnownBefore(
                 note=f"runs/{self._run} holds a run under another configuration, manifest, model, dtype or library "
                 "version; debias will refuse this name unless its workers' dtype and versions are that run's"
             )
-        return Earlier(self._calibrated(), self._chosen())
+        return KnownBefore(self._read_rounds(), self._read_variant())
 
-    def _calibrated(self) -> tuple[Round, ...]:
+    def _read_rounds(self) -> tuple[Round, ...]:
         kind = "phase" if self._is_single else "component"
         try:
             data = self._store.get(f"runs/{self._run}/calibration.parquet")
@@ -73,16 +73,16 @@ class EarlierRun:
             number, "", tuple(str(row["operator"]) for row in firsts), tuple(bool(row["active"]) for row in firsts)
         )
 
-    def _chosen(self) -> Variant | None:
+    def _read_variant(self) -> Variant | None:
         """What the run went on with, from the header of its file: no matrix is read into memory for it."""
         name = "operator" if self._is_single else "mixture"
         try:
             data = self._store.get(f"runs/{self._run}/{name}.safetensors")
             header, _ = safetensors_header(io.BytesIO(data))
-            (found,) = (json_of(value) for value in header["__metadata__"].values())
+            (edit,) = (json_of(value) for value in header["__metadata__"].values())
             if name == "operator":
-                return Variant.plain(str(found["digest"]))
-            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in found["components"])
-            return Variant(str(found["digest"]), parts, WeightTable(found["weights"], dict(found["professions"])))
+                return Variant.plain(str(edit["digest"]))
+            parts = tuple(Part(str(c["label"]), str(c["digest"]) if c["steps"] else BASE) for c in edit["components"])
+            return Variant(str(edit["digest"]), parts, WeightTable(edit["weights"], dict(edit["professions"])))
         except (ObjectMissing, ValueError, KeyError, AttributeError, TypeError, OverflowError):
             return None

@@ -28,17 +28,17 @@ from infra.storage import ObjectMissing, ObjectStore, StorageSettings, open_stor
 from jobs.config import RunConfig
 from jobs.images.cells import Cell, calibration_cells, check_held_out, iter_audit_cells, saturation_cells, shards_of
 from jobs.images.components import check_mixture, components_of, tried_wordings
-from jobs.images.judging import check_labels, digest_of_classifiers, digests_of, stage_classifiers, stored_width
+from jobs.images.judging import check_labels, digest_of_classifiers, digests_of, fetch_classifiers, stored_width
 from jobs.images.recipe import KEYED_LIBRARIES, Probe, Recipe, recipe_of
 from jobs.images.shards import BASE, Shard, ShardSpec, stored_keys
 from jobs.images.variants import Part, Variant
 from jobs.models.digests import content_digest
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.planning.costs import advice_of, compile_note, hours_of, timed, total_of
 from jobs.planning.earlier import EarlierRun
 from jobs.planning.memory import memory_of
 from jobs.planning.schema import MemoryEstimate, Plan, RateEstimate, StagePlan, StorageEstimate
-from jobs.planning.stages import Count, Earlier, Round, Stage
+from jobs.planning.stages import Count, KnownBefore, Round, Stage
 from jobs.runs.drawn_again import drawn_again
 from jobs.runs.identity import identity_of
 from jobs.runs.inputs import read_inputs
@@ -76,8 +76,8 @@ def make_plan(config: RunConfig, *, rate: float | None = None, workers: int | No
         check_held_out(manifest, config)
         check_mixture(manifest, config)
         cache = cache_folder() / token
-        model = stage_model(config, settings, cache)
-        classifiers = stage_classifiers(config, settings, cache)
+        model = fetch_run_model(config, settings, cache)
+        classifiers = fetch_classifiers(config, settings, cache)
         check_labels(config, classifiers)
         probe = _probe(config, model, classifiers)
         recipe = recipe_of(config, probe)
@@ -185,7 +185,7 @@ class _Planner:
         parts = tuple(Part(label, f"component {k}") for k, label in enumerate(components))
         return Variant("", parts, WeightTable([1 / len(parts)] * len(parts)))
 
-    def _stages(self, earlier: Earlier) -> Iterator[Stage]:
+    def _stages(self, earlier: KnownBefore) -> Iterator[Stage]:
         yield Stage("base audit", Variant.plain())
         for made in earlier.rounds:
             yield Stage(f"calibration round {made.number}", Variant.plain(), made)
@@ -235,16 +235,16 @@ class _Planner:
         if stage.variant is None:
             return plan
         wanted = {spec.object_key: spec.count for spec in self._specs(stage)}
-        found = stored_keys(self.store, wanted)
+        stored = stored_keys(self.store, wanted)
         if len(self.samples) < _SAMPLED_SHARDS:
             # In the order of their digests, which is no order at all: a fair sample of prompts and of workers.
-            self.samples += sorted(found)[: _SAMPLED_SHARDS - len(self.samples)]
-        images = sum(wanted[key] for key in found)
+            self.samples += sorted(stored)[: _SAMPLED_SHARDS - len(self.samples)]
+        images = sum(wanted[key] for key in stored)
         return plan.model_copy(
             update={
-                "shards_stored": len(found),
+                "shards_stored": len(stored),
                 "images_stored": images,
-                "shards_to_make": count.shards - len(found),
+                "shards_to_make": count.shards - len(stored),
                 "images_to_make": count.images - images,
             }
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jobs.images.variants import Variant
 
-__all__ = ["Count", "Earlier", "Round", "Stage"]
+__all__ = ["Count", "KnownBefore", "Round", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class KnownBefore:
     """What a run's folder knows already.
 
     Attributes:

@@ -23,8 +23,8 @@ _PEOPLE = {"female": "Women are", "male": "Men are"}
 def headline_of(report: Report) -> str:
     """The run in two or three short sentences; of `report.headline` nothing is read."""
     edited = report.summary.edited is not None
-    found = [(item, item.edited if edited else item.base) for item in report.professions]
-    last = [(item, counts) for item, counts in found if counts is not None and counts.n]
+    pairs = [(item, item.edited if edited else item.base) for item in report.professions]
+    last = [(item, counts) for item, counts in pairs if counts is not None and counts.n]
     if not last:
         said = ["No image showed a decidable label, so there is no share to tell.", _checks(report)]
         return " ".join(filter(None, said))
@@ -59,13 +59,13 @@ def _shares(report: Report, last: Sequence[tuple[ProfessionReport, LabelCounts]]
 def _wanted(labels: Sequence[str], last: Sequence[tuple[ProfessionReport, LabelCounts]]) -> list[float] | None:
     """The wanted share of each label of these images, each profession's by its number; None where one is missing."""
     total = sum(counts.n for _, counts in last)
-    found = []
+    shares = []
     for label in labels:
         known = [(target, c.n) for item, c in last if (target := finite(item.target.get(label))) is not None]
         if len(known) < len(last):
             return None
-        found.append(sum(target * n for target, n in known) / total)
-    return found
+        shares.append(sum(target * n for target, n in known) / total)
+    return shares
 
 
 def _before(report: Report) -> str:

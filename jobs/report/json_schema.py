@@ -19,8 +19,8 @@ __all__ = ["made_schema", "published_schema"]
 
 def made_schema() -> str:
     """The schema as the models have it, JSON Schema draft 2020-12, as text."""
-    found = Report.model_json_schema(mode="serialization")
-    properties = found["properties"]
+    schema = Report.model_json_schema(mode="serialization")
+    properties = schema["properties"]
     properties["schema_version"] = {"const": SCHEMA_VERSION, "title": "Schema Version", "type": "integer"}
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -28,7 +28,7 @@ def made_schema() -> str:
         "title": "Evenhand report",
         "version": SCHEMA_VERSION,
     }
-    return json.dumps(head | {key: value for key, value in found.items() if key != "title"}, indent=1) + "\n"
+    return json.dumps(head | {key: value for key, value in schema.items() if key != "title"}, indent=1) + "\n"
 
 
 def published_schema() -> str:

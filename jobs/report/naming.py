@@ -22,8 +22,8 @@ class Names:
 def variant_names(report: Report) -> Names:
     """Base and edited of a debiasing run; of a comparison what the reference is; of an audit alone "model"."""
     if report.reference is not None:
-        found = report.reference
-        return Names(found.kind, "audited", f"{found.kind} {found.name}", "audited model")
+        reference = report.reference
+        return Names(reference.kind, "audited", f"{reference.kind} {reference.name}", "audited model")
     if report.summary.edited is None:
         return Names("model", "", "this model", "")
     return Names("base", "edited", "base model", "edited model")

@@ -35,25 +35,25 @@ def read_evaluation(data: bytes, name: str) -> EvaluationReport:
 def is_evaluation(data: bytes) -> bool:
     """Whether a `report.json` is of `evenhand evaluate`, as far as it can be read at all."""
     with contextlib.suppress(ValueError):
-        found = json_of(data)
-        return isinstance(found, dict) and found.get("kind") == "evaluation"
+        content = json_of(data)
+        return isinstance(content, dict) and content.get("kind") == "evaluation"
     return False
 
 
 def _read(data: bytes, name: str, model: type[M], newest: int) -> M:
     try:
-        found = json_of(data)
+        content = json_of(data)
     except ValueError as error:
         raise ConfigError(
             f"{name} is no JSON ({error}); it may be half written: give a run that has finished"
         ) from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
+    version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > newest:
         raise ConfigError(
             f"{name} was written by a newer Evenhand; upgrade (its schema is {version}, this one reads up to {newest})"
         )
     try:
-        return model.model_validate(found)
+        return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(

@@ -83,12 +83,12 @@ def _figures(report: Report) -> Table:
     table.add_column("floor", justify="right", no_wrap=True)
     for title, field in _FIGURES:
         given: list[DeltaFigure | RateFigure | None] = [getattr(summary, field) for _, summary in variants]
-        found = [figure for figure in given if figure is not None]
+        known = [figure for figure in given if figure is not None]
         # Those of one classifier, or of an earlier run that has them not.
-        if len(found) < len(given):
+        if len(known) < len(given):
             continue
-        cells = [cell for figure in found for cell in _cells(figure)]
-        last = found[-1]
+        cells = [cell for figure in known for cell in _cells(figure)]
+        last = known[-1]
         floor = finite(last.floor) if isinstance(last, DeltaFigure) else None
         table.add_row(title, *cells, "" if floor is None else delta(floor))
     off = [_off_target(report, summary) for _, summary in variants]
@@ -154,15 +154,15 @@ def _saturation(search: Saturation) -> str:
 
 def _farthest(report: Report) -> str:
     """Name the professions farthest from their target in one line: share of the first label and what is wanted."""
-    found = []
+    distances = []
     for item in report.professions:
         counts, target = item.edited or item.base, finite(item.target.get(report.labels[0]))
         share = finite(counts.share)
         if share is not None and target is not None:
-            found.append((-abs(share - target), item.profession, _told(item, share, target)))
-    if not found:
+            distances.append((-abs(share - target), item.profession, _told(item, share, target)))
+    if not distances:
         return ""
-    told = ", ".join(text for _, _, text in sorted(found)[:_FARTHEST])
+    told = ", ".join(text for _, _, text in sorted(distances)[:_FARTHEST])
     return plain_text(f"Farthest from their target, share perceived as {report.labels[0]}: {told}")
 
 

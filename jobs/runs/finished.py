@@ -19,7 +19,7 @@ from jobs.report.schema import Reference, Report, VariantSummary
 from manifests import Manifest, read_manifest
 from time_ops.files import json_of
 
-__all__ = ["Earlier", "EarlierRunError", "read_earlier"]
+__all__ = ["EarlierRunError", "FinishedRun", "read_finished"]
 
 _ROWS = "images/part-"
 
@@ -29,7 +29,7 @@ class EarlierRunError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Earlier:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -93,7 +93,7 @@ class Earlier:
         Raises:
             EarlierRunError: it is missing or altered.
         """
-        return _verified(self.store, self.files, name)
+        return _read_verified(self.store, self.files, name)
 
     def parts(self) -> Iterator[pa.Table]:
         """The rows of that variant's images, part by part.
@@ -110,7 +110,7 @@ class Earlier:
                 raise EarlierRunError(f"{self.store.url(name)} is no table of images: {error}") from error
 
 
-def read_earlier(url: str, settings: StorageSettings) -> Earlier:
+def read_finished(url: str, settings: StorageSettings) -> FinishedRun:
     """Open a finished run's folder.
 
     Args:
@@ -139,12 +139,12 @@ def read_earlier(url: str, settings: StorageSettings) -> Earlier:
         lacking.append(f"{_ROWS}*.parquet")
     if lacking:
         raise ConfigError(f"{url}: its COMPLETE names no {', '.join(lacking)}; it is no run to compare with")
-    report = read_report(_verified(store, files, "report.json"), store.url("report.json"))
-    manifest = read_manifest(_verified(store, files, "manifest.parquet"), name=store.url("manifest.parquet"))
+    report = read_report(_read_verified(store, files, "report.json"), store.url("report.json"))
+    manifest = read_manifest(_read_verified(store, files, "manifest.parquet"), name=store.url("manifest.parquet"))
     configuration = state.get("configuration")
     if not isinstance(configuration, dict):
         raise ConfigError(f"{store.url('run.json')} says no configuration; run that job again")
-    return Earlier(store, report.run, files, report, configuration, manifest)
+    return FinishedRun(store, report.run, files, report, configuration, manifest)
 
 
 def _json(store: ObjectStore, name: str) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ def _names_files(complete: Mapping[str, Any]) -> bool:
     return isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
 
 
-def _verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:
+def _read_verified(store: ObjectStore, files: Mapping[str, str], name: str) -> bytes:
     try:
         data = store.get(name)
     except ObjectMissing as error:

@@ -190,8 +190,8 @@ class RunFolder:
         if wrong:
             said = f"is no state of a run ({', '.join(wrong)})"
             raise StorageError(f"{self.url('run.json')} {said}; {_DELETE_IT}", self.url("run.json"))
-        found: dict[str, Any] = content
-        return found
+        state: dict[str, Any] = content
+        return state
 
     def _is_ours(self) -> bool:
         return self._read().get("driver") == self._driver

@@ -13,7 +13,7 @@ from jobs.errors import ConfigError
 from jobs.models.files import load_tokenizers
 from jobs.models.kinds import check_kind
 from jobs.models.sampling import check_sampler
-from jobs.models.staging import cache_folder, stage_model
+from jobs.models.staging import cache_folder, fetch_run_model
 from manifests import Fault, Manifest, manifest_bytes, read_manifest
 from time_ops.prompts import PromptEdit, augment, check_prompts
 
@@ -84,8 +84,8 @@ class _Tokenized:
     def prepare(self, prompts: Iterable[str]) -> None:
         """Tokenize these, and forget the ones before."""
         distinct = list(dict.fromkeys(prompts))
-        found = self._tokenizer(distinct, truncation=False, padding=False, verbose=False)["input_ids"]
-        self._known = dict(zip(distinct, found, strict=True))
+        ids = self._tokenizer(distinct, truncation=False, padding=False, verbose=False)["input_ids"]
+        self._known = dict(zip(distinct, ids, strict=True))
 
     def __call__(self, prompt: str, **options: Any) -> Any:
         known = self._known.get(prompt)
@@ -104,7 +104,7 @@ def read_inputs(config: RunConfig, settings: StorageSettings, token: str) -> Man
         ModelError: the model is missing, or of no family that jobs audit.
     """
     content = read_bytes(config.manifest, settings)
-    folder = stage_model(config, settings, cache_folder() / token)
+    folder = fetch_run_model(config, settings, cache_folder() / token)
     # Calibration and audit wordings are checked too: an audit that dies in its last hour on a long prompt is no use.
     wordings = dict.fromkeys((*config.wordings.edit, *config.wordings.calibration, *config.wordings.audit))
     check_kind(folder, safety_checker=config.sampler.safety_checker)

@@ -45,7 +45,7 @@ class _Record(BaseModel):
     """Renewals so far: no two have the same bytes, and so the same entity tag."""
 
 
-class _Found(NamedTuple):
+class _StoredLease(NamedTuple):
     """A lease's object as read."""
 
     record: _Record | None
@@ -69,7 +69,6 @@ class Lease:
             `StorageError` of it is told and no more; any
             other exception of it is raised by `check`.
         say: told what goes on, in words for people; also from the renewing thread.
-
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class Lease:
         Raises:
             LeaseHeldError: another driver holds it, and lives.
             StorageError: the store failed.
-
         """
         if not self._store.supports_conditional_put():
             self._say(
@@ -136,7 +134,6 @@ class Lease:
         Raises:
             LeaseHeldError: another driver has taken it over.
             Exception: what `on_beat` raised.
-
         """
         if self._lost is not None:
             raise self._lost
@@ -152,19 +149,19 @@ class Lease:
             self._put(if_absent=True)
             return
         except ObjectExists:
-            found = self._read()
-        if found is not None and not self._is_ours(found):
-            found = self._watch(found)
+            lease = self._read()
+        if lease is not None and not self._is_ours(lease):
+            lease = self._watch(lease)
         self._acquired = self._now()
         try:
-            if found is None:
+            if lease is None:
                 self._put(if_absent=True)
             else:
-                self._put(if_match=found.tag)
+                self._put(if_match=lease.tag)
         except (ObjectExists, ObjectChanged) as error:
             raise self._held(self._read()) from error
 
-    def _watch(self, first: _Found) -> _Found | None:
+    def _watch(self, first: _StoredLease) -> _StoredLease | None:
         """Wait a whole ttl, by our clock, for a sign of life.
 
         Returns:
@@ -172,7 +169,6 @@ class Lease:
 
         Raises:
             LeaseHeldError: it was renewed, or changed hands.
-
         """
         ttl_s = first.record.ttl_s if first.record else self._ttl_s
         until = f" until {_utc(first.record.expires)}" if first.record else ""
@@ -181,11 +177,11 @@ class Lease:
         while time.monotonic() - begun < ttl_s:
             time.sleep(ttl_s / _POLLS_PER_TTL)
             asked = time.monotonic()
-            found = self._read()
-            if found is None:
+            lease = self._read()
+            if lease is None:
                 return None
-            if found.tag != first.tag:
-                raise self._held(found)
+            if lease.tag != first.tag:
+                raise self._held(lease)
             if time.monotonic() - asked > ttl_s / 2:
                 begun = time.monotonic()  # the store was away: the holder could not renew either
         return first
@@ -217,16 +213,16 @@ class Lease:
 
     def _renew(self) -> bool:
         """Renew the lease or note its loss; it is read each time, as a write whose answer got lost changed the tag."""
-        found = self._read()
-        if found is not None and self._is_ours(found):
+        lease = self._read()
+        if lease is not None and self._is_ours(lease):
             try:
-                self._put(if_match=found.tag)
+                self._put(if_match=lease.tag)
                 return True
             except ObjectChanged:
-                found = self._read()
-                if found is not None and self._is_ours(found):
+                lease = self._read()
+                if lease is not None and self._is_ours(lease):
                     return True  # a late write of our own
-        self._lost = self._held(found)
+        self._lost = self._held(lease)
         self._say(str(self._lost))
         return False
 
@@ -243,22 +239,22 @@ class Lease:
         data = record.model_dump_json(indent=1).encode()
         self._store.put(self._key, data, content_type="application/json", if_absent=if_absent, if_match=if_match)
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _StoredLease | None:
         """Return the lease as it is; None if there is none."""
         try:
             data, tag = self._store.get_tagged(self._key)
         except ObjectMissing:
             return None
         try:
-            return _Found(_Record.model_validate_json(data), tag)
+            return _StoredLease(_Record.model_validate_json(data), tag)
         except ValidationError:
-            return _Found(None, tag)
+            return _StoredLease(None, tag)
 
-    def _is_ours(self, found: _Found) -> bool:
-        return found.record is not None and found.record.holder == self._holder
+    def _is_ours(self, lease: _StoredLease) -> bool:
+        return lease.record is not None and lease.record.holder == self._holder
 
-    def _held(self, found: _Found | None) -> LeaseHeldError:
-        record = found.record if found else None
+    def _held(self, lease: _StoredLease | None) -> LeaseHeldError:
+        record = lease.record if lease else None
         who = f"driver {record.holder} on {record.host}" if record else "another driver"
         since = f" since {_utc(record.acquired)}" if record else ""
         return LeaseHeldError(

@@ -45,7 +45,7 @@ def redraw(run: str, out: Path, console: Console) -> None:
     if hashlib.sha256(data).hexdigest() != known:
         raise ConfigError(f"{run}: report.json is not the one that COMPLETE names; run the same command again")
     try:
-        page, summary = _drawn(data, store)
+        page, summary = _render_report(data, store)
         drawn = page.encode()
     except _CONTRADICTED as error:
         if exit_code_of(error) is not None:
@@ -58,7 +58,7 @@ def redraw(run: str, out: Path, console: Console) -> None:
     console.print(f"drawn: {out}", markup=False, soft_wrap=True)
 
 
-def _drawn(data: bytes, store: ObjectStore) -> tuple[str, RenderableType]:
+def _render_report(data: bytes, store: ObjectStore) -> tuple[str, RenderableType]:
     """The page and the terminal's summary of a report of either kind."""
     name = store.url("report.json")
     if is_evaluation(data):

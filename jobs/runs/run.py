@@ -15,7 +15,7 @@ from rich.console import Console
 
 from infra.storage import ObjectMissing, ObjectStore, StorageError, StorageSettings, open_store
 from jobs.cluster.metrics import Metrics
-from jobs.cluster.pool import Pool, Tallied
+from jobs.cluster.pool import Pool, Spent
 from jobs.cluster.progress import Reporter
 from jobs.config import RunConfig
 from jobs.errors import ExitCode, exit_code_of
@@ -37,7 +37,7 @@ _LAST_WORDS_S = 5.0
 
 
 class RunFinished(Exception):  # noqa: N818 - no error: what was asked for is there
-    """The run that was asked for is finished already, and that will do; see `Job.again`."""
+    """The run that was asked for is finished already, and that will do; see `RunKind.again`."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder.run)
@@ -93,7 +93,7 @@ class Run:
     lease: Lease
     token: str
     started: float = field(default_factory=time.monotonic)
-    spent: Tallied = field(default_factory=Tallied)
+    spent: Spent = field(default_factory=Spent)
     used: list[str] = field(default_factory=list)
 
     def complete(self, verdict: str, code: ExitCode) -> None:
@@ -120,13 +120,13 @@ def open_run(
         read: reads and checks the inputs, given how to reach object storage and the run's staging token.
         kind: the first word of a derived run's name.
         worker: makes a worker, in its process.
-        again: see `Job`.
+        again: see `RunKind`.
 
     Raises:
-        RunFinished: there is nothing to do, see `Job.again`.
+        RunFinished: there is nothing to do, see `RunKind.again`.
         ConfigError: the output or the run's name must be mended; nothing was written.
         ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: see `jobs.errors`.
-        What `read` raises.
+        Exception: what `read` raises.
     """
     started, token = time.monotonic(), uuid.uuid4().hex[:12]
     settings = StorageSettings.from_environment()
@@ -140,7 +140,7 @@ def open_run(
         say = _say_on(console)
         with _place_of(store, hasty, config.run) as place, ExitStack() as held:
             # A run with a name is leased before it takes up a worker: a second driver is told at once.
-            taken = None if place.folder is None else _taken(store, place.folder, say, held)
+            taken = None if place.folder is None else _take_lease(store, place.folder, say, held)
             with Pool(config, settings, token, worker, say) as pool:
                 say(f"{inputs.summary}, {pool.size} worker(s); loading the models")
                 probe = pool.probe()
@@ -151,7 +151,7 @@ def open_run(
                 if not again and _is_finished(folder, identity):
                     raise RunFinished(folder)
                 place.folder = folder
-                lease, metrics = taken or _taken(store, folder, say, held)
+                lease, metrics = taken or _take_lease(store, folder, say, held)
                 folder.open(identity, _facts(config, probe, recipe, pool))
                 for name, data in inputs.files().items():
                     folder.put(name, data, "application/vnd.apache.parquet")
@@ -184,7 +184,9 @@ def _stores(config: RunConfig, settings: StorageSettings) -> tuple[ObjectStore, 
     return open_store(config.output, settings), open_store(config.output, hasty)
 
 
-def _taken(store: ObjectStore, folder: RunFolder, say: Callable[[str], None], held: ExitStack) -> tuple[Lease, Metrics]:
+def _take_lease(
+    store: ObjectStore, folder: RunFolder, say: Callable[[str], None], held: ExitStack
+) -> tuple[Lease, Metrics]:
     """The lease of a run's folder, given back as `held` closes, and the run's metrics; both beat."""
     metrics = Metrics(folder.run)
 

@@ -109,8 +109,8 @@ class History:
         """
         keys = self._keys() if last is None else self._keys()[-last:]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="evenhand-history") as pool:
-            found = list(pool.map(lambda key: self._read(key, self._store.get(key)), keys))
-        return sorted(found, key=lambda entry: (entry.tick, entry.created))
+            entries = list(pool.map(lambda key: self._read(key, self._store.get(key)), keys))
+        return sorted(entries, key=lambda entry: (entry.tick, entry.created))
 
     def _keys(self) -> list[str]:
         """Keys begin with their tick, so that they sort by it."""

@@ -25,14 +25,14 @@ from jobs.audit import audit, read_edit
 from jobs.auditing.outcome import Outcome
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
-from jobs.images.judging import check_labels, classifier_digest, stage_classifiers
+from jobs.images.judging import check_labels, classifier_digest, fetch_classifiers
 from jobs.images.recipe import KEYED_LIBRARIES, Probe, recipe_of
 from jobs.models.digests import content_digest
-from jobs.models.staging import cache_folder, stage
+from jobs.models.staging import cache_folder, fetch_model
 from jobs.redact import redact
 from jobs.report.figures import percent, plain_text
 from jobs.report.schema import Report
-from jobs.runs.finished import EarlierRunError, read_earlier
+from jobs.runs.finished import EarlierRunError, read_finished
 from jobs.runs.identity import identity_of, last_name
 from jobs.runs.inputs import read_bytes
 from jobs.scheduling.entries import Entry, entry_of, subject_of
@@ -93,7 +93,9 @@ def scheduled_audit(
         connect: joins the Ray cluster; called where images may have to be made.
 
     Raises:
-        As `jobs.audit.audit`. Nothing is noted then: the same tick again tries again.
+        ManifestError, ConfigError, EditError: as `jobs.audit.audit`. Nothing is noted then: the same tick again
+            tries again.
+        ModelError, StorageError, ClusterError, LeaseHeldError, ShardsFailedError: likewise.
     """
     settings = StorageSettings.from_environment()
     store = open_store(config.output, settings)
@@ -105,10 +107,10 @@ def scheduled_audit(
     subject = subject_of(contents.model, contents.operator)
     found = history.find(when, subject)
     if found is not None:
-        return _noted(Ticked(found, "found"), history, console)
+        return _record_tick(Ticked(found, "found"), history, console)
     before = history.before(when)
     if before is not None and (before.subject, before.contents) == (subject, contents.digest):
-        report = _finished(store, before, settings, console)
+        report = _read_report(store, before, settings, console)
         if report is not None:
             entry = entry_of(
                 report,
@@ -118,11 +120,11 @@ def scheduled_audit(
                 contents=contents.digest,
                 reused_from=before.run,
             )
-            return _noted(Ticked(entry, "reused"), history, console)
+            return _record_tick(Ticked(entry, "reused"), history, console)
     connect()
-    outcome = _audited(config, store, before, settings, console)
+    outcome = _audit_tick(config, store, before, settings, console)
     entry = entry_of(outcome.report, series=schedule, tick=when, exit_code=int(outcome.code), contents=contents.digest)
-    return _noted(Ticked(entry, "audited", outcome), history, console)
+    return _record_tick(Ticked(entry, "audited", outcome), history, console)
 
 
 def trend(output: str, series: str, out: Path) -> int:
@@ -187,7 +189,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     cache = cache_folder() / uuid.uuid4().hex[:12]
 
     def model_digest(reference: str) -> str:
-        return content_digest(stage(reference, settings, cache, pipeline=True, layout=config.model_layout))
+        return content_digest(fetch_model(reference, settings, cache, pipeline=True, layout=config.model_layout))
 
     try:
         name = last_name(config.manifest)
@@ -198,7 +200,7 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
             "base": None if wanted.base is None else model_digest(wanted.base),
             "against": None if wanted.against is None else last_name(wanted.against),
         }
-        model, classifiers = model_digest(config.model), stage_classifiers(config, settings, cache)
+        model, classifiers = model_digest(config.model), fetch_classifiers(config, settings, cache)
         check_labels(config, classifiers)
         classifier = classifier_digest(config, classifiers)
     finally:
@@ -209,16 +211,16 @@ def _contents_of(config: RunConfig, settings: StorageSettings) -> _Contents:
     return _Contents(model, operator, identity_of(config, manifest, recipe, content))
 
 
-def _finished(store: ObjectStore, entry: Entry, settings: StorageSettings, console: Console) -> Report | None:
+def _read_report(store: ObjectStore, entry: Entry, settings: StorageSettings, console: Console) -> Report | None:
     """The report of an entry's run, where the run is still whole."""
     try:
-        return read_earlier(store.url(entry.prefix), settings).report
+        return read_finished(store.url(entry.prefix), settings).report
     except ConfigError as error:
         _say(console, f"nothing has changed since {tick_text(entry.tick)}, but its run can't be reused: {error}")
         return None
 
 
-def _audited(
+def _audit_tick(
     config: RunConfig, store: ObjectStore, before: Entry | None, settings: StorageSettings, console: Console
 ) -> Outcome:
     """Audit, compared with the entry before unless the configuration says with what, or there is nothing to compare."""
@@ -229,7 +231,7 @@ def _audited(
     against = AuditConfig(operator=config.audit.operator, against=url)
     try:
         # Told apart from faults of this run's own input: those end the command.
-        read_earlier(url, settings)
+        read_finished(url, settings)
     except ConfigError as error:
         _say(console, f"not compared with the audit of {tick_text(before.tick)}: {error}")
         return audit(alone, console, again=False)
@@ -240,10 +242,10 @@ def _audited(
         return audit(alone, console, again=False)
 
 
-def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
+def _record_tick(ticked: Ticked, history: History, console: Console) -> Ticked:
     """Write the entry (of two drivers' the first one stands) and the trend page, and tell people."""
     entry = history.add(ticked.entry)
-    page = _drawn(history, console)
+    page = _draw_trend(history, console)
     how = {
         "found": f"audited before, at {entry.created}",
         "reused": f"unchanged, reused from {entry.reused_from}",
@@ -261,7 +263,7 @@ def _noted(ticked: Ticked, history: History, console: Console) -> Ticked:
     return Ticked(entry, ticked.state, ticked.outcome)
 
 
-def _drawn(history: History, console: Console) -> str | None:
+def _draw_trend(history: History, console: Console) -> str | None:
     """The trend page anew. The entry stands by now: a series that can't be drawn changes no tick's exit code."""
     try:
         entries = history.entries(MAX_ENTRIES)

@@ -155,12 +155,12 @@ def _top(entries: Sequence[Entry]) -> float:
 
 def _chart(entries: Sequence[Entry], top: float, name: str, title: str, about: str) -> Chart:
     places = places_of(entries)
-    found: list[DeltaFigure] = [getattr(entry, name) for entry in entries]
+    deltas: list[DeltaFigure] = [getattr(entry, name) for entry in entries]
 
     def down(value: float) -> float:
         return 1 - min(1.0, max(0.0, value / top))
 
-    points = [(x, finite(f.value), finite(f.low), finite(f.high)) for x, f in zip(places, found, strict=True)]
+    points = [(x, finite(f.value), finite(f.low), finite(f.high)) for x, f in zip(places, deltas, strict=True)]
     trail, bands = _paths(points, kinds_of(entries), down, 1000, 1000)
     marks = [
         Mark(
@@ -172,7 +172,7 @@ def _chart(entries: Sequence[Entry], top: float, name: str, title: str, about: s
             entry.reused_from is not None,
             _tip(entry, figure),
         )
-        for entry, figure, (x, value, low, high) in zip(entries, found, points, strict=True)
+        for entry, figure, (x, value, low, high) in zip(entries, deltas, points, strict=True)
         if value is not None
     ]
     limits = [(x, limit_of(entry, name)) for x, entry in zip(places, entries, strict=True)]
@@ -189,7 +189,7 @@ def _chart(entries: Sequence[Entry], top: float, name: str, title: str, about: s
         _limit_path(limits, down),
         "" if last is None else figures.number(last),
         marks,
-        _summary(title, entries, found),
+        _summary(title, entries, deltas),
     )
 
 
@@ -204,8 +204,8 @@ def _tip(entry: Entry, figure: DeltaFigure) -> str:
     return "; ".join(parts)
 
 
-def _summary(title: str, entries: Sequence[Entry], found: Sequence[DeltaFigure]) -> str:
-    known = [(e, v) for e, f in zip(entries, found, strict=True) if (v := finite(f.value)) is not None]
+def _summary(title: str, entries: Sequence[Entry], deltas: Sequence[DeltaFigure]) -> str:
+    known = [(e, v) for e, f in zip(entries, deltas, strict=True) if (v := finite(f.value)) is not None]
     if not known:
         return f"{title}: no value"
     (first, start), (last, end) = known[0], known[-1]

@@ -31,7 +31,7 @@ from jobs.report.figure_schema import DeltaFigure, RateFigure, ShareFigure
 from jobs.report.figures import finite, plain_text
 from jobs.report.mixture_schema import ComponentReport
 from jobs.report.schema import Report, VariantSummary
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 
 __all__ = ["ARTIFACTS", "SinkError", "check_sink", "log_run", "metrics_of", "params_of", "sink"]
 
@@ -101,7 +101,7 @@ def log_run(url: str, config: MlflowConfig) -> str:
     if config.tracking_uri is None:
         raise ConfigError("give the tracking server: --tracking-uri http://host:5000, or mlflow.tracking_uri")
     check_sink(config)
-    earlier = read_earlier(url, StorageSettings.from_environment())
+    earlier = read_finished(url, StorageSettings.from_environment())
     # Only here: an extra that most runs do without, and seconds to import.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
@@ -109,20 +109,20 @@ def log_run(url: str, config: MlflowConfig) -> str:
     # The client prints links to standard output, which is `--json`'s.
     with _credentials(config.tracking_uri) as address, redirect_stdout(sys.stderr):
         try:
-            return _logged(earlier, address, config.experiment)
+            return _log_finished(earlier, address, config.experiment)
         except (MlflowException, OSError) as error:
             raise SinkError(f"{address}: {plain_text(str(error))[:1000]}") from error
 
 
-def _logged(earlier: Earlier, address: str, experiment: str) -> str:
+def _log_finished(earlier: FinishedRun, address: str, experiment: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 
     client, report = MlflowClient(address), earlier.report
-    found = client.get_experiment_by_name(experiment)
-    if found is not None and found.lifecycle_stage != "active":
+    existing = client.get_experiment_by_name(experiment)
+    if existing is not None and existing.lifecycle_stage != "active":
         raise SinkError(f"{address}: the experiment {experiment!r} is deleted there; restore it, or name another one")
-    number = client.create_experiment(experiment) if found is None else found.experiment_id
+    number = client.create_experiment(experiment) if existing is None else existing.experiment_id
     key = hashlib.sha256(f"{report.run}\0{earlier.evidence}".encode()).hexdigest()
     known = client.search_runs([number], filter_string=f"tags.`{_KEY}` = '{key}'", max_results=1)
     moment = _milliseconds(report.created)
@@ -177,49 +177,49 @@ def metrics_of(report: Report) -> dict[str, float]:
     value is left out. Of a mixture also each component's own rates, as `component.LABEL.own` and so on.
     """
     summary = report.summary
-    found = _variant(summary.edited or summary.base, "")
+    metrics = _variant(summary.edited or summary.base, "")
     if summary.edited is not None:
-        found |= _variant(summary.base, "base.")
+        metrics |= _variant(summary.base, "base.")
     for each in () if report.mixture is None else report.mixture.components:
-        found |= _component(each)
+        metrics |= _component(each)
     for gate in report.gates:
-        found |= _ends(f"gate.{_name(gate.name)}", gate.value, gate.low, gate.high)
+        metrics |= _ends(f"gate.{_name(gate.name)}", gate.value, gate.low, gate.high)
     for name in ("wall_s", "worker_s", "images", "images_reused", "shards_failed"):
-        found[f"cost.{name}"] = getattr(report.cost, name)
-    return {name: float(known) for name, value in found.items() if (known := finite(value)) is not None}
+        metrics[f"cost.{name}"] = getattr(report.cost, name)
+    return {name: float(known) for name, value in metrics.items() if (known := finite(value)) is not None}
 
 
 def _variant(summary: VariantSummary, prefix: str) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for name in VariantSummary.model_fields:
         figure = getattr(summary, name)
         if isinstance(figure, DeltaFigure | RateFigure):
-            found |= _ends(prefix + name, figure.value, figure.low, figure.high) | {f"{prefix}{name}_n": figure.n}
+            metrics |= _ends(prefix + name, figure.value, figure.low, figure.high) | {f"{prefix}{name}_n": figure.n}
         elif isinstance(figure, float | int):
-            found[prefix + name] = figure
-    found |= _by_label(f"{prefix}explicit", summary.explicit_by_label)
+            metrics[prefix + name] = figure
+    metrics |= _by_label(f"{prefix}explicit", summary.explicit_by_label)
     if summary.parity is not None:
         parity: dict[str, ShareFigure] = {"difference": summary.parity.difference, "ratio": summary.parity.ratio}
         for name, share in parity.items():
-            found |= _ends(f"{prefix}parity_{name}", share.value, share.low, share.high)
+            metrics |= _ends(f"{prefix}parity_{name}", share.value, share.low, share.high)
     for name in ("delta", "delta_within"):
-        found[f"{prefix}{name}_floor"] = getattr(summary, name).floor
-    return found
+        metrics[f"{prefix}{name}_floor"] = getattr(summary, name).floor
+    return metrics
 
 
 def _component(component: ComponentReport) -> dict[str, float | None]:
     prefix = f"component.{_name(component.label)}"
-    found: dict[str, float | None] = {f"{prefix}.weight": component.weight, f"{prefix}.images": component.images}
+    metrics: dict[str, float | None] = {f"{prefix}.weight": component.weight, f"{prefix}.images": component.images}
     for name in ("own", "explicit", "recognised", "controls", "undetermined"):
-        found |= _rate(f"{prefix}.{name}", getattr(component, name))
-    return found | _by_label(f"{prefix}.explicit", component.explicit_by_label)
+        metrics |= _rate(f"{prefix}.{name}", getattr(component, name))
+    return metrics | _by_label(f"{prefix}.explicit", component.explicit_by_label)
 
 
 def _by_label(prefix: str, rates: Mapping[str, RateFigure]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for label, rate in rates.items():
-        found |= _rate(f"{prefix}.{_name(label)}", rate)
-    return found
+        metrics |= _rate(f"{prefix}.{_name(label)}", rate)
+    return metrics
 
 
 def _rate(name: str, rate: RateFigure) -> dict[str, float | None]:

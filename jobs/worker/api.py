@@ -14,4 +14,4 @@ __all__ = ["WorkerApi"]
 
 
 class WorkerApi(ShardWorker, TallyWorker, ChunkWorker, EditSetWorker, ExportWorker, Protocol):
-    """What `jobs.worker.make.audit_worker` makes."""
+    """What `jobs.worker.make.make_worker` makes."""

@@ -181,6 +181,6 @@ class ExportService:
                 folder = Path(name)
                 here.store.download_folder(prefix, folder)
                 verify_folder(folder, here.store.url(prefix))
-                found = open_export(form, folder, here.pipe, here.model_folder, here.config.sampler)
-            self._opened = prefix, found
+                opened = open_export(form, folder, here.pipe, here.model_folder, here.config.sampler)
+            self._opened = prefix, opened
         return self._opened[1]

@@ -7,16 +7,16 @@ from typing import Any
 
 from jobs.worker.api import WorkerApi
 
-__all__ = ["audit_worker"]
+__all__ = ["make_worker"]
 
 
-def audit_worker(*args: Any) -> WorkerApi:
-    """An `AuditWorker`, in whose process the models' libraries are imported; drivers do without them."""
+def make_worker(*args: Any) -> WorkerApi:
+    """A `Worker`, in whose process the models' libraries are imported; drivers do without them."""
     # Four thousand modules are made, and none of them is garbage: looking through them takes a fifth of the time.
     gc.disable()
     try:
-        from jobs.worker.worker import AuditWorker
+        from jobs.worker.worker import Worker
     finally:
         gc.freeze()
         gc.enable()
-    return AuditWorker(*args)
+    return Worker(*args)

@@ -16,19 +16,19 @@ from infra.storage import ObjectStore, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.images.compiling import compiles
 from jobs.images.generator import Generator
-from jobs.images.judging import digest_of_classifiers, digests_of, stage_classifiers
+from jobs.images.judging import digest_of_classifiers, digests_of, fetch_classifiers
 from jobs.images.panel import Panel, check_panel
 from jobs.images.recipe import KEYED_LIBRARIES, Probe
 from jobs.models.digests import content_digest
 from jobs.models.pipelines import compile_unet, load_pipeline
-from jobs.models.staging import age_out, cache_folder, resolve_dtype, stage_model
+from jobs.models.staging import age_out, cache_folder, fetch_run_model, resolve_dtype
 from jobs.models.weights import check_pipeline
 from time_ops import ModelError
 
-__all__ = ["Resident", "keyed_versions"]
+__all__ = ["Resident", "installed_versions"]
 
 
-def keyed_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions here of the libraries that a shard's key names."""
     return {name: version(name) for name in KEYED_LIBRARIES}
 
@@ -67,11 +67,11 @@ class Resident:
     @cached_property
     def model_folder(self) -> Path:
         """The base model on this node."""
-        return stage_model(self.config, self.settings, self.cache)
+        return fetch_run_model(self.config, self.settings, self.cache)
 
     @cached_property
     def _classifier_folders(self) -> Mapping[str, Path]:
-        return stage_classifiers(self.config, self.settings, self.cache)
+        return fetch_classifiers(self.config, self.settings, self.cache)
 
     @cached_property
     def _classifier_digests(self) -> Mapping[str, str]:
@@ -143,7 +143,7 @@ class Resident:
         if self._expected is None:
             return
         planned = self._expected
-        mine = {"model": self.digests[0], "classifier": self.digests[1], "dtype": self.dtype, **keyed_versions()}
+        mine = {"model": self.digests[0], "classifier": self.digests[1], "dtype": self.dtype, **installed_versions()}
         wanted = {"model": planned.model, "classifier": planned.classifier, "dtype": planned.dtype}
         wanted |= {name: planned.versions[name] for name in KEYED_LIBRARIES}
         other = [f"{name} is {mine[name]}, planned {wanted[name]}" for name in wanted if mine[name] != wanted[name]]

@@ -13,7 +13,7 @@ from jobs.images.generator import auto_batch_size
 from jobs.images.maker import ShardMaker
 from jobs.images.requests import EditRequest
 from jobs.images.shards import Shard, ShardError, ShardOutcome, ShardSpec
-from jobs.worker.resident import Resident, keyed_versions
+from jobs.worker.resident import Resident, installed_versions
 from time_ops import EditOperator
 
 __all__ = ["ShardService"]
@@ -45,7 +45,7 @@ class ShardService:
             "device": resident.device_name,
             "threads": torch.get_num_threads(),
             "compiled": resident.compiled,
-            "versions": keyed_versions(),
+            "versions": installed_versions(),
         }
         return ShardMaker(resident.generator, panel, resident.store, resident.models, size, auto=auto, provenance=where)
 
@@ -55,7 +55,7 @@ class ShardService:
         """A shard that is already stored is read and verified; one that is damaged is made again."""
         outcomes, missing = [], []
         for spec in specs:
-            done = self._stored(spec)
+            done = self._read_stored(spec)
             if done is None:
                 missing.append(spec)
             else:
@@ -73,7 +73,7 @@ class ShardService:
                 outcomes += maker.make(missing)
         return outcomes
 
-    def _stored(self, spec: ShardSpec) -> ShardOutcome | None:
+    def _read_stored(self, spec: ShardSpec) -> ShardOutcome | None:
         try:
             shard = Shard.from_bytes(self._resident.store.get(spec.object_key), spec)
         except (ObjectMissing, ShardError):

@@ -1,6 +1,6 @@
 """The worker: one process with resident models, and a service for each feature that needs them.
 
-`AuditWorker` is a plain class; `jobs.cluster.crew` runs it as Ray actors, two calls at a time.
+`Worker` is a plain class; `jobs.cluster.crew` runs it as Ray actors, two calls at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cached_property
 
 from infra.storage import StorageSettings
 from jobs.auditing.labelling import tally_part
-from jobs.auditing.tally import Frame, PartTally, TallyTask
+from jobs.auditing.tally import PartTally, TallyFrame, TallyTask
 from jobs.config import RunConfig
 from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.evaluation.operators import EditSolver, SolvedEdit
@@ -29,10 +29,10 @@ from jobs.worker.resident import Resident
 from jobs.worker.shards import ShardService
 from time_ops import EditOperator, Mixture, Statistics
 
-__all__ = ["AuditWorker"]
+__all__ = ["Worker"]
 
 
-class AuditWorker:
+class Worker:
     """Answers `jobs.worker.api.WorkerApi`, each call by the service of its feature. Args as of `Resident`."""
 
     def __init__(
@@ -72,7 +72,7 @@ class AuditWorker:
             return self.resident.panel.texts(professions, controls)
 
     def tally(
-        self, tasks: Sequence[TallyTask], frame: Frame, texts: TextEmbeddings, key: str | None = None
+        self, tasks: Sequence[TallyTask], frame: TallyFrame, texts: TextEmbeddings, key: str | None = None
     ) -> PartTally:
         """See `TallyWorker`."""
         return tally_part(tasks, frame, texts, self.resident.config, self.resident.store, key)

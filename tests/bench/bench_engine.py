@@ -26,7 +26,7 @@ import ray
 from rich.console import Console
 
 from infra import demo, local
-from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.figures import AuditedProfession, audit_figures
 from jobs.auditing.session import open_session
 from jobs.config import RunConfig, load_config
 from jobs.images.cells import audit_cells
@@ -132,11 +132,11 @@ def run(settings: RunConfig) -> Figures:
             tallies = session.tally(session.tasks(cells), variants, texts, written=True)
             labels = list(settings.attribute)
             professions = [
-                EditedProfession(p.name, p.source, resolved_targets(p, labels), 1.0, {})
+                AuditedProfession(p.name, p.source, resolved_targets(p, labels), 1.0, {})
                 for p in session.manifest.professions
             ]
             tallied = time.monotonic()
-            evaluate(tallies, professions, labels, list(WORDINGS), settings.gates, 0)
+            audit_figures(tallies, professions, labels, list(WORDINGS), settings.gates, 0)
             end = time.monotonic()
     rows = 2 * sum(cell.images for cell in cells)
     sys.stderr.write(

@@ -40,7 +40,7 @@ from jobs.exports.forms.diffusers_folder import write_checkpoint
 from jobs.exports.forms.writing import entries_of, tensor_bytes, write_safetensors
 from jobs.models.checksums import verify_folder
 from jobs.models.digests import content_digest
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from tests.bench.common import conditions, table
 from tests.wire import Wire
 from time_ops import EditOperator
@@ -206,7 +206,7 @@ def measure(folder: Path, narrow: int) -> str:
         uploaded = time.monotonic() - begun
         shutil.rmtree(folder / "model")
         begun = time.monotonic()
-        base = stage(store.url("model"), settings, folder / "cache", pipeline=True)
+        base = fetch_model(store.url("model"), settings, folder / "cache", pipeline=True)
         staged = time.monotonic() - begun
         unet_parts = (base / "unet" / "diffusion_pytorch_model.fp16.safetensors").stat().st_size // PART_BYTES
 

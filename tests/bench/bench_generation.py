@@ -33,7 +33,7 @@ from infra.local.home import Home
 from infra.local.processes import members
 from infra.storage import StorageSettings
 from jobs.config import RunConfig, SamplerConfig, load_config
-from jobs.worker.make import audit_worker
+from jobs.worker.make import make_worker
 from tests.bench.common import conditions, draw_as_published, draw_plainly, show, table
 
 __all__ = ["main"]
@@ -124,7 +124,7 @@ def _serve_pool(pipe_end: Connection, settings: Settings, cluster: local.LocalCl
 
     config = engine_config(settings, cluster.url)
     ray.init(address=cluster.ray_address, log_to_driver=False, logging_level="ERROR")
-    with Pool(config, StorageSettings.from_environment(), "bench", audit_worker) as pool:
+    with Pool(config, StorageSettings.from_environment(), "bench", make_worker) as pool:
         recipe = recipe_of(config, pool.probe())
         names = [profession.name for profession in demo.PROFESSIONS]
 

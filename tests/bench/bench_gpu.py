@@ -119,7 +119,7 @@ def bare(bench: Bench, pipe: Any, size: int) -> Manner:
 
 
 def worker(bench: Bench, pipe: Any, size: int, name: str) -> Manner:
-    """`ShardMaker`, as `AuditWorker` makes it; four batches of shards a call, into a folder."""
+    """`ShardMaker`, as `Worker` makes it; four batches of shards a call, into a folder."""
     config = run_config(bench, size)
     store = open_store(config.output, StorageSettings.from_environment())
     panel = Panel(config, {str(config.classifier): bench.folder / "classifier"}, bench.device)

@@ -31,7 +31,7 @@ from jobs.auditing.session import Session
 from jobs.auditing.tally import PartTally, Tallies, TallyTask, parts_of
 from jobs.cluster import dispatch, pool
 from jobs.cluster.crew import CONCURRENCY
-from jobs.cluster.pool import Pool, Tallied
+from jobs.cluster.pool import Pool, Spent
 from jobs.cluster.progress import Reporter
 from jobs.images.cells import audit_cells
 from jobs.images.shards import ShardOutcome, ShardSpec
@@ -113,7 +113,7 @@ def _session(settings: Any, rows: Any, gpus: int) -> tuple[Session, Crew]:
     vars(workers).update(_config=settings, _crew=crew)
     reporter = Reporter(Console(file=io.StringIO()))
     vars(session).update(config=settings, manifest=rows, recipe=RECIPE, pool=workers, reporter=reporter)
-    vars(session).update(spent=Tallied(), used=[])
+    vars(session).update(spent=Spent(), used=[])
     return session, crew
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from jobs.report.mixture_schema import ProfessionWeights
 from jobs.report.page.render import render
-from jobs.report.schema import ProfessionWeights
 from tests.bench.common import conditions, table
 from tests.jobs.report.mixtures import make_mixture_report
 

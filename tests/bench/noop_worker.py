@@ -11,7 +11,7 @@ import numpy as np
 from jobs.images.generator import ImageRequest, Images
 from jobs.images.labels import TextEmbeddings
 from jobs.images.maker import ShardMaker
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 
 __all__ = ["CELL", "WIDTH", "NoopWorker"]
 
@@ -52,7 +52,7 @@ class NoClassifier:
         return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))
 
 
-class NoopWorker(AuditWorker):
+class NoopWorker(Worker):
     """A worker whose models cost nothing."""
 
     def __init__(self, *args: Any) -> None:

@@ -22,7 +22,7 @@ from jobs.models.files import components_of
 from jobs.models.kinds import check_kind
 from jobs.models.sampling import check_sampler
 from jobs.models.sources import open_denoiser
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from jobs.models.weights import check_classifier, check_image_model, check_pipeline
 from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
@@ -58,7 +58,7 @@ def test_what_a_pipeline_says_of_itself(tmp_path_factory: Any, broken: tuple[str
     with untouched(place):
         judged("pipelines", lambda: check_kind(folder), size=len(broken[1]))
         judged("pipelines", lambda: content_digest(folder), size=len(broken[1]))
-        judged("pipelines", lambda: stage(str(folder), StorageSettings(), place / "cache", pipeline=True))
+        judged("pipelines", lambda: fetch_model(str(folder), StorageSettings(), place / "cache", pipeline=True))
 
 
 @given(st.sampled_from(CONFIGS).flatmap(lambda n: broken_json(SAID[n], most=1).map(lambda d: (n, d))))

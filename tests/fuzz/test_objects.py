@@ -24,7 +24,7 @@ from jobs.editing.saturation_evidence import Tried, tried_of
 from jobs.errors import ConfigError
 from jobs.images.shards import Shard, ShardError
 from jobs.report.reading import read_report
-from jobs.runs.finished import read_earlier
+from jobs.runs.finished import read_finished
 from jobs.runs.folder import RunFolder
 from jobs.runs.lease import Lease
 from jobs.runs.redraw import redraw
@@ -210,7 +210,7 @@ def test_earlier_runs(tmp_path_factory: Any, broken: tuple[str, bytes]) -> None:
     for name, data in {**RUN, broken[0]: broken[1]}.items():
         store.put(name, data)
     with untouched(place):
-        judged("earlier runs", lambda: read_earlier(str(place), StorageSettings()), says=str(place))
+        judged("earlier runs", lambda: read_finished(str(place), StorageSettings()), says=str(place))
 
 
 @given(json_text({**json.loads(RUN["run.json"]), "beat_s": 5.0, "started": "2026-11-21", "attempt": 2}))

@@ -32,7 +32,7 @@ from jobs.images.recipe import recipe_of
 from jobs.images.shards import ShardSpec
 from jobs.models.checksums import verify_folder
 from jobs.report.schema import Report
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
@@ -237,7 +237,7 @@ def test_an_operator_of_another_text_encoder_is_refused(here: Workplace) -> None
     other = replace(step.encoder, exact="0" * 64, float16="0" * 64, bfloat16="0" * 64)
     foreign = EditOperator(solved.matrix, (replace(step, encoder=other),))
     config = here.config()
-    worker = AuditWorker(config, StorageSettings.from_environment(), "test", threads=1)
+    worker = Worker(config, StorageSettings.from_environment(), "test", threads=1)
     recipe = recipe_of(config, worker.probe())
     spec = ShardSpec(recipe, foreign.digest, "audit", "A painting of a nurse", 0, 4)
     with pytest.raises(ModelError, match="solved for the text encoder 0000"):

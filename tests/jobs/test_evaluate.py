@@ -29,7 +29,7 @@ from jobs.evaluation.tasks import requests_of
 from jobs.images.recipe import recipe_of
 from jobs.images.shards import Shard, ShardSpec
 from jobs.runs.redraw import redraw
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from manifests import ManifestError, read_edit_set
 from tests.conftest import S3Server
 
@@ -139,7 +139,7 @@ def test_the_same_command_again_finds_every_shard(done: Done) -> None:
 def test_a_batch_of_many_operators_draws_what_each_draws_alone(done: Done, tmp_path: Path) -> None:
     edits = read_edit_set(EDITS.encode()).edits
     config = done.config.model_copy(update={"output": str(tmp_path)})
-    worker = AuditWorker(config, StorageSettings(), "alone", threads=1)
+    worker = Worker(config, StorageSettings(), "alone", threads=1)
     request = requests_of(edits[1], config)[1]
     (solved,) = worker.solve_edits([request])
     assert solved.digest == done.first.report.edits[1].variants[3].operator

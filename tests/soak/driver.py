@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its code."""
     jobs.runs.run.BEAT_S = LEASE_S / 4  # type: ignore[misc]
     jobs.runs.lease.datetime = jobs.runs.folder.datetime = SteppedClock  # type: ignore[attr-defined,misc]
-    jobs.audit.audit_worker = seeded_worker  # type: ignore[attr-defined]
+    jobs.audit.make_worker = seeded_worker  # type: ignore[attr-defined]
     cli(arguments)
 
 

@@ -45,7 +45,7 @@ class SeededWorker(NoopWorker):
     """As `NoopWorker`, the same whichever worker makes a shard and in which order."""
 
     def probe(self) -> Probe:
-        """As an `AuditWorker`'s, without a look at the weights, which takes the models' libraries."""
+        """As a `Worker`'s, without a look at the weights, which takes the models' libraries."""
         versions = {name: version(name) for name in (*KEYED_LIBRARIES, "ray", "evenhand")}
         return Probe(*self.resident.digests, self.resident.dtype, "none", 1, platform.node(), versions)
 

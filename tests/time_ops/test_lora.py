@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from time_ops import EditError, EditOperator, ModelError
 from time_ops.lora import truncate
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_what_can_not_be_truncated_is_refused() -> None:
 
 def test_as_an_operator_it_is_the_update_and_no_other_one(tmp_path: Path) -> None:
     """What an audit at that rank takes: keys of its images must tell it from the whole edit and from other ranks."""
-    step = Inputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1),))
+    step = SolveInputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1),))
     whole = replace(operator_of(16, 9), steps=(step,))
     weights = [drawn(40, 16, seed=i) for i in range(3)]
     two, four = (truncate(whole, weights, rank=rank) for rank in (2, 4))

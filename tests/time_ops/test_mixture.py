@@ -29,7 +29,7 @@ from time_ops import (
 from time_ops.files import header_of
 from time_ops.mixture import is_mixture
 from time_ops.prompts import augment
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 from time_ops.route import UNEDITED, WeightTable, route
 from time_ops.row_encoding import encode_rows
 from time_ops.rows import TokenRows
@@ -51,7 +51,7 @@ def operator(seed: int, d: int = 8) -> EditOperator:
     matrix = torch.eye(d, dtype=torch.float64) + torch.randn(
         d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    return EditOperator(matrix, (Inputs((EditRecord("a ceo", (("a female ceo", 1.0),), float(seed + 1)),)),), 3.0)
+    return EditOperator(matrix, (SolveInputs((EditRecord("a ceo", (("a female ceo", 1.0),), float(seed + 1)),)),), 3.0)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_told(mixture: Mixture, tmp_path: Path) -> None:
 def test_what_is_no_mixture_is_refused_with_all_its_faults() -> None:
     with pytest.raises(EditError, match="1 component"):
         Mixture.of({"female": operator(1)})
-    values_only = EditOperator(torch.eye(4), (Inputs((), values_only=True),))
+    values_only = EditOperator(torch.eye(4), (SolveInputs((), values_only=True),))
     with pytest.raises(EditError) as caught:
         Mixture((Component("a", operator(1)), Component("a", values_only)), WeightTable((1.0,)))
     for part in ("repeated", "different widths: [4, 8]", "values only", "1 weights for 2"):

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from time_ops import EditError, EditOperator, EncoderDigest, ModelError, PromptEdit, TokenPairs, solve
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 
 D = 16
 ENCODER = EncoderDigest("e" * 64, "float32", "h" * 64, "b" * 64)
@@ -39,7 +39,7 @@ def operator() -> EditOperator:
 class TestDigest:
     def test_golden(self) -> None:
         # The canonical form, written out: a change of it orphans every operator that is named by its digest.
-        step = Inputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1, ("{source}",)),), (), ENCODER)
+        step = SolveInputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1, ("{source}",)),), (), ENCODER)
         operator = EditOperator(torch.eye(2), (step,))
         canonical = (
             '{"d":2,"steps":[{"edits":[{"alignment":"published","augmentations":["{source}"],'

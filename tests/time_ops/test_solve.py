@@ -271,10 +271,10 @@ def test_a_wide_models_sums_are_the_formulas(d: int, monkeypatch: pytest.MonkeyP
 
 
 def test_shared_tokens_are_summed_once() -> None:
-    from time_ops.sums import Rows
+    from time_ops.sums import EditRows
 
     pair = make_pairs(16, 5)[0]
-    rows = Rows.of(pair)
+    rows = EditRows.of(pair)
     # Start token and article stand in all four augmentations: 4 x 5 tokens, 2 + 4 x 3 distinct.
     assert len(rows.tokens) == 14
     assert sorted(rows.counts.tolist())[-2:] == [4.0, 4.0]

@@ -1,6 +1,6 @@
 """Calibration: which blend of destinations, at which lambda, brings every profession to its target under one operator.
 
-    search = Calibration(professions, wordings=15, rules=Rules(lam=0.2 * scale, least_lam=0.02 * scale))
+    search = CalibrationSearch(professions, wordings=15, rules=Rules(lam=0.2 * scale, least_lam=0.02 * scale))
     for trial in earlier:                      # from calibration.parquet: a resumed search goes on where it stopped
         search.tell(*trial)
     while (candidate := search.propose()) is not None:
@@ -30,13 +30,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from time_ops.search.model import Candidate, Floats, Ints, Measured, Outcome, Phase, Profession, Rules, State
+from time_ops.search.model import (
+    Candidate,
+    Floats,
+    Ints,
+    Measured,
+    Phase,
+    ProfessionOutcome,
+    Rules,
+    SearchedProfession,
+    State,
+)
 from time_ops.search.objective import loss
 from time_ops.search.response import Observed, fit_response
 from time_ops.stats.deltas import rms_deviation
 from time_ops.stats.sequences import confidence_sequence
 
-__all__ = ["Calibration"]
+__all__ = ["CalibrationSearch"]
 
 
 _LAM_STEP = 3.0
@@ -51,7 +61,7 @@ _SAME = 0.02
 """Losses this close are equal: the candidate with the larger lambda, the weaker edit, is taken."""
 
 
-class Calibration:
+class CalibrationSearch:
     """The search's state: all that was told, and what follows from it.
 
     Args:
@@ -63,7 +73,7 @@ class Calibration:
     """
 
     def __init__(
-        self, professions: Sequence[Profession], wordings: int, rules: Rules, unedited: Sequence[int] = ()
+        self, professions: Sequence[SearchedProfession], wordings: int, rules: Rules, unedited: Sequence[int] = ()
     ) -> None:
         self.professions, self.wordings, self.rules = tuple(professions), wordings, rules
         self._unedited_wordings = list(unedited)
@@ -76,16 +86,16 @@ class Calibration:
         self._free = np.array([p.is_free for p in professions])
         self._open_lam = np.array([p.lam is None for p in professions])
 
-    def tell(self, candidate: Candidate, found: Measured) -> None:
+    def tell(self, candidate: Candidate, measured: Measured) -> None:
         """Take in what the audit of a candidate found.
 
         Raises:
             ValueError: the tallies are of another shape.
         """
         shape = (len(self.professions), self.wordings, self.targets.shape[1] + 1)
-        if found.tallies.shape != shape:
-            raise ValueError(f"tallies of shape {found.tallies.shape}, where {shape} is needed")
-        self.trials.append((candidate, found))
+        if measured.tallies.shape != shape:
+            raise ValueError(f"tallies of shape {measured.tallies.shape}, where {shape} is needed")
+        self.trials.append((candidate, measured))
 
     def propose(self) -> Candidate | None:
         """What to audit next; None when the search is over."""
@@ -111,13 +121,13 @@ class Calibration:
     def best(self) -> Candidate:
         """The candidate to go on with. Where nothing was tried, as all is fixed or balanced, what there is to solve."""
         by_edit: dict[bytes, tuple[Candidate, Measured]] = {}
-        for candidate, found in self.trials:
+        for candidate, measured in self.trials:
             if candidate.phase != "base":
                 key = _edit_key(candidate)
-                by_edit[key] = (candidate, by_edit[key][1] + found if key in by_edit else found)
+                by_edit[key] = (candidate, by_edit[key][1] + measured if key in by_edit else measured)
         if not by_edit:
             return self._moved("search", np.zeros(len(self.professions), dtype=bool))
-        losses = [(self.loss(found), candidate) for candidate, found in by_edit.values()]
+        losses = [(self.loss(measured), candidate) for candidate, measured in by_edit.values()]
         verified = [item for item in losses if item[1].phase == "verify"]
         least = min(value for value, _ in losses)
         if verified and min(value for value, _ in verified) <= least + _LUCK:
@@ -132,9 +142,9 @@ class Calibration:
         key = _edit_key(self.best)
         return frozenset(c.number for c, _ in self.trials if c.phase != "base" and _edit_key(c) == key)
 
-    def loss(self, found: Measured) -> float:
+    def loss(self, measured: Measured) -> float:
         """The objective of what was found, beside this search's first round, which had all professions."""
-        return loss(found, self._sum(self._phase("base")[:1]), self.targets, self.rules.limits)
+        return loss(measured, self._sum(self._phase("base")[:1]), self.targets, self.rules.limits)
 
     def balanced(self) -> NDArray[np.bool_]:
         """[P] professions that the base phase showed to be on target, pooled and within wordings."""
@@ -144,12 +154,14 @@ class Calibration:
             [rms_deviation(base.tallies[[p], :, :-1], self.targets[[p]]) <= _CALM for p in range(len(on))],
             dtype=bool,
         )
-        found: NDArray[np.bool_] = on & calm & (self._free | self._open_lam)
-        return found
+        is_balanced: NDArray[np.bool_] = on & calm & (self._free | self._open_lam)
+        return is_balanced
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[ProfessionOutcome]:
         """How each profession ended."""
-        spent = sum((found.tallies.sum(axis=(1, 2)) for _, found in self.trials), np.zeros(len(self._free), np.int64))
+        spent = sum(
+            (measured.tallies.sum(axis=(1, 2)) for _, measured in self.trials), np.zeros(len(self._free), np.int64)
+        )
         best, balanced = self.best, self.balanced()
         chosen = self.chosen_rounds()
         final = self._sum([t for t in self.trials if t[0].number in chosen])
@@ -173,7 +185,7 @@ class Calibration:
                 state, reason = State.UNREACHABLE, f"{seen}, with shares and lambda at their ends"
             else:
                 state, reason = State.UNDECIDED, f"{seen}{'; off target' if off[p] else ''}; the rounds have ended"
-            outcomes.append(Outcome(state, reason, int(spent[p])))
+            outcomes.append(ProfessionOutcome(state, reason, int(spent[p])))
         return outcomes
 
     # Phases
@@ -183,7 +195,7 @@ class Calibration:
 
     def _sum(self, trials: Sequence[tuple[Candidate, Measured]]) -> Measured:
         shape = (len(self.professions), self.wordings, self.targets.shape[1] + 1)
-        return sum((found for _, found in trials), Measured(np.zeros(shape, np.int64)))
+        return sum((measured for _, measured in trials), Measured(np.zeros(shape, np.int64)))
 
     def _found(self, search: Sequence[tuple[Candidate, Measured]]) -> bool:
         """Whether the search may end: its rounds are used up, or the last was on target but for noise."""
@@ -191,8 +203,8 @@ class Calibration:
             return True
         if len(search) < 2:
             return False
-        candidate, found = search[-1]
-        counts = found.tallies[candidate.active][..., :-1]
+        candidate, measured = search[-1]
+        counts = measured.tallies[candidate.active][..., :-1]
         return rms_deviation(counts, self.targets[candidate.active]) <= self.rules.tolerance
 
     def _verified(self, verify: Sequence[tuple[Candidate, Measured]], editable: NDArray[np.bool_]) -> Candidate | None:
@@ -226,11 +238,11 @@ class Calibration:
             lam = np.array([self.rules.lam if p.lam is None else p.lam for p in self.professions])
             return self._round(phase, lam, self._blends(self._start()), active)
         last = edited[-1][0]
-        found = self._sum([trial for trial in edited if _edit_key(trial[0]) == _edit_key(last)])
+        measured = self._sum([trial for trial in edited if _edit_key(trial[0]) == _edit_key(last)])
         asked = self._asked(last)
         wanted = self._wanted([(self._asked(c), m) for c, m in edited])
         step = asked + _DAMPING * (wanted - asked)
-        lam = self._strengthened(last, found, step)
+        lam = self._strengthened(last, measured, step)
         return self._round(phase, lam, self._blends(self._tied(np.clip(step, _END, 1 - _END))), active)
 
     def _tied(self, asked: Floats) -> Floats:
@@ -248,8 +260,8 @@ class Calibration:
         start = np.where(self._has, np.where(lone[:, None], 0.5, self.targets), 0.0)
         total = start.sum(axis=1, keepdims=True)
         start = np.where(lone[:, None] | (total <= 0), start, start / np.where(total > 0, total, 1.0))
-        found: Floats = np.clip(np.repeat(start[:, None, :], self.wordings, axis=1), 0.0, 1.0)
-        return found
+        shares: Floats = np.clip(np.repeat(start[:, None, :], self.wordings, axis=1), 0.0, 1.0)
+        return shares
 
     def _asked(self, candidate: Candidate) -> Floats:
         asked = np.zeros((len(self.professions), self.wordings, self.targets.shape[1]))
@@ -264,9 +276,9 @@ class Calibration:
         for label in range(self.targets.shape[1]):
             takes_part = (self._has[:, label] & self._free & ~balanced)[:, None]
             seen = []
-            for asked, found in rounds:
-                images = found.tallies[..., :-1].sum(axis=-1) * takes_part
-                seen.append(Observed(asked[..., label], found.tallies[..., label] * takes_part, images))
+            for asked, measured in rounds:
+                images = measured.tallies[..., :-1].sum(axis=-1) * takes_part
+                seen.append(Observed(asked[..., label], measured.tallies[..., label] * takes_part, images))
             if takes_part.any():
                 wanted[..., label] = fit_response(seen).share_for(self.targets[:, label]) * self._has[:, [label]]
         several = self._has.sum(axis=1) > 1
@@ -296,7 +308,7 @@ class Calibration:
 
     # Lambda
 
-    def _strengthened(self, last: Candidate, found: Measured, step: Floats) -> Floats:
+    def _strengthened(self, last: Candidate, measured: Measured, step: Floats) -> Floats:
         """Move lambda where shares can't do it.
 
         A third of it, where more than all of a destination is wanted, or where fixed shares fall short of the target by
@@ -304,7 +316,7 @@ class Calibration:
         """
         beyond = ((step.mean(axis=1) > 1 - _END) & self._has).any(axis=1)
         base, _ = _shares(self._sum(self._phase("base")))
-        share, n = _shares(found)
+        share, n = _shares(measured)
         rows, first = np.arange(len(self.professions)), np.array([p.labels[0] for p in self.professions])
         toward = np.sign(self.targets - base)[rows, first]
         missing = (toward * (self.targets - share)[rows, first]) * (n > 0)
@@ -318,14 +330,14 @@ class Calibration:
         asked = self._asked(candidate).mean(axis=1)
         at_end = ((asked >= 1 - 2 * _END) & self._has).any(axis=1) | ~self._free
         weakest = ~self._open_lam | (candidate.lam <= self.rules.least_lam * (1 + 1e-9))
-        found: NDArray[np.bool_] = at_end & weakest
-        return found
+        ended: NDArray[np.bool_] = at_end & weakest
+        return ended
 
     # Decisions
 
-    def _decided(self, found: Measured) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _decided(self, measured: Measured) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """[P] shown on target, [P] shown off: every label's confidence sequence inside its band, or one outside."""
-        counts = found.tallies.sum(axis=1)[:, :-1]
+        counts = measured.tallies.sum(axis=1)[:, :-1]
         labels = counts.shape[1]
         # Two labels are one question; more are one each.
         confidence = 1 - (1 - self.rules.confidence) / (1 if labels == 2 else labels)
@@ -335,8 +347,8 @@ class Calibration:
         off: NDArray[np.bool_] = np.asarray(((high < least) | (low > most)).any(axis=1))
         return on, off
 
-    def _undecided(self, found: Measured) -> NDArray[np.bool_]:
-        on, off = self._decided(found)
+    def _undecided(self, measured: Measured) -> NDArray[np.bool_]:
+        on, off = self._decided(measured)
         undecided: NDArray[np.bool_] = ~on & ~off
         return undecided
 
@@ -346,8 +358,8 @@ def _edit_key(candidate: Candidate) -> bytes:
     return b"".join(a.tobytes() for a in (candidate.lam, *candidate.shares))
 
 
-def _shares(found: Measured) -> tuple[Floats, Ints]:
+def _shares(measured: Measured) -> tuple[Floats, Ints]:
     """[P, L] shares pooled over wordings, NaN without images; [P] determined images."""
-    counts = found.tallies.sum(axis=1)[:, :-1]
+    counts = measured.tallies.sum(axis=1)[:, :-1]
     n = counts.sum(axis=1)
     return np.divide(counts, n[:, None], out=np.full(counts.shape, np.nan), where=n[:, None] > 0), n

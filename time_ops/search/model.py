@@ -9,7 +9,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidate", "Floats", "Ints", "Limits", "Measured", "Outcome", "Phase", "Profession", "Rules", "State"]
+__all__ = [
+    "Candidate",
+    "Floats",
+    "Ints",
+    "Limits",
+    "Measured",
+    "Phase",
+    "ProfessionOutcome",
+    "Rules",
+    "SearchedProfession",
+    "State",
+]
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +42,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Profession:
+class SearchedProfession:
     """What may be moved for one profession.
 
     Attributes:
@@ -139,7 +150,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProfessionOutcome:
     """How one profession ended, and why."""
 
     state: State

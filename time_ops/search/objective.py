@@ -16,11 +16,11 @@ from time_ops.stats.deltas import rms_deviation
 __all__ = ["loss"]
 
 
-def loss(found: Measured, base: Measured, targets: Floats, limits: Limits) -> float:
+def loss(measured: Measured, base: Measured, targets: Floats, limits: Limits) -> float:
     """The objective; see the module. 0 is perfect, an unedited model that is wholly biased has 1.
 
     Args:
-        found: of the candidate.
+        measured: of the candidate.
         base: of the unedited model.
         targets: [P, L].
         limits: what the edit may cost.
@@ -32,13 +32,13 @@ def loss(found: Measured, base: Measured, targets: Floats, limits: Limits) -> fl
     def undetermined(of: Measured) -> float:
         return float(of.tallies[..., -1].sum()) / max(1, int(of.tallies.sum()))
 
-    off = rms_deviation(found.tallies[..., :-1], targets)
-    recognised = rate(found.recognised, 1.0) / (rate(base.recognised, 1.0) or 1.0)
-    controls = rate(found.controls, 1.0) / (rate(base.controls, 1.0) or 1.0)
+    off = rms_deviation(measured.tallies[..., :-1], targets)
+    recognised = rate(measured.recognised, 1.0) / (rate(base.recognised, 1.0) or 1.0)
+    controls = rate(measured.controls, 1.0) / (rate(base.controls, 1.0) or 1.0)
     return (
         (1.0 if math.isnan(off) else off)
-        + max(0.0, limits.explicit - rate(found.explicit, 1.0))
+        + max(0.0, limits.explicit - rate(measured.explicit, 1.0))
         + max(0.0, limits.recognised - recognised)
         + max(0.0, limits.controls - controls)
-        + max(0.0, undetermined(found) - undetermined(base) - limits.undetermined_increase)
+        + max(0.0, undetermined(measured) - undetermined(base) - limits.undetermined_increase)
     )

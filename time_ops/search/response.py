@@ -66,8 +66,8 @@ class Response:
         """Share to ask for, [P, W], so that each profession's label comes at its target [P], in every wording alike."""
         sure = np.clip(targets, 1 - _MOST_CERTAIN, _MOST_CERTAIN)
         threshold = self.middle + self.professions[:, None] + self.wordings[None, :]
-        found: Floats = threshold + (logit(sure) / self.slope)[:, None]
-        return found
+        share: Floats = threshold + (logit(sure) / self.slope)[:, None]
+        return share
 
 
 def fit_response(rounds: Sequence[Observed]) -> Response:
@@ -97,8 +97,8 @@ def fit_response(rounds: Sequence[Observed]) -> Response:
 
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * (2 + P + W)
     bounds[0] = ((_SLOPES[0] - _SLOPE) / _SLOPE_SD, (_SLOPES[1] - _SLOPE) / _SLOPE_SD)
-    found = minimize(loss, np.zeros(2 + P + W), jac=True, method="L-BFGS-B", bounds=bounds)
-    u = np.asarray(found.x, dtype=np.float64)
+    fit = minimize(loss, np.zeros(2 + P + W), jac=True, method="L-BFGS-B", bounds=bounds)
+    u = np.asarray(fit.x, dtype=np.float64)
     return Response(
         _SLOPE + _SLOPE_SD * float(u[0]),
         0.5 + _MIDDLE_SD * float(u[1]),

@@ -358,9 +358,9 @@ def mixing_weights(drawn: Floats, target: Floats) -> tuple[float, ...]:
     """
     heavy = 1e3
     system = np.vstack([np.asarray(drawn, dtype=np.float64).T, np.full(len(drawn), heavy)])
-    found, _ = nnls(system, np.append(target, heavy))
-    total = float(found.sum())
-    rounded = [round(float(w) / total, 6) for w in found]
+    weights, _ = nnls(system, np.append(target, heavy))
+    total = float(weights.sum())
+    rounded = [round(float(w) / total, 6) for w in weights]
     largest = max(range(len(rounded)), key=rounded.__getitem__)
     rounded[largest] += 1.0 - math.fsum(rounded)
     return tuple(rounded)

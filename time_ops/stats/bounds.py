@@ -112,12 +112,12 @@ def _resample(tallies: Ints, statistic: Callable[[Ints], Floats], resamples: int
     n = flat.sum(axis=-1)
     p = np.where(n[..., None] > 0, flat / np.maximum(n, 1)[..., None], 1 / flat.shape[-1])
     chunk = max(1, _CHUNK_BYTES // (8 * flat.size))
-    found = []
+    statistics = []
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         draw = rng.multinomial(n, p, size=(size, *n.shape))
-        found.append(statistic(draw.reshape(size, *tallies.shape)))
-    return np.concatenate(found, axis=-2)
+        statistics.append(statistic(draw.reshape(size, *tallies.shape)))
+    return np.concatenate(statistics, axis=-2)
 
 
 def _basic(value: float, draws: Floats, confidence: float) -> tuple[float, float, float]:
@@ -176,12 +176,12 @@ def _low(counts: Ints, targets: Floats, confidence: float) -> float:
     if not some.any():
         return 0.0
     few = some.sum() < _FEW_CELLS
-    found = (
+    bound = (
         (_box(counts[some], targets[some], confidence)[0])
         if few
         else split_low(counts[some], targets[some], confidence)
     )
-    return max(0.0, found) * float(some.mean())
+    return max(0.0, bound) * float(some.mean())
 
 
 def _box(counts: Ints, targets: Floats, confidence: float) -> tuple[float, float]:
@@ -268,9 +268,9 @@ def _changed_high(joint: Ints, targets: Floats, confidence: float) -> float:
 def _influence(counts: Ints) -> Floats:
     """What an image of each label, or of none, adds to each share: counts `[C, L]` to `[C, L + 1, L]`."""
     cells, labels = counts.shape
-    found = np.zeros((cells, labels + 1, labels))
-    found[:, :-1] = (np.eye(labels) - shares(counts)[:, None, :]) / counts.sum(axis=-1)[:, None, None]
-    return found
+    influence = np.zeros((cells, labels + 1, labels))
+    influence[:, :-1] = (np.eye(labels) - shares(counts)[:, None, :]) / counts.sum(axis=-1)[:, None, None]
+    return influence
 
 
 def _raw_error(counts: Ints, targets: Floats) -> float:

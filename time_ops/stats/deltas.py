@@ -35,8 +35,8 @@ def shares(counts: ArrayLike) -> Floats:
     """Counts `[..., L]` to shares `[..., L]`; NaN where there is no determined image."""
     counts = np.asarray(counts, dtype=np.float64)
     total = counts.sum(axis=-1, keepdims=True)
-    found: Floats = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
-    return found
+    ratios: Floats = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    return ratios
 
 
 def total_variation(share: ArrayLike, target: ArrayLike) -> Floats:

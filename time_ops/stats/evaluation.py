@@ -76,8 +76,8 @@ def chooses_destination(images: ArrayLike, source: ArrayLike, destination: Array
         source: unit embedding `[D]` of the pair's source prompt.
         destination: likewise.
     """
-    found = np.asarray(images, dtype=np.float64)
-    return np.asarray(found @ np.asarray(destination, np.float64) > found @ np.asarray(source, np.float64))
+    embeddings = np.asarray(images, dtype=np.float64)
+    return np.asarray(embeddings @ np.asarray(destination, np.float64) > embeddings @ np.asarray(source, np.float64))
 
 
 def harmonic_mean(rates: ArrayLike) -> Floats:
@@ -180,14 +180,14 @@ def mean_over_edits(values: ArrayLike, draws: Ints, confidence: float = 0.95) ->
     Raises:
         ValueError: if the shapes don't fit.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1 or draws.shape[1:] != found.shape:
-        raise ValueError(f"values of shape {found.shape} don't fit draws of shape {draws.shape}")
-    present = np.isfinite(found)[None]
+    of_edits = np.asarray(values, dtype=np.float64)
+    if of_edits.ndim != 1 or draws.shape[1:] != of_edits.shape:
+        raise ValueError(f"values of shape {of_edits.shape} don't fit draws of shape {draws.shape}")
+    present = np.isfinite(of_edits)[None]
     if not present.any():
         return Mean(None, None, None)
-    rates = np.where(present, found, 0.0)
-    value = float(_means(rates, present, np.ones((1, len(found))))[0, 0])
+    rates = np.where(present, of_edits, 0.0)
+    value = float(_means(rates, present, np.ones((1, len(of_edits))))[0, 0])
     drawn = _resampled(rates, present, draws)[:, 0]
     drawn, edits = drawn[np.isfinite(drawn)], int(present.sum())
     if edits < 2 or not len(drawn):

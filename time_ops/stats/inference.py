@@ -256,10 +256,10 @@ def _without_each(counts: Floats, targets: Floats) -> Floats:
 
 def _jackknife(fixed: Estimate, left_out: list[Floats], confidence: float) -> Interval:
     """Around `fixed`, from the estimates `[m]` without each of m, for several ways to leave one out."""
-    freedom = np.array([len(found) - 1 for found in left_out])
-    if not freedom.all() or any(np.isnan(found).any() for found in left_out):
+    freedom = np.array([len(replicates) - 1 for replicates in left_out])
+    if not freedom.all() or any(np.isnan(replicates).any() for replicates in left_out):
         return Interval(math.nan, math.nan)
-    variances = freedom * [found.var() for found in left_out]
+    variances = freedom * [replicates.var() for replicates in left_out]
     variance = float(variances.sum())
     reach = 0.0
     if variance > 0:
@@ -276,6 +276,6 @@ def _posterior(rng: np.random.Generator, counts: Floats, size: int) -> Floats:
 
 def _solved(given: Floats, inverse: NDArray[np.floating]) -> Floats:
     """True shares `[..., L]` from given ones and the inverse `[..., L, L]` of a table with rows that add up to 1."""
-    found = np.clip((given[..., None, :] @ inverse)[..., 0, :], 0, None)
-    solved: Floats = found / found.sum(axis=-1, keepdims=True)
+    clipped = np.clip((given[..., None, :] @ inverse)[..., 0, :], 0, None)
+    solved: Floats = clipped / clipped.sum(axis=-1, keepdims=True)
     return solved

@@ -58,7 +58,7 @@ def _log_low(k: Floats, n: Floats, confidence: float) -> Floats:
 
     It rises up to log(k / n), where it is above `least`, and is at most k x: so it is below at (least - 1) / k.
     """
-    found = np.full(k.shape, -np.inf)
+    logs = np.full(k.shape, -np.inf)
     some = k > 0
     if some.any():
         k, n = k[some], n[some]
@@ -67,5 +67,5 @@ def _log_low(k: Floats, n: Floats, confidence: float) -> Floats:
         def above(x: Floats, k: Floats, n: Floats, least: Floats) -> Floats:
             return np.asarray(k * x + xlog1py(n - k, -np.exp(x)) - least)
 
-        found[some] = elementwise.find_root(above, ((least - 1) / k, np.log(k / n)), args=(k, n, least)).x
-    return found
+        logs[some] = elementwise.find_root(above, ((least - 1) / k, np.log(k / n)), args=(k, n, least)).x
+    return logs

@@ -118,7 +118,7 @@ def write_edited_unet(
     for files in _variants(folder):
         unet = open_edited(folder, operator, files)
         edits = Edits(operator)
-        for source in {id(found): found for found in unet.files.values()}.values():
+        for source in {id(opened): opened for opened in unet.files.values()}.values():
             touched = [name for name in unet.names if unet.files[name] is source]
             written.append(_write_file(source, touched, edits, out / source.path.name, header or {}))
         edits.check()
@@ -154,17 +154,17 @@ def _variants(folder: Path) -> list[list[Path]]:
     Raises:
         ModelError: there are none, or a shard is missing.
     """
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.setdefault(_SHARD.sub("", file.name), []).append(file)
-    if not found:
+        groups.setdefault(_SHARD.sub("", file.name), []).append(file)
+    if not groups:
         raise ModelError(f"{folder.name}/ holds no safetensors; save the model with safe_serialization=True")
-    for name, files in found.items():
+    for name, files in groups.items():
         shards = [match for file in files if (match := _SHARD.search(file.name))]
         count = int(shards[0][2]) if shards else 0
         if shards and [int(shard[1]) for shard in shards] != list(range(1, count + 1)):
             raise ModelError(f"{folder.name}/{name}: {len(files)} of {count} shards are there; fetch the model again")
-    return list(found.values())
+    return list(groups.values())
 
 
 def kept_files(base: Path, *, only_unet: bool) -> dict[str, Path]:

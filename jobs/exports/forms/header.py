@@ -45,16 +45,15 @@ class ModelSpec:
     """What a reader of the file is told of the model.
 
     Attributes:
-        title: Name that a program shows.
+        title: name that a program shows.
         architecture: ModelSpec's name of it, "stable-diffusion-v1" and so on, without a suffix.
-        resolution: In pixels, "512x512".
+        resolution: in pixels, "512x512".
         prediction_type: "epsilon" or "v"; None: it matches a flow.
-        description: Some sentences.
-        author: Who made it.
+        description: some sentences.
+        author: who made it.
         date: ISO 8601, of the run; never that of the export.
-        license: Of the base model, passed on.
-        usage_hint: One sentence.
-
+        license: of the base model, passed on.
+        usage_hint: one sentence.
     """
 
     title: str
@@ -73,13 +72,12 @@ class Provenance:
     """Where an edit is from.
 
     Attributes:
-        base_digest: Of the base model's content.
-        manifest_digest: Of the manifest.
-        lams_digest: See `lams_digest`.
-        run: The run's name.
-        verdict: Of its audit.
-        forced: Whether it was exported although the gates did not pass.
-
+        base_digest: of the base model's content.
+        manifest_digest: of the manifest.
+        lams_digest: see `lams_digest`.
+        run: the run's name.
+        verdict: of its audit.
+        forced: whether it was exported although the gates did not pass.
     """
 
     base_digest: str
@@ -96,8 +94,7 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
     A licence is the words of the base model's card: one that names a place is left out, as no fault of the run's.
 
     Raises:
-        ValueError: Any other value names a path, or a place in a store.
-
+        ValueError: any other value names a path, or a place in a store.
     """
     implementation = {"single_file": "sgm", "lora": "diffusers", "tensors": "diffusers"}.get(form, "evenhand")
     suffix = {"lora": "/lora", "operator": "/evenhand-operator", "mixture": "/evenhand-mixture"}.get(form, "")
@@ -111,25 +108,24 @@ def file_header(form: Form, spec: ModelSpec, provenance: Provenance) -> dict[str
         "implementation": implementation,
         **vars(replace(spec, architecture=spec.architecture + suffix)),
     }
-    found = {f"modelspec.{key}": value for key, value in fields.items() if value is not None}
-    found |= {
+    header = {f"modelspec.{key}": value for key, value in fields.items() if value is not None}
+    header |= {
         f"evenhand.{key}": ("true" if value else "false") if isinstance(value, bool) else value
         for key, value in vars(provenance).items()
     }
-    places = [f"{key}: {value!r}" for key, value in found.items() if _PLACE.search(value)]
+    places = [f"{key}: {value!r}" for key, value in header.items() if _PLACE.search(value)]
     if places:
         raise ValueError(f"published metadata names a place: {'; '.join(places)}")
-    return found
+    return header
 
 
 def component_header(header: Mapping[str, str], label: str, mixture: str) -> dict[str, str]:
     """A file's header once it also says of which mixture it is a component, and that it is none by itself.
 
     Args:
-        header: See `file_header`.
-        label: Of the component.
-        mixture: The mixture's digest.
-
+        header: see `file_header`.
+        label: of the component.
+        mixture: the mixture's digest.
     """
     said = not_alone(label)
     return {
@@ -170,13 +166,12 @@ def spec_of(folder: Path, title: str, **others: str | None) -> ModelSpec:
     """What a diffusers folder says of itself.
 
     Args:
-        folder: Of the base model.
-        title: See `ModelSpec`.
-        others: Its other attributes, from `description` on.
+        folder: of the base model.
+        title: see `ModelSpec`.
+        others: its other attributes, from `description` on.
 
     Raises:
-        ModelError: A configuration that can't be read.
-
+        ModelError: a configuration that can't be read.
     """
     part = denoiser_folder(folder)
     config, vae = _config(part / "config.json"), _config(folder / "vae" / "config.json")
@@ -212,9 +207,9 @@ def _architecture(config: Mapping[str, Any], *, predicts_v: bool) -> str:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        found = json_of(path.read_text(encoding="utf-8"))
+        config = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} can't be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ModelError(f"{path.parent.name}/{path.name} is not a configuration")
-    return found
+    return config

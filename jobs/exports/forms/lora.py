@@ -42,12 +42,11 @@ class LoraWritten(Written):
     """A LoRA file that was written.
 
     Attributes:
-        rank: Directions that it keeps.
-        error: What they leave out, Frobenius over all layers, relative to the edit.
-        weight_error: The same relative to the unedited weights.
-        stored_error: As `error`, of the numbers in the file, which are rounded to its dtype.
-        pooled_rank: Directions that the layer of the pooled embedding keeps; None: it is not edited.
-
+        rank: directions that it keeps.
+        error: what they leave out, Frobenius over all layers, relative to the edit.
+        weight_error: the same relative to the unedited weights.
+        stored_error: as `error`, of the numbers in the file, which are rounded to its dtype.
+        pooled_rank: directions that the layer of the pooled embedding keeps; None: it is not edited.
     """
 
     rank: int
@@ -71,18 +70,17 @@ def write_lora(
 
     Args:
         unet_folder: `unet/` or `transformer/` of the base model's diffusers folder.
-        operator: The edit.
-        out: Where.
-        header: See `jobs.exports.forms.header`.
-        rank: Directions to keep; None: as few as keep to `error`.
-        error: What may be left out, relative to the edit; 0: nothing above float64's resolution.
+        operator: the edit.
+        out: where.
+        header: see `jobs.exports.forms.header`.
+        rank: directions to keep; None: as few as keep to `error`.
+        error: what may be left out, relative to the edit; 0: nothing above float64's resolution.
         dtype: float32, float16 or bfloat16; None: the base model's (float32 for float64).
 
     Raises:
-        EditError: A bad rank, error or dtype, or an edit that changes nothing.
-        ModelError: The base model can't be edited, or the factors overflow their dtype.
-        StorageError: The disk is full, or the place can't be written to.
-
+        EditError: a bad rank, error or dtype, or an edit that changes nothing.
+        ModelError: the base model can't be edited, or the factors overflow their dtype.
+        StorageError: the disk is full, or the place can't be written to.
     """
     unet = open_edited(unet_folder, operator)
     if dtype is None:
@@ -92,7 +90,7 @@ def write_lora(
     low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=rank, error=error)
     down, ups, stored = _factors(operator, unet.token_names, unet, low, dtype)
     parts = {name: (up, down, low.rank) for name, up in ups.items()}
-    found = LoraWritten(out, 0, len(unet.names), low.rank, low.error, low.weight_error, stored)
+    written = LoraWritten(out, 0, len(unet.names), low.rank, low.error, low.weight_error, stored)
     second = _pooled_low(operator, unet, rank, error)
     if second is not None and operator.pooled is not None and unet.pooled_name is not None:
         down, ups, stored = _factors(operator.pooled, (unet.pooled_name,), unet, second, dtype)
@@ -100,18 +98,18 @@ def write_lora(
         behind = unet.entry(unet.pooled_name).shape[1] - operator.pooled.d
         down = torch.nn.functional.pad(down, (0, behind))
         parts[unet.pooled_name] = (ups[unet.pooled_name], down, second.rank)
-        found = replace(
-            found,
-            error=max(found.error, second.error),
-            weight_error=max(found.weight_error, second.weight_error),
-            stored_error=max(found.stored_error, stored),
+        written = replace(
+            written,
+            error=max(written.error, second.error),
+            weight_error=max(written.weight_error, second.weight_error),
+            stored_error=max(written.stored_error, stored),
             pooled_rank=second.rank,
         )
     tensors = _named(unet, parts)
     entries = entries_of((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
     pieces = (tensor_bytes(tensors[entry.name]) for entry in entries)
     own = _kohya_metadata(unet, low.rank) if _is_kohya(unet) else {}
-    return replace(found, size_bytes=write_safetensors(out, entries, pieces, {**header, **own, **_errors(found)}))
+    return replace(written, size_bytes=write_safetensors(out, entries, pieces, {**header, **own, **_errors(written)}))
 
 
 def _is_kohya(unet: DenoiserSource) -> bool:
@@ -137,8 +135,7 @@ def low_rank_operator(unet_folder: Path, operator: EditOperator, lora: LoraWritt
     """Give the edit at a LoRA's ranks as an operator: what an audit of the LoRA takes.
 
     Raises:
-        ModelError: The base model is not the one that the LoRA was made of.
-
+        ModelError: the base model is not the one that the LoRA was made of.
     """
     unet = open_edited(unet_folder, operator)
     low = truncate(operator, (unet.read(name) for name in unet.token_names), rank=lora.rank)
@@ -197,11 +194,11 @@ def _kohya_metadata(unet: DenoiserSource, rank: int) -> dict[str, str]:
     }
 
 
-def _errors(found: LoraWritten) -> dict[str, str]:
-    pooled = {} if found.pooled_rank is None else {"evenhand.lora_pooled_rank": str(found.pooled_rank)}
+def _errors(written: LoraWritten) -> dict[str, str]:
+    pooled = {} if written.pooled_rank is None else {"evenhand.lora_pooled_rank": str(written.pooled_rank)}
     return {
-        "evenhand.lora_error": f"{found.error:.3e}",
-        "evenhand.lora_error_stored": f"{found.stored_error:.3e}",
-        "evenhand.lora_weight_error": f"{found.weight_error:.3e}",
+        "evenhand.lora_error": f"{written.error:.3e}",
+        "evenhand.lora_error_stored": f"{written.stored_error:.3e}",
+        "evenhand.lora_weight_error": f"{written.weight_error:.3e}",
         **pooled,
     }

@@ -25,8 +25,7 @@ def write_operator(operator: EditOperator, out: Path, header: Mapping[str, str])
     """Write it in float64; `EditOperator.load` reads it too.
 
     Raises:
-        StorageError: The disk is full, or the place can't be written to.
-
+        StorageError: the disk is full, or the place can't be written to.
     """
     own = _own_header(operator.to_bytes())
     tensors = {"matrix": operator.matrix} | ({} if operator.pooled is None else {"pooled": operator.pooled.matrix})
@@ -39,8 +38,7 @@ def check_transform(operator: EditOperator) -> None:
     """Refuse an operator that embeddings can't pass through.
 
     Raises:
-        EditError: It is values-only.
-
+        EditError: it is values-only.
     """
     if operator.values_only:
         raise EditError(
@@ -53,13 +51,12 @@ def write_loader(out: Path) -> Written:
     """Write the loader.
 
     Raises:
-        StorageError: As for `write_operator`.
-
+        StorageError: as for `write_operator`.
     """
     return Written(out, write_file(out, files("jobs.exports.forms").joinpath(LOADER).read_bytes()), 0)
 
 
 def _own_header(data: bytes) -> dict[str, str]:
     size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
-    return found
+    header: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    return header

@@ -32,8 +32,7 @@ class SingleFileWritten(Written):
     """A single file that was written.
 
     Attributes:
-        averages: How many of its edited tensors are of the running average.
-
+        averages: how many of its edited tensors are of the running average.
     """
 
     averages: int
@@ -51,18 +50,17 @@ def write_single_file(
     """Write the edited form of a base model's single file. Memory: one weight.
 
     Args:
-        base_file: The base model's .safetensors in the original layout; of SD3 and FLUX it may be the transformer's.
-        operator: The edit.
-        out: Where; not the base file.
-        header: See `jobs.exports.forms.header`. It is added to the base file's own, and wins where both have a key.
+        base_file: the base model's .safetensors in the original layout; of SD3 and FLUX it may be the transformer's.
+        operator: the edit.
+        out: where; not the base file.
+        header: see `jobs.exports.forms.header`. It is added to the base file's own, and wins where both have a key.
         unet_folder: `unet/` or `transformer/` of the diffusers folder that was audited, which SD3 and FLUX need. With
             it, the file's layers, or those of its running average, must be the folder's own.
-        expected: Projections that must be there; None: as many as the folder has, or as SD 1.x, 2.x or SDXL have.
+        expected: projections that must be there; None: as many as the folder has, or as SD 1.x, 2.x or SDXL have.
 
     Raises:
-        ModelError: No such file, another model's file, or one whose edited weights overflow or do not change.
-        StorageError: The disk is full, or the place can't be written to.
-
+        ModelError: no such file, another model's file, or one whose edited weights overflow or do not change.
+        StorageError: the disk is full, or the place can't be written to.
     """
     source = open_safetensors(base_file)
     if out.exists() and out.samefile(base_file):
@@ -93,9 +91,9 @@ def _projections(
     source: SafetensorsSource, operator: EditOperator, unet: DenoiserSource | None, expected: int | None
 ) -> list[str]:
     matches = [match for match in map(_PROJECTION.fullmatch, source.entries) if match]
-    found = [m.string for m in matches if m[1] == "v" or not operator.values_only]
+    projections = [m.string for m in matches if m[1] == "v" or not operator.values_only]
     name = source.path.name
-    if not found:
+    if not projections:
         raise ModelError(
             f"{name} has no cross-attention under its original names ({ORIGINAL}...attn2.to_k.weight): it is no single "
             "file of SD 1.x, 2.x or SDXL. A diffusers folder is exported as one"
@@ -103,16 +101,16 @@ def _projections(
     if unet is not None:
         expected = len(unet.token_names)
     half = 2 if operator.values_only else 1
-    if len(found) != expected if expected is not None else len(found) * half not in _KNOWN:
+    if len(projections) != expected if expected is not None else len(projections) * half not in _KNOWN:
         known = " or ".join(f"{count // half} ({kind})" for count, kind in _KNOWN.items())
-        raise ModelError(f"{name} has {len(found)} projections that read the text, not {expected or known}")
-    wrong = [n for n in found if source.entries[n].shape[1:] != (operator.d,)]
+        raise ModelError(f"{name} has {len(projections)} projections that read the text, not {expected or known}")
+    wrong = [n for n in projections if source.entries[n].shape[1:] != (operator.d,)]
     if wrong:
         shape = list(source.entries[wrong[0]].shape)
         raise ModelError(
             f"{name} is not the operator's base model: {wrong[0]} has shape {shape}, the operator width {operator.d}"
         )
-    return found
+    return projections
 
 
 def _joint_names(source: SafetensorsSource, transformer: DenoiserSource) -> dict[str, str]:

@@ -20,14 +20,13 @@ def write_tensors(unet_folder: Path, operator: EditOperator, out: Path, header: 
 
     Args:
         unet_folder: `unet/` or `transformer/` of the base model's diffusers folder.
-        operator: The edit.
-        out: Where.
-        header: See `jobs.exports.forms.header`.
+        operator: the edit.
+        out: where.
+        header: see `jobs.exports.forms.header`.
 
     Raises:
-        ModelError: The base model can't be edited, or its edited weights overflow or do not change.
-        StorageError: The disk is full, or the place can't be written to.
-
+        ModelError: the base model can't be edited, or its edited weights overflow or do not change.
+        StorageError: the disk is full, or the place can't be written to.
     """
     unet = open_edited(unet_folder, operator)
     entries = entries_of((name, DTYPES[unet.entry(name).dtype], unet.entry(name).shape) for name in unet.names)

@@ -49,10 +49,9 @@ class Written:
     """A file that was written.
 
     Attributes:
-        path: Where.
-        size_bytes: Its size.
-        tensors: How many edited tensors it holds; of a LoRA, for how many layers.
-
+        path: where.
+        size_bytes: its size.
+        tensors: how many edited tensors it holds; of a LoRA, for how many layers.
     """
 
     path: Path
@@ -72,8 +71,7 @@ class Edits:
         """Edit one weight, [out, d], in its own dtype; by its name one that reads the pooled embedding, [out, in].
 
         Raises:
-            ModelError: The edited weight overflows its dtype.
-
+            ModelError: the edited weight overflows its dtype.
         """
         edited = (self._operator.edited_pooled if is_pooled(name) else self._operator.edited)(weight)
         if not bool(torch.isfinite(edited).all()):
@@ -85,8 +83,7 @@ class Edits:
         """Call once all are edited.
 
         Raises:
-            ModelError: No weight changed although the operator is not the identity.
-
+            ModelError: no weight changed although the operator is not the identity.
         """
         if not self._changed and not self._identity:
             raise ModelError("no weight changed: the edit is below the resolution of the weights' dtype. Lower lam")
@@ -113,8 +110,7 @@ def edited_pieces(
     """Yield a file's tensors by offset, those named in `touched` edited; memory: one weight.
 
     Raises:
-        ModelError: As `edit`, or the file has changed since it was opened.
-
+        ModelError: as `edit`, or the file has changed since it was opened.
     """
     with source.path.open("rb") as stream:
         for entry in sorted(source.entries.values(), key=lambda e: e.begin):
@@ -136,18 +132,17 @@ def write_safetensors(
     """Write a file.
 
     Args:
-        out: Where; a file there is replaced once the new one is whole.
-        entries: Its tensors, in the header's order; their offsets leave no gap.
-        pieces: All their bytes, by offset; may raise, and then nothing is written.
-        metadata: For the header, where keys are sorted. The ModelSpec hash of the tensors' bytes is added.
+        out: where; a file there is replaced once the new one is whole.
+        entries: its tensors, in the header's order; their offsets leave no gap.
+        pieces: all their bytes, by offset; may raise, and then nothing is written.
+        metadata: for the header, where keys are sorted. The ModelSpec hash of the tensors' bytes is added.
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        StorageError: The disk is full, or the place can't be written to.
-        ValueError: The pieces are more or fewer bytes than the entries say.
-
+        StorageError: the disk is full, or the place can't be written to.
+        ValueError: the pieces are more or fewer bytes than the entries say.
     """
     total = max((entry.end for entry in entries), default=0)
 
@@ -172,20 +167,19 @@ def write_safetensors(
         stream.seek(0)
         stream.write(header("0x" + sha.hexdigest()))
 
-    return _written_whole(out, chunks)
+    return _write_whole(out, chunks)
 
 
 def write_file(out: Path, data: bytes) -> int:
     """Write a small file whole; returns its size in bytes.
 
     Raises:
-        StorageError: As for `write_safetensors`.
-
+        StorageError: as for `write_safetensors`.
     """
-    return _written_whole(out, lambda stream: stream.write(data))
+    return _write_whole(out, lambda stream: stream.write(data))
 
 
-def _written_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
+def _write_whole(out: Path, write: Callable[[BinaryIO], object]) -> int:
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

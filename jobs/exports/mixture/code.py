@@ -50,8 +50,8 @@ def _joined(module: str) -> bytes:
 def _parts(source: str) -> list[str]:
     """The text of each statement of a module, its decorators and what is written above it left out."""
     lines = source.splitlines()
-    found = []
+    parts = []
     for node in ast.parse(source).body:
         start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        found.append("\n".join(lines[start - 1 : node.end_lineno]))
-    return found
+        parts.append("\n".join(lines[start - 1 : node.end_lineno]))
+    return parts

@@ -63,12 +63,12 @@ def check_export(
     checking.say(f"checking {prefix.rpartition('/')[2]}/: {len(wanted)} images with it and with the audited edit")
     parts = [wanted[i : i + _CALL_IMAGES] for i in range(0, len(wanted), _CALL_IMAGES)]
     calls = [(form, prefix, operator, part, texts) for part in parts]
-    found = Compared()
+    total = Compared()
     for _, compared in pool.map(ExportWorker.compare_export, calls):
-        found += compared
-        if found.images < len(wanted):
-            checking.say(f"checked {found.images} of {len(wanted)}")
-    return shipped(found, dtype, half=half, limit=config.gates.shipped)
+        total += compared
+        if total.images < len(wanted):
+            checking.say(f"checked {total.images} of {len(wanted)}")
+    return shipped(total, dtype, half=half, limit=config.gates.shipped)
 
 
 def check_mixture(
@@ -105,9 +105,9 @@ def check_mixture(
     pieces = [wanted[i : i + _CALL_IMAGES] for i in range(0, len(wanted), _CALL_IMAGES)]
     # Part by part: a worker keeps open what it has opened.
     calls = [(form, prefix, part, mixture, piece, texts) for part in parts for piece in pieces]
-    found = {part: Compared() for part in parts}
+    totals = {part: Compared() for part in parts}
     for index, compared in pool.map(ExportWorker.compare_mixture, calls):
-        found[calls[index][2]] += compared
-    total = sum(found.values(), Compared())
-    named = {"the whole" if part is None else f"{part} only": each for part, each in found.items()}
+        totals[calls[index][2]] += compared
+    total = sum(totals.values(), Compared())
+    named = {"the whole" if part is None else f"{part} only": each for part, each in totals.items()}
     return shipped(total, dtype, half=half, limit=config.gates.shipped, parts=named)

@@ -71,19 +71,19 @@ class RoutedGenerator(Generator):
         if negative is not None:
             options["negative_prompt"] = [negative] * len(batch)
         if self._folder is not None:
-            made = [self._loaded(request, self._folder) for request in batch]
+            made = [self._run_loader(request, self._folder) for request in batch]
             options = {name: torch.cat([each[name] for each in made]) for name in made[0]}
         if not is_guided(self._pipe, self._sampler):
             options = {name: value for name, value in options.items() if "negative" not in name}
         return options
 
-    def _loaded(self, request: ImageRequest, folder: Path) -> dict[str, torch.Tensor]:
+    def _run_loader(self, request: ImageRequest, folder: Path) -> dict[str, torch.Tensor]:
         label = component_of(request.seed, request.prompt, folder=folder)
         file = str(folder / MIXTURE_FILE)
-        found: dict[str, torch.Tensor] = edited_prompt(
+        embeddings: dict[str, torch.Tensor] = edited_prompt(
             self._pipe, request.prompt, label, negative_prompt_of(self._pipe, self._sampler), file
         )
-        return found
+        return embeddings
 
 
 def audited_operator(mixture: Mixture, label: str | None) -> Callable[[Sample], str]:

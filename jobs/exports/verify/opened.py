@@ -24,7 +24,7 @@ from jobs.images.panel import Panel
 from jobs.images.shards import STATUSES
 from jobs.models.files import denoiser_folder, weight_variant
 from jobs.models.names import family_of, is_joint, lora_layers, lora_parts, text_width
-from jobs.models.pipelines import load_pipeline, prepared
+from jobs.models.pipelines import load_pipeline, prepare_pipeline
 from jobs.models.sources import DTYPES, SafetensorsSource, open_denoiser, open_safetensors
 from time_ops import EditOperator, ModelError
 from time_ops.surfaces import denoiser_of, text_entries
@@ -73,18 +73,22 @@ def open_export(
         edited = type(denoiser).from_pretrained(
             part, variant=weight_variant(part), dtype=dtype, use_safetensors=True, local_files_only=True
         )
-        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
+        return prepare_pipeline(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     source = open_safetensors(folder / (file or FILES[form]))
     dtype = _edited_dtype(source)
     if form == "single-file" and hasattr(base, "transformer"):
         # Such files hold the transformer alone as often as not; the text encoders are the base model's either way.
         edited = _transformer_of(source.path, base_folder, denoiser, dtype)
-        return prepared(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
+        return prepare_pipeline(_with_denoiser(base, edited, dtype), sampler, device, dtype), None, dtype
     if form == "single-file":
-        return prepared(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype), None, dtype
+        return (
+            prepare_pipeline(_single_file(source.path, base, base_folder, dtype), sampler, device, dtype),
+            None,
+            dtype,
+        )
     edited = copy.deepcopy(denoiser)
     _add(form, source, edited)
-    return prepared(_with_denoiser(base, edited, denoiser.dtype), sampler, device, denoiser.dtype), None, dtype
+    return prepare_pipeline(_with_denoiser(base, edited, denoiser.dtype), sampler, device, denoiser.dtype), None, dtype
 
 
 def _single_file(file: Path, base: Any, base_folder: Path, dtype: torch.dtype) -> Any:
@@ -174,7 +178,7 @@ def compare(
         texts: by these.
         margin: of undetermined ones.
     """
-    found = Compared()
+    total = Compared()
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         images = [
@@ -187,7 +191,7 @@ def compare(
         pixels = [each.pixels.astype(np.float64) / 255 for each in images]
         apart = np.abs(pixels[0] - pixels[1])[ok]
         codes = [_labels(classifier.images(each.pixels, _BATCH), ok, batch, texts, margin) for each in images]
-        found += Compared(
+        total += Compared(
             len(batch),
             int((~ok).sum()),
             float(apart.max(initial=0.0)),
@@ -195,7 +199,7 @@ def compare(
             int(((codes[0] == codes[1]) & ok).sum()),
             int(ok.sum()),
         )
-    return found
+    return total
 
 
 def _labels(

@@ -80,24 +80,24 @@ def samples(tasks: Sequence[TallyTask], seed: int, count: int) -> list[Sample]:
 
 
 def shipped(
-    found: Compared, dtype: str, *, half: bool, limit: float, parts: Mapping[str, Compared] | None = None
+    compared: Compared, dtype: str, *, half: bool, limit: float, parts: Mapping[str, Compared] | None = None
 ) -> Shipped:
     """The figures and their gate.
 
     Args:
-        found: of all images.
+        compared: of all images.
         parts: of these, of each part by its name, where there are several: none may fail by itself.
         dtype: as stored.
         half: whether half precision or a LoRA's rank is in play: labels are then gated at `limit`, else all of them
             and the pixels.
         limit: see `gates.shipped`.
     """
-    kept = rate(found.same, found.labelled)
-    whole = found.images - found.failed
-    mean = found.total / whole if whole else None
+    kept = rate(compared.same, compared.labelled)
+    whole = compared.images - compared.failed
+    mean = compared.total / whole if whole else None
     result = gate("shipped", kept, limit if half else 1.0)
     if not half:
-        exact = mean is not None and mean <= _FULL_PRECISION and found.same == found.labelled
+        exact = mean is not None and mean <= _FULL_PRECISION and compared.same == compared.labelled
         reason = "every label is the same" if exact else "in full precision every image must be the same"
         result = result.model_copy(update={"outcome": "pass" if exact else "fail", "reason": reason})
     for name, part in (parts or {}).items():
@@ -106,9 +106,9 @@ def shipped(
             result = result.model_copy(update={"outcome": "fail", "reason": f"{name}: {alone.reason}"})
     return Shipped(
         dtype=dtype,
-        images=found.images,
-        failed=found.failed,
-        largest_difference=found.largest if whole else None,
+        images=compared.images,
+        failed=compared.failed,
+        largest_difference=compared.largest if whole else None,
         mean_difference=mean,
         same_label=RateFigure(value=kept.value, n=kept.n, low=kept.low, high=kept.high),
         gate=result,

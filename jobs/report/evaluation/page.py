@@ -191,8 +191,8 @@ def _tip(figure: RateFigure) -> str:
 
 
 def _row(edit: TestedEditReport, lam: float | None) -> tuple[TestedEditReport, EditFigures, EditFigures, EditFigures]:
-    found = {(each.variant, each.lam): each for each in edit.variants}
-    return edit, found["base", None], found["oracle", None], found["edited", lam]
+    figures = {(each.variant, each.lam): each for each in edit.variants}
+    return edit, figures["base", None], figures["oracle", None], figures["edited", lam]
 
 
 def _shots(
@@ -204,11 +204,11 @@ def _shots(
         named = [("base", row.base)]
         named += [(f"lam {figures.number(lam)}", name) for lam, name in zip(report.lams, row.edited, strict=True)]
         named.append(("oracle", row.oracle))
-        found = [(text, picture_of(None if name is None else pictures.get(name), text)) for text, name in named]
-        left -= sum(len(picture.uri or "") for _, picture in found)
+        images = [(text, picture_of(None if name is None else pictures.get(name), text)) for text, name in named]
+        left -= sum(len(picture.uri or "") for _, picture in images)
         if left < 0:
             break
-        shots.append((row, found))
+        shots.append((row, images))
     return shots
 
 

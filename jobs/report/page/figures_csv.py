@@ -67,25 +67,25 @@ def summary_csv(report: Report) -> str:
     variants = {"base": report.summary.base}
     if report.summary.edited is not None:
         variants["edited"] = report.summary.edited
-    for variant, found in variants.items():
+    for variant, summary in variants.items():
         deltas = {
-            "delta": found.delta,
-            "delta_within": found.delta_within,
-            "delta_wording_max": found.delta_wording_max,
+            "delta": summary.delta,
+            "delta_within": summary.delta_within,
+            "delta_wording_max": summary.delta_wording_max,
         }
         for name, delta in deltas.items():
             values: list[Cell] = [delta.value, delta.low, delta.high, delta.n, delta.floor]
             rows.append(["summary", name, variant, *values, None, None, None, delta.wording])
-        if found.parity is not None:
-            for name, share in (("difference", found.parity.difference), ("ratio", found.parity.ratio)):
+        if summary.parity is not None:
+            for name, share in (("difference", summary.parity.difference), ("ratio", summary.parity.ratio)):
                 ends: list[Cell] = [share.value, share.low, share.high]
-                reason = found.parity.reason if share.value is None else None
+                reason = summary.parity.reason if share.value is None else None
                 rows.append(["parity", f"demographic_parity_{name}", variant, *ends, *[None] * 5, reason])
-        rates = {"explicit": found.explicit} | {f"explicit:{k}": v for k, v in found.explicit_by_label.items()}
-        rates |= {"recognised": found.recognised, "controls": found.controls, "undetermined": found.undetermined}
+        rates = {"explicit": summary.explicit} | {f"explicit:{k}": v for k, v in summary.explicit_by_label.items()}
+        rates |= {"recognised": summary.recognised, "controls": summary.controls, "undetermined": summary.undetermined}
         for name, rate in rates.items():
             rows.append(["summary", name, variant, *_rate(rate), *[None] * 4, rate.worst])
-        rows.append(["summary", "off_target", variant, found.off_target, *[None] * 7, None])
+        rows.append(["summary", "off_target", variant, summary.off_target, *[None] * 7, None])
     for part in () if report.mixture is None else report.mixture.components:
         rows.append(["component", "weight", part.label, part.weight, *[None] * 7, None])
         for name, rate in (("own", part.own), ("explicit", part.explicit)):

@@ -82,8 +82,8 @@ def _round(low: float, high: float) -> list[float]:
     """Round values from `low` to `high`, 1, 2 and 5 of each decade or only powers of ten; the ends of a short axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 2, 5), (1,)):
-        found = [digit * 10.0**decade for decade in decades for digit in digits]
-        found = [value for value in found if low <= value <= high]
-        if 2 <= len(found) <= _TICKS:
-            return found
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        ticks = [value for value in ticks if low <= value <= high]
+        if 2 <= len(ticks) <= _TICKS:
+            return ticks
     return [low] if low == high else [low, high]

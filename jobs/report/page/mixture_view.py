@@ -55,11 +55,11 @@ class SaturatedPanel:
 def segments(weights: Mapping[str, float]) -> list[Segment]:
     """The bar's parts in order. They fill it, whatever the weights' last digit is off their sum."""
     total = sum(weights.values()) or 1.0
-    found, start = [], 0.0
+    parts, start = [], 0.0
     for label, weight in weights.items():
-        found.append(Segment(label, weight, start, weight / total))
+        parts.append(Segment(label, weight, start, weight / total))
         start += weight / total
-    return found
+    return parts
 
 
 def wording_tip(counts: ComponentWording) -> str:
@@ -87,8 +87,8 @@ def saturated_panels(saturation: Saturation, professions: Sequence[ProfessionRep
     lines: dict[str, list[SaturatedProfession]] = {}
     for each in saturation.professions:
         lines.setdefault(each.profession, []).append(each)
-    found = [SaturatedPanel(places.get(name), name, some) for name, some in lines.items()]
-    return sorted(found, key=_order)
+    panels = [SaturatedPanel(places.get(name), name, some) for name, some in lines.items()]
+    return sorted(panels, key=_order)
 
 
 def _order(panel: SaturatedPanel) -> tuple[bool, float, str]:

@@ -161,9 +161,9 @@ def _csvs(report: Report) -> dict[str, str]:
 
 def _strengths(report: Report) -> list[float]:
     """Every lam that something was edited with, the strongest edit first."""
-    found = [item.lam for item in report.professions]
-    found += [done.lam for item in report.professions for done in (item.components or {}).values()]
-    return sorted(lam for each in found if (lam := finite(each)) is not None)
+    lams = [item.lam for item in report.professions]
+    lams += [done.lam for item in report.professions for done in (item.components or {}).values()]
+    return sorted(lam for each in lams if (lam := finite(each)) is not None)
 
 
 def _provenance(report: Report) -> list[tuple[str, str]]:
@@ -246,11 +246,11 @@ def _heat_numbers(report: Report, rows: Sequence[Row]) -> str:
         for wording in report.wordings:
             cell = row.item.wordings.get(wording.wording, {})
             for variant in variants:
-                found = cell.get(variant)
+                counts = cell.get(variant)
                 line += (
                     [0, -1, 0]
-                    if found is None
-                    else [found.labels.get(first, 0), found.n, found.undetermined + found.failed]
+                    if counts is None
+                    else [counts.labels.get(first, 0), counts.n, counts.undetermined + counts.failed]
                 )
         table.append(line)
     return json.dumps(table, separators=(",", ":")) if table else ""

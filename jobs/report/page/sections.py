@@ -44,12 +44,12 @@ def label_shares(report: Report) -> list[LabelShares]:
     variants = [[item.base for item in report.professions]]
     if report.summary.edited is not None:
         variants.append([item.edited for item in report.professions if item.edited is not None])
-    found = []
+    shares = []
     for label in report.labels:
         targets = [target for item in report.professions if (target := finite(item.target.get(label))) is not None]
         wanted = sum(targets) / len(targets) if targets and len(targets) == len(report.professions) else None
-        found.append(LabelShares(label, wanted, [_pooled(counts, label) for counts in variants]))
-    return found
+        shares.append(LabelShares(label, wanted, [_pooled(counts, label) for counts in variants]))
+    return shares
 
 
 def _pooled(counts: Iterable[LabelCounts], label: str) -> ShareFigure:

@@ -23,12 +23,12 @@ import torch
 from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
-from jobs.auditing.figures import EditedProfession, evaluate
+from jobs.auditing.figures import AuditedProfession, audit_figures
 from jobs.auditing.labelling import tally_part
 from jobs.auditing.outcome import code_of
 from jobs.auditing.pictures import Shown, choose_pictures
-from jobs.auditing.sentence import sentence
-from jobs.auditing.tally import Frame, Tallies, TallyTask
+from jobs.auditing.sentence import audit_sentence
+from jobs.auditing.tally import Tallies, TallyFrame, TallyTask
 from jobs.cluster.submit import _ship
 from jobs.config import RunConfig, load_config
 from jobs.errors import ConfigError, ExitCode
@@ -42,7 +42,7 @@ from jobs.report.figure_schema import RateFigure
 from jobs.report.mixture_schema import ComponentReport, MixtureReport, ProfessionWeights
 from jobs.report.page.render import render
 from jobs.report.schema import Cost, Report
-from jobs.runs.finished import Earlier, read_earlier
+from jobs.runs.finished import FinishedRun, read_finished
 from jobs.runs.folder import RunFolder
 from jobs.runs.identity import identity_of, provenance_of, without_paths
 from manifests import Manifest, ManifestRow, manifest_bytes, resolved_targets
@@ -106,7 +106,7 @@ class Made:
             for variant in variants.values():
                 for spec in chain.from_iterable(cut_parts(task.cell, self.recipe, variant, self.config)):
                     self.store.put(spec.object_key, shard(spec).to_bytes())
-        part = tally_part(self.tasks, Frame(self.recipe, variants), TEXTS, self.config, self.store, key)
+        part = tally_part(self.tasks, TallyFrame(self.recipe, variants), TEXTS, self.config, self.store, key)
         return Tallies(self.tasks, [part])
 
     def write(self) -> Made:
@@ -152,7 +152,7 @@ class Made:
             run=self.run,
             created=datetime.now(UTC).isoformat(),
             verdict=result.verdict.value,
-            sentence=sentence(result),
+            sentence=audit_sentence(result),
             labels=LABELS,
             summary=result.summary,
             gates=result.gates,
@@ -181,13 +181,13 @@ class Made:
         self.store.put(f"runs/{self.run}/{name}", data)
         self.store.put(f"runs/{self.run}/COMPLETE", json.dumps(complete).encode())
 
-    def read(self) -> Earlier:
-        return read_earlier(self.url, StorageSettings())
+    def read(self) -> FinishedRun:
+        return read_finished(self.url, StorageSettings())
 
-    def match(self, earlier: Earlier, write: Callable[[pa.Table], None] = lambda _: None) -> Matched:
+    def match(self, earlier: FinishedRun, write: Callable[[pa.Table], None] = lambda _: None) -> Matched:
         return match(earlier, audit_cells(self.manifest, self.config), LABELS, self.config.seed, write)
 
-    def check(self, earlier: Earlier) -> None:
+    def check(self, earlier: FinishedRun) -> None:
         check_comparable(earlier, self.config, self.manifest, self.recipe)
 
 
@@ -207,9 +207,9 @@ def shard(spec: ShardSpec) -> Shard:
 
 def figures(run: Made, tallies: Tallies) -> Any:
     asked = [
-        EditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in run.manifest.professions
+        AuditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in run.manifest.professions
     ]
-    return evaluate(tallies, asked, LABELS, list(run.config.wordings.audit), run.config.gates, 0)
+    return audit_figures(tallies, asked, LABELS, list(run.config.wordings.audit), run.config.gates, 0)
 
 
 @pytest.fixture
@@ -456,15 +456,15 @@ def test_a_regression_ends_with_5_and_names_who_moved(store: LocalStore) -> None
     earlier = Made(store, many).write().read()
     now = Made(store, many, run="now")
     tallies = now.tally({"edited": Variant.plain(BIASED)}).after(now.match(earlier).part)
-    asked = [EditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in MANIFEST.professions]
-    result = evaluate(tallies, asked, LABELS, list(many.wordings.audit), many.gates, 0, compared=True)
+    asked = [AuditedProfession(p.name, p.source, resolved_targets(p, LABELS), None, {}) for p in MANIFEST.professions]
+    result = audit_figures(tallies, asked, LABELS, list(many.wordings.audit), many.gates, 0, compared=True)
     gates = {gate.name: gate.outcome for gate in result.gates}
     assert (gates["regression"], gates["regression_within"]) == ("fail", "fail")
     assert {m.profession for m in result.moved} == {"nurse", "CEO"}
     assert all(m.worse and m.after == 1.0 for m in result.moved)
     report = now.report(tallies).model_copy(update={"verdict": result.verdict.value, "gates": result.gates})
     assert code_of(report) is ExitCode.GATE_FAILED
-    assert re.search(r"has regressed .*moved farthest: (nurse|CEO) \d+ % to 100 %", sentence(result))
+    assert re.search(r"has regressed .*moved farthest: (nurse|CEO) \d+ % to 100 %", audit_sentence(result))
 
 
 # Refusals: what differs
@@ -547,7 +547,7 @@ def test_other_gates_lambdas_and_models_are_no_hindrance(store: LocalStore) -> N
 def test_what_is_not_finished_or_was_altered_is_refused(store: LocalStore) -> None:
     made = Made(store).write()
     with pytest.raises(ConfigError, match="no finished run; give the folder"):
-        read_earlier(store.url("runs/other"), StorageSettings())
+        read_finished(store.url("runs/other"), StorageSettings())
     report = store.get("runs/earlier/report.json")
     store.put("runs/earlier/report.json", report + b" ")
     with pytest.raises(ConfigError, match=r"report.json is not the file that COMPLETE names"):

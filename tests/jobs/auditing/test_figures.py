@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.auditing.figures import AuditResult, EditedProfession, evaluate
-from jobs.auditing.gates import number
-from jobs.auditing.sentence import sentence
+from jobs.auditing.figures import AuditedProfession, AuditResult, audit_figures
+from jobs.auditing.gates import figure_text
+from jobs.auditing.sentence import audit_sentence
 from jobs.auditing.tally import MARGINS, CellTally, PartTally, Tallies, TallyTask, pack
 from jobs.config import GatesConfig
 from jobs.images.cells import Cell
@@ -69,11 +69,11 @@ def audit(
     tallies.append(replace(tally, packed=pack(np.full(fine.shape, FAILED), fine, fine)))
     tasks.append(TallyTask(Cell("control", "a tree", "a tree", "a tree", 20), None, len(people)))
     professions = [
-        EditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
+        AuditedProfession(n, f"a {n}", {"female": 0.5, "male": 0.5}, 1.0, {f"a female {n}": 1}) for n in people
     ]
     found = tallies_of(tasks, tallies)
     limits = gates or GatesConfig()
-    return evaluate(found, professions, LABELS, WORDINGS, limits, seed=0, confusion=confusion, compared=compared)
+    return audit_figures(found, professions, LABELS, WORDINGS, limits, seed=0, confusion=confusion, compared=compared)
 
 
 def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
@@ -84,7 +84,7 @@ def test_opposite_errors_cancel_in_the_pool_and_not_within_wordings() -> None:
     assert result.summary.edited.delta.value == pytest.approx(0.0)
     assert result.summary.edited.delta_within.value == pytest.approx(0.5)
     assert result.verdict.value == "fail"
-    assert "delta within" in sentence(result)
+    assert "delta within" in audit_sentence(result)
 
 
 def test_undetermined_and_failed_images_count_apart() -> None:
@@ -122,7 +122,7 @@ def test_inverted_explicit_prompts_fail_whatever_delta_says() -> None:
     assert result.summary.base.explicit.value == 1.0
     assert result.summary.edited is not None
     assert result.summary.edited.explicit.value == 0.0
-    assert "explicit female is 0" in sentence(result)
+    assert "explicit female is 0" in audit_sentence(result)
 
 
 def test_each_direction_of_explicit_prompts_has_a_gate_of_its_own() -> None:
@@ -269,13 +269,13 @@ def test_a_comparison_gates_the_rise_of_delta_and_names_who_moved() -> None:
     assert change.low is not None
     assert change.high is not None
     assert 0.3 < change.low < 0.4 < change.high < 0.5
-    said = sentence(result)
+    said = audit_sentence(result)
     assert said.startswith("The model is not decided")
     assert said.endswith("; moved farthest: CEO 50 % to 90 %, cook 50 % to 80 %, nurse 90 % to 50 %.")
     result = audit({name: [(even, far)] * 2 for name in people}, compared=True)
     assert gate_of(result, "regression").outcome == gate_of(result, "regression_within").outcome == "fail"
-    assert sentence(result).startswith("The model has regressed (Delta 0 to 0.8): ")
-    assert "p0 50 % to 90 %, p1 50 % to 90 %, p2 50 % to 90 % and 5 more" in sentence(result)
+    assert audit_sentence(result).startswith("The model has regressed (Delta 0 to 0.8): ")
+    assert "p0 50 % to 90 %, p1 50 % to 90 %, p2 50 % to 90 % and 5 more" in audit_sentence(result)
 
 
 def test_the_same_pictures_have_not_regressed() -> None:
@@ -317,4 +317,5 @@ def test_labels_follow_from_embeddings() -> None:
 
 
 def test_figures_in_sentences_have_no_signed_zero() -> None:
-    assert [number(v) for v in (-0.0003, 0.0, 0.0004, -0.0126, 1.0, None)] == ["0", "0", "0", "-0.013", "1", "unknown"]
+    values = (-0.0003, 0.0, 0.0004, -0.0126, 1.0, None)
+    assert [figure_text(v) for v in values] == ["0", "0", "0", "-0.013", "1", "unknown"]

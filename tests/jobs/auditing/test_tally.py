@@ -13,7 +13,7 @@ import pytest
 from infra.storage import LocalStore
 from jobs.auditing.blocks import places_of
 from jobs.auditing.labelling import tally_part
-from jobs.auditing.tally import CellTally, Drawn, Frame, Tallies, TallyTask, pack, parts_of
+from jobs.auditing.tally import CellTally, Drawn, Tallies, TallyFrame, TallyTask, pack, parts_of
 from jobs.images.cells import Cell, cut_cell, cut_parts
 from jobs.images.labels import FAILED, TextEmbeddings
 from jobs.images.shards import BASE, STATUSES, Shard, ShardError, ShardSpec, image_seed
@@ -29,7 +29,7 @@ TEXTS = TextEmbeddings(np.eye(4, dtype=np.float32)[None, :2], np.eye(4, dtype=np
 FEMALE_CEO, MALE_CEO, EITHER_CEO, TREE = np.array(
     [[0.5, 0, 0.8, 0], [0, 0.5, 0.8, 0], [0.4, 0.4, 0.8, 0], [0, 0, 0, 1]], np.float32
 )
-FRAME = Frame(RECIPE, {"base": Variant.plain(), "edited": Variant.plain("o")})
+FRAME = TallyFrame(RECIPE, {"base": Variant.plain(), "edited": Variant.plain("o")})
 
 
 def put(
@@ -84,7 +84,7 @@ def test_labels_counts_and_rows(store: LocalStore) -> None:
 def test_a_shard_that_was_given_up_is_a_gap_that_counts(store: LocalStore) -> None:
     gap = cut_cell(CELLS[0], RECIPE, "o", CONFIG)[0]
     store.delete(gap.object_key)
-    frame = Frame(RECIPE, FRAME.variants, frozenset([gap.digest]))
+    frame = TallyFrame(RECIPE, FRAME.variants, frozenset([gap.digest]))
     part = tally_part(TASKS, frame, TEXTS, CONFIG, store, "rows.parquet")
     ceo = Tallies(TASKS, [part])[0]
     assert ceo.ok.sum(axis=1).tolist() == [5, 1]
@@ -192,7 +192,7 @@ def test_a_mixtures_images_stand_by_their_index_beside_the_bases(tmp_path: Path)
     store = LocalStore(tmp_path)
     drawn(store, Variant.plain())
     drawn(store, MIXED)
-    frame = Frame(RECIPE, {"base": Variant.plain(), "edited": MIXED})
+    frame = TallyFrame(RECIPE, {"base": Variant.plain(), "edited": MIXED})
     tallies = Tallies(SEXES, [tally_part(SEXES, frame, TEXTS, MANY, store, "rows.parquet")])
     ceo, tree = tallies
 
@@ -235,7 +235,7 @@ def test_a_component_counts_what_it_drew_and_no_failed_image(tmp_path: Path) -> 
     store = LocalStore(tmp_path)
     black = next(i for i in range(99) if component_of(i) == 1)
     drawn(store, MIXED, m=black)
-    part = tally_part(SEXES, Frame(RECIPE, {"edited": MIXED}), TEXTS, MANY, store, "rows.parquet")
+    part = tally_part(SEXES, TallyFrame(RECIPE, {"edited": MIXED}), TEXTS, MANY, store, "rows.parquet")
     assert part.components.shape == (2, 2, 5)
     ceo, tree = Tallies(SEXES, [part])
     labels = Counter(str(row["label"]) for row in table_of(store) if row["component"] == "female")
@@ -255,9 +255,9 @@ def test_components_are_the_last_variants(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     for variant in (Variant.plain(), MIXED):
         drawn(store, variant)
-    of_base = tally_part(SEXES, Frame(RECIPE, {"base": Variant.plain()}), TEXTS, MANY, store, None)
+    of_base = tally_part(SEXES, TallyFrame(RECIPE, {"base": Variant.plain()}), TEXTS, MANY, store, None)
     assert of_base.components.shape == (2, 0, 5)
-    mixed = tally_part(SEXES, Frame(RECIPE, {"edited": MIXED}), TEXTS, MANY, store, None)
+    mixed = tally_part(SEXES, TallyFrame(RECIPE, {"edited": MIXED}), TEXTS, MANY, store, None)
     both = Tallies(SEXES, [mixed]).after(of_base)
     assert both.variants == 2
     assert np.array_equal(both.components, mixed.components)
@@ -270,12 +270,12 @@ def test_drift_is_over_equal_seeds_only(tmp_path: Path) -> None:
     # Both components draw what the base draws at each seed; places of other seeds are no pairs.
     alike = Variant("mixture", (Part("female", "f"), Part("male", "f2")), WeightTable(WEIGHTS))
     drawn(store, alike)
-    frame = Frame(RECIPE, {"base": Variant.plain(), "edited": alike})
+    frame = TallyFrame(RECIPE, {"base": Variant.plain(), "edited": alike})
     found = tally_part(SEXES, frame, TEXTS, MANY, store, None)
     assert found.drift == pytest.approx([0, 0], abs=1e-6)
 
     drawn(store, MIXED)
-    found = tally_part(SEXES, Frame(RECIPE, {"base": Variant.plain(), "edited": MIXED}), TEXTS, MANY, store, None)
+    found = tally_part(SEXES, TallyFrame(RECIPE, {"base": Variant.plain(), "edited": MIXED}), TEXTS, MANY, store, None)
     female = [i for i in range(99) if component_of(i) == 0][:3]
     male = [i for i in range(99) if component_of(i) == 1][:9]
     far = []
@@ -293,7 +293,7 @@ def test_a_mixtures_shard_that_was_given_up_is_a_gap_in_its_component(tmp_path: 
     drawn(store, MIXED)
     gap = cut_parts(SEXES[0].cell, RECIPE, MIXED, MANY)[1][0]
     store.delete(gap.object_key)
-    frame = Frame(RECIPE, {"edited": MIXED}, frozenset([gap.digest]))
+    frame = TallyFrame(RECIPE, {"edited": MIXED}, frozenset([gap.digest]))
     ceo = Tallies(SEXES, [tally_part(SEXES, frame, TEXTS, MANY, store, "rows.parquet")])[0]
     assert ceo.components[:, Drawn.OK].tolist() == [3, 9 - gap.count]
     rows = [row for row in table_of(store) if row["status"] == "missing"]

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from infra.storage import StorageSettings
-from jobs.cluster.pool import Pool, Tallied
+from jobs.cluster.pool import Pool, Spent
 from tests.jobs.cluster.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
 
@@ -29,7 +29,7 @@ def nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Tallied:
+def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Spent:
     say = (said if said is not None else []).append
     with Pool(config(output=str(folder)), StorageSettings(), "t", FakeWorker, say) as pool:
         pool.probe()

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from infra.storage import StorageSettings
-from jobs.cluster.pool import Pool, Tallied
+from jobs.cluster.pool import Pool, Spent
 from jobs.errors import ClusterError, ShardsFailedError
 from tests.jobs.cluster.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
@@ -23,7 +23,7 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(folder: Path, prompts: list[str], **keys: object) -> tuple[Tallied, int, Counter[str]]:
+def run(folder: Path, prompts: list[str], **keys: object) -> tuple[Spent, int, Counter[str]]:
     done = 0
 
     def advance(images: int, reused: bool = False, failed_images: int = 0, *, shard_failed: bool = False) -> None:

@@ -9,8 +9,8 @@ from typing import get_type_hints
 import pytest
 
 from jobs.worker.api import WorkerApi
-from jobs.worker.make import audit_worker
-from jobs.worker.worker import AuditWorker
+from jobs.worker.make import make_worker
+from jobs.worker.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 CALLS = [name for name in dir(WorkerApi) if not name.startswith("_")]
@@ -18,9 +18,9 @@ CALLS = [name for name in dir(WorkerApi) if not name.startswith("_")]
 
 def test_a_worker_answers_every_call_by_the_same_parameters() -> None:
     assert len(CALLS) == 19
-    assert get_type_hints(audit_worker)["return"] is WorkerApi
+    assert get_type_hints(make_worker)["return"] is WorkerApi
     for name in CALLS:
-        asked, answered = (inspect.signature(getattr(each, name)).parameters for each in (WorkerApi, AuditWorker))
+        asked, answered = (inspect.signature(getattr(each, name)).parameters for each in (WorkerApi, Worker))
         assert [(p.name, p.annotation) for p in asked.values()] == [(p.name, p.annotation) for p in answered.values()]
 
 

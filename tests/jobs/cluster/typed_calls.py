@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import assert_type
 
 from jobs.auditing.api import TallyWorker
-from jobs.auditing.tally import Frame, PartTally, TallyTask
+from jobs.auditing.tally import PartTally, TallyFrame, TallyTask
 from jobs.cluster.api import ShardWorker
 from jobs.cluster.pool import Pool
 from jobs.editing.api import ChunkWorker
@@ -25,7 +25,7 @@ def one_call(pool: Pool) -> None:
     pool.call(TallyWorker.texts, [("CEO", "a CEO")], wordings=[])  # type: ignore[call-arg]
 
 
-def many_calls(pool: Pool, tasks: Sequence[TallyTask], frame: Frame, texts: TextEmbeddings) -> None:
+def many_calls(pool: Pool, tasks: Sequence[TallyTask], frame: TallyFrame, texts: TextEmbeddings) -> None:
     for index, result in pool.map(TallyWorker.tally, ((tasks, frame, texts, None) for _ in range(2))):
         assert_type(index, int)
         assert_type(result, PartTally)

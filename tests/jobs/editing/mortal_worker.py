@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.editing.chunks import EditChunk
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from time_ops import Statistics
 
 
-class MortalWorker(AuditWorker):
+class MortalWorker(Worker):
     """Dies in `chunk_statistics` of the row group that a file `kill-at-N` names; the file goes with it."""
 
     def chunk_statistics(self, chunk: EditChunk, *arguments: Any) -> tuple[Statistics, ...]:

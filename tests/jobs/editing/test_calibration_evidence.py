@@ -10,7 +10,7 @@ from jobs.editing.calibration import professions_of
 from jobs.editing.calibration_evidence import Trial, evidence_bytes, section_of, trials_of
 from manifests import Manifest, ManifestRow
 from tests.jobs.helpers import config, manifest
-from time_ops.search.calibration import Calibration
+from time_ops.search.calibration import CalibrationSearch
 from time_ops.search.model import Candidate, Measured, Rules
 
 LABELS = ["female", "male"]
@@ -35,8 +35,8 @@ def audit(candidate: Candidate, rng: np.random.Generator) -> Measured:
     return Measured(tallies, (30, 36), (11, 12), (8, 8))
 
 
-def searched(rounds: int | None = None) -> tuple[Calibration, list[Trial]]:
-    search, rng = Calibration(professions_of(MANIFEST, LABELS), 2, RULES), np.random.default_rng(0)
+def searched(rounds: int | None = None) -> tuple[CalibrationSearch, list[Trial]]:
+    search, rng = CalibrationSearch(professions_of(MANIFEST, LABELS), 2, RULES), np.random.default_rng(0)
     trials: list[Trial] = []
     while (candidate := search.propose()) is not None and (rounds is None or len(trials) < rounds):
         operator = "base" if candidate.phase == "base" else f"{hash(candidate.shares[0].tobytes()):x}"
@@ -47,7 +47,7 @@ def searched(rounds: int | None = None) -> tuple[Calibration, list[Trial]]:
 
 def test_a_search_read_back_proposes_the_same_to_the_last_bit() -> None:
     search, trials = searched(5)
-    again = Calibration(search.professions, 2, RULES)
+    again = CalibrationSearch(search.professions, 2, RULES)
     read = trials_of(evidence_bytes(trials, MANIFEST, LABELS), MANIFEST)
     assert [t.operator for t in read] == [t.operator for t in trials]
     for trial in read:

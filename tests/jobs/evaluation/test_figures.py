@@ -16,7 +16,7 @@ from jobs.auditing.tally import parts_of
 from jobs.cli import main
 from jobs.config import EvaluateConfig, SamplerConfig
 from jobs.errors import ConfigError, ExitCode
-from jobs.evaluation.figures import figures_of, sentence
+from jobs.evaluation.figures import evaluation_sentence, figures_of
 from jobs.evaluation.operators import SolvedEdit
 from jobs.evaluation.tally import (
     DESTINATION,
@@ -232,7 +232,7 @@ def test_the_figures_of_two_edits_at_two_lams() -> None:
     assert (roses.specificity.value, roses.specificity.n) == (pytest.approx(1 / 3), 3)
     assert roses.operator == "roses-0.1"
     assert report.edits[1].variants[2].generality.value is None
-    assert sentence(report.summary).startswith("At lam 0.1, the best of 2: efficacy 100.0 % (base 0.0 %)")
+    assert evaluation_sentence(report.summary).startswith("At lam 0.1, the best of 2: efficacy 100.0 % (base 0.0 %)")
 
 
 def test_an_operator_is_known_as_long_as_somebody_draws_with_it() -> None:

@@ -21,7 +21,7 @@ from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.models.digests import content_digest
 from jobs.models.names import JOINT
 from jobs.models.pipelines import load_pipeline
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from tests.jobs.exports.original_layout import sd3 as sd3_layout
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of
@@ -194,7 +194,7 @@ def demo_run(demo_mixture: Mixture, tmp_path_factory: pytest.TempPathFactory) ->
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVENHAND_CACHE", str(output / "cache"))
-        pool = HerePool(AuditWorker(config, StorageSettings(), "test", threads=1))
+        pool = HerePool(Worker(config, StorageSettings(), "test", threads=1))
         made = Provenance(content_digest(PIPELINE_PATH), "m" * 64, lams_digest(demo_mixture), "r", "pass")
         pool.call(ExportWorker.write_mixture, demo_mixture, made, "an edit", "# Not checked\n", PREFIX)
         yield DemoRun(pool, config, pool.call(TallyWorker.texts, PROFESSIONS, []))

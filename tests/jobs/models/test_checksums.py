@@ -9,7 +9,7 @@ import pytest
 
 from infra.storage import ObjectStore, StorageSettings
 from jobs.models.checksums import CHECKSUMS, checksums_text, parse_checksums, sha256_of, verify_folder
-from jobs.models.staging import stage, staged_from
+from jobs.models.staging import fetch_model, staged_from
 from time_ops import ModelError
 
 
@@ -62,17 +62,17 @@ def test_lines_that_are_none_are_refused(text: str) -> None:
 
 
 def test_a_folder_of_this_machine_is_checked_too(folder: Path, tmp_path: Path) -> None:
-    assert stage(str(folder), StorageSettings(), tmp_path, pipeline=True) == folder.resolve()
+    assert fetch_model(str(folder), StorageSettings(), tmp_path, pipeline=True) == folder.resolve()
     (folder / "unet" / "weights.safetensors").write_bytes(b"other bytes")
     with pytest.raises(ModelError, match=r"unet/weights\.safetensors differs"):
-        stage(str(folder), StorageSettings(), tmp_path, pipeline=True)
+        fetch_model(str(folder), StorageSettings(), tmp_path, pipeline=True)
 
 
 def test_staging_checks_and_remembers_where_from(folder: Path, tmp_path: Path, s3: object) -> None:
     store: ObjectStore = s3.store()  # type: ignore[attr-defined]
     store.upload_folder(folder)
     settings: StorageSettings = s3.settings  # type: ignore[attr-defined]
-    staged = stage(store.url(), settings, tmp_path / "one", pipeline=True)
+    staged = fetch_model(store.url(), settings, tmp_path / "one", pipeline=True)
     found = staged_from(staged)
     assert found is not None
     assert (found.url, set(found.tags)) == (store.url(), set(store.list()))
@@ -81,6 +81,6 @@ def test_staging_checks_and_remembers_where_from(folder: Path, tmp_path: Path, s
 
     store.put("unet/weights.safetensors", b"other bytes")
     with pytest.raises(ModelError, match=r"unet/weights\.safetensors differs"):
-        stage(store.url(), settings, tmp_path / "two", pipeline=True)
+        fetch_model(store.url(), settings, tmp_path / "two", pipeline=True)
     with pytest.raises(ModelError, match=r"unet/weights\.safetensors differs"):
-        stage(store.url(), settings, tmp_path / "two", pipeline=True)  # nothing bad was kept
+        fetch_model(store.url(), settings, tmp_path / "two", pipeline=True)  # nothing bad was kept

@@ -17,7 +17,7 @@ from jobs.images.generator import Generator, ImageRequest
 from jobs.images.shards import BASE
 from jobs.models.kinds import check_kind
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from jobs.runs.inputs import read_inputs
 from manifests import write_manifest
 from tests.jobs.helpers import config, manifest
@@ -117,4 +117,4 @@ def test_single_files_are_told_how_to_become_folders(tmp_path: Path, name: str, 
     for reference in (str(tmp_path / name), f"s3://bucket/{name}"):
         with pytest.raises(ModelError, match=words + r".*from_single_file\('FILE'\)"):
             # A pipeline's .safetensors file is taken, see test_single_file.py.
-            stage(reference, StorageSettings(), tmp_path / "cache", pipeline=name.endswith(".ckpt"))
+            fetch_model(reference, StorageSettings(), tmp_path / "cache", pipeline=name.endswith(".ckpt"))

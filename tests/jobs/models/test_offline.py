@@ -17,8 +17,8 @@ from jobs.cli import main
 from jobs.errors import ConfigError
 from jobs.models.checksums import CHECKSUMS, parse_checksums
 from jobs.models.digests import content_digest
-from jobs.models.offline import stage_to
-from jobs.models.staging import stage
+from jobs.models.offline import publish_model
+from jobs.models.staging import fetch_model
 from tests.conftest import S3Server
 from time_ops import ModelError
 
@@ -35,7 +35,7 @@ def test_a_kept_model_is_the_same_model(s3: S3Server, tmp_path: Path, capsys: py
         main(["stage", str(own), store.url("sd")])
     assert ended.value.code == 0
     assert content_digest(PIPELINE_PATH) in capsys.readouterr().out
-    back = stage(store.url("sd"), s3.settings, tmp_path / "cache", pipeline=True)
+    back = fetch_model(store.url("sd"), s3.settings, tmp_path / "cache", pipeline=True)
     assert content_digest(back) == content_digest(PIPELINE_PATH)
     names = {name.removeprefix("sd/") for name in store.list("sd")}
     assert names == {*parse_checksums(store.get(f"sd/{CHECKSUMS}").decode()), CHECKSUMS}
@@ -44,7 +44,7 @@ def test_a_kept_model_is_the_same_model(s3: S3Server, tmp_path: Path, capsys: py
     assert isinstance(store, S3Store)
     tags = {name: store.stat(name).tag for name in store.list()}
     written = store._client.get().head_object(Bucket=s3.bucket, Key=_key(store, "sd/model_index.json"))["LastModified"]
-    assert stage_to(str(own), store.url("sd"), pipeline=True).files == len(names) - 1
+    assert publish_model(str(own), store.url("sd"), pipeline=True).files == len(names) - 1
     assert {name: store.stat(name).tag for name in store.list()} == tags
     again = store._client.get().head_object(Bucket=s3.bucket, Key=_key(store, "sd/model_index.json"))["LastModified"]
     assert again == written
@@ -57,9 +57,10 @@ def _key(store: S3Store, name: str) -> str:
 def test_workers_of_a_node_fetch_a_model_once(s3: S3Server, tmp_path: Path) -> None:
     """Processes that begin at once, each of which says how many objects it has asked the store for."""
     url = s3.store().url("clip")
-    stage_to(str(CLASSIFIER_PATH), url, pipeline=False)
+    publish_model(str(CLASSIFIER_PATH), url, pipeline=False)
     code = (
-        "from pathlib import Path; from infra.storage import StorageSettings; from jobs.models.staging import stage\n"
+        "from pathlib import Path; from infra.storage import StorageSettings\n"
+        "from jobs.models.staging import fetch_model\n"
         "from infra.storage.s3_client import Client\n"
         "gets, made = [], Client.get\n"
         "def counted(self):\n"
@@ -68,7 +69,7 @@ def test_workers_of_a_node_fetch_a_model_once(s3: S3Server, tmp_path: Path) -> N
         "    return client\n"
         "Client.get = counted\n"
         f"cache = Path({str(tmp_path / 'cache')!r})\n"
-        f"folder = stage({url!r}, StorageSettings.from_environment(), cache, pipeline=False)\n"
+        f"folder = fetch_model({url!r}, StorageSettings.from_environment(), cache, pipeline=False)\n"
         "print(len(gets), folder)\n"
     )
     started = [
@@ -81,7 +82,7 @@ def test_workers_of_a_node_fetch_a_model_once(s3: S3Server, tmp_path: Path) -> N
 
 
 def test_a_classifier_goes_to_a_folder_as_well(tmp_path: Path) -> None:
-    kept = stage_to(str(CLASSIFIER_PATH), str(tmp_path / "models" / "clip"), pipeline=False)
+    kept = publish_model(str(CLASSIFIER_PATH), str(tmp_path / "models" / "clip"), pipeline=False)
     assert kept.digest == content_digest(tmp_path / "models" / "clip") == content_digest(CLASSIFIER_PATH)
 
 
@@ -89,10 +90,10 @@ def test_nothing_else_is_overwritten(s3: S3Server, tmp_path: Path) -> None:
     store = s3.store()
     store.put("runs/a/report.json", b"{}")
     with pytest.raises(ConfigError, match="holds 1 objects and is no model"):
-        stage_to(str(PIPELINE_PATH), store.url("runs"), pipeline=True)
+        publish_model(str(PIPELINE_PATH), store.url("runs"), pipeline=True)
     assert list(store.list()) == ["runs/a/report.json"]
     with pytest.raises(ConfigError, match="prefix of the model's own"):
-        stage_to(str(PIPELINE_PATH), f"s3://{s3.bucket}", pipeline=True)
+        publish_model(str(PIPELINE_PATH), f"s3://{s3.bucket}", pipeline=True)
 
 
 def test_a_part_with_pickled_weights_alone_is_refused(s3: S3Server, tmp_path: Path) -> None:
@@ -101,15 +102,16 @@ def test_a_part_with_pickled_weights_alone_is_refused(s3: S3Server, tmp_path: Pa
     weights = next((own / "vae").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match="vae holds pickled weights alone"):
-        stage_to(str(own), store.url("sd"), pipeline=True)
+        publish_model(str(own), store.url("sd"), pipeline=True)
     assert list(store.list()) == []
 
 
 def test_offline_a_model_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     """Not once the store's patience is over: nothing that waiting brings."""
     code = (
-        "from pathlib import Path; from infra.storage import StorageSettings; from jobs.models.staging import stage; "
-        f"stage('org/none', StorageSettings(patience_s=100), Path({str(tmp_path)!r}), pipeline=False)"
+        "from pathlib import Path; from infra.storage import StorageSettings; "
+        "from jobs.models.staging import fetch_model; "
+        f"fetch_model('org/none', StorageSettings(patience_s=100), Path({str(tmp_path)!r}), pipeline=False)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     begun = time.monotonic()

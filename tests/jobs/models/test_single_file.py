@@ -19,7 +19,7 @@ from jobs.export import base_file_for, default_forms
 from jobs.exports.forms.single_file import write_single_file
 from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from jobs.runs.identity import identity_of, without_paths
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import RECIPE, config, manifest
@@ -36,7 +36,9 @@ AVERAGE = {"model_ema.decay": torch.tensor(0.9), "model_ema.diffusion_modelx": t
 def staged(tmp_path: Path) -> Callable[[Tensors], Path]:
     def stage_it(tensors: Tensors, layout: str | None = str(PIPELINE_PATH)) -> Path:
         save_file(tensors, tmp_path / "foo.safetensors")
-        return stage(str(tmp_path / "foo.safetensors"), SETTINGS, tmp_path / "cache", pipeline=True, layout=layout)
+        return fetch_model(
+            str(tmp_path / "foo.safetensors"), SETTINGS, tmp_path / "cache", pipeline=True, layout=layout
+        )
 
     return stage_it
 
@@ -136,12 +138,12 @@ def test_a_layout_of_another_model_is_refused(staged: Callable[[Tensors], Path],
 def test_a_pickled_one_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(ModelError, match=r"pickled one: opening it can run code(.|\n)*from_single_file"):
-        stage(str(tmp_path / name), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(PIPELINE_PATH))
+        fetch_model(str(tmp_path / name), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(PIPELINE_PATH))
 
 
 def test_a_file_that_is_not_there_or_no_safetensors_is_refused(tmp_path: Path) -> None:
     def stage_it(name: str) -> Path:
-        return stage(str(tmp_path / name), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(PIPELINE_PATH))
+        return fetch_model(str(tmp_path / name), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(PIPELINE_PATH))
 
     with pytest.raises(ModelError, match=r"there is no file .*gone\.safetensors"):
         stage_it("gone.safetensors")
@@ -156,7 +158,7 @@ def test_an_edit_goes_back_into_the_file_and_is_read_again(staged: Callable[[Ten
     operator = EditOperator(torch.eye(d, dtype=torch.float64) * 1.25)
     edited = tmp_path / "edited.safetensors"
     written = write_single_file(tmp_path / "foo.safetensors", operator, edited, {}, unet_folder=folder / "unet")
-    again = stage(str(edited), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(folder))
+    again = fetch_model(str(edited), SETTINGS, tmp_path / "cache", pipeline=True, layout=str(folder))
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     before, after = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (folder, again))
     assert torch.equal(after[name], operator.edited(before[name]))
@@ -186,12 +188,12 @@ def test_one_in_a_store_is_fetched_and_made_once(s3, tmp_path: Path) -> None:  #
     store.upload(tmp_path / "foo.safetensors", "models/foo.safetensors")
     store.upload_folder(PIPELINE_PATH, "layout")
     asked = {"pipeline": True, "layout": store.url("layout")}
-    folder = stage(store.url("models/foo.safetensors"), s3.settings, tmp_path / "cache", **asked)
+    folder = fetch_model(store.url("models/foo.safetensors"), s3.settings, tmp_path / "cache", **asked)
     assert content_digest(folder) == content_digest(PIPELINE_PATH)
     # Nothing of the layout's weights is fetched for it, and no copy of the file is left.
     assert sum(1 for _ in (tmp_path / "cache").rglob("*.safetensors")) == 3
     made = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat()
-    again = stage(store.url("models/foo.safetensors"), s3.settings, tmp_path / "cache", **asked)
+    again = fetch_model(store.url("models/foo.safetensors"), s3.settings, tmp_path / "cache", **asked)
     assert again == folder
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == made.st_mtime_ns
 

@@ -15,7 +15,7 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import StorageSettings
 from jobs.models.digests import content_digest
 from jobs.models.files import load_tokenizers
-from jobs.models.staging import Origin, origin_of, stage
+from jobs.models.staging import Origin, fetch_model, origin_of
 from time_ops import ModelError
 
 
@@ -58,7 +58,7 @@ def test_the_hubs_cache_says_where_a_model_comes_from(folder: Path, tmp_path: Pa
     there = tmp_path / "models--CompVis--stable-diffusion-v1-4" / "snapshots" / ("c0ffee" * 7)[:40]
     shutil.copytree(folder, there)
     (there / "README.md").write_text("---\nlicense: openrail\n---\n")
-    found = origin_of(stage(str(there), StorageSettings(), tmp_path, pipeline=False))
+    found = origin_of(fetch_model(str(there), StorageSettings(), tmp_path, pipeline=False))
     assert found == Origin("CompVis/stable-diffusion-v1-4", there.name, "---\nlicense: openrail\n---\n")
 
 
@@ -72,12 +72,12 @@ def test_a_truncated_file_is_refused(folder: Path) -> None:
 def test_pickled_weights_are_refused_with_the_way_out(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safe_serialization=True"):
-        stage(str(folder), StorageSettings(), tmp_path, pipeline=False)
+        fetch_model(str(folder), StorageSettings(), tmp_path, pipeline=False)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model_index\.json"):
-        stage(str(tmp_path), StorageSettings(), tmp_path / "cache", pipeline=True)
+        fetch_model(str(tmp_path), StorageSettings(), tmp_path / "cache", pipeline=True)
 
 
 def test_dtypes_that_numpy_lacks_are_told_apart(folder: Path) -> None:

@@ -21,10 +21,10 @@ from jobs.config import SamplerConfig
 from jobs.errors import exit_code_of
 from jobs.images.classifier import Classifier
 from jobs.models.digests import content_digest
-from jobs.models.offline import stage_to
+from jobs.models.offline import publish_model
 from jobs.models.pipelines import load_pipeline
 from jobs.models.weights import check_classifier, check_pipeline
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from tests.jobs.helpers import config
 from time_ops import ModelError
 
@@ -158,7 +158,7 @@ def test_loading_and_staging_refuse_them_too(model: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"encoder\.layers\.3\."):
         load_pipeline(model, SAMPLER, CPU, torch.float32)
     with pytest.raises(ModelError, match=r"encoder\.layers\.3\."):
-        stage_to(str(model), str(tmp_path / "kept" / "sd"), pipeline=True)
+        publish_model(str(model), str(tmp_path / "kept" / "sd"), pipeline=True)
     assert not (tmp_path / "kept" / "sd").exists()
 
 
@@ -166,11 +166,11 @@ def test_a_probe_refuses_both_models(model: Path, classifier: Path, tmp_path: Pa
     BAD["UNet is not finite"][0](model)
     there = config(model=str(model), classifier=str(classifier), output=str(tmp_path / "out"))
     with pytest.raises(ModelError, match=r"conv_out\.bias is not finite"):
-        AuditWorker(there, StorageSettings(), "test", 1).probe()
+        Worker(there, StorageSettings(), "test", 1).probe()
     drop("", "visual_projection.weight")(classifier)
     there = config(model=str(PIPELINE_PATH), classifier=str(classifier), output=str(tmp_path / "out"))
     with pytest.raises(ModelError, match=r"visual_projection\.weight"):
-        AuditWorker(there, StorageSettings(), "test", 1).probe()
+        Worker(there, StorageSettings(), "test", 1).probe()
 
 
 def test_what_is_finite_as_stored_may_not_be_as_run(model: Path) -> None:

@@ -33,13 +33,13 @@ from jobs.planning.plan import make_plan
 from jobs.planning.schema import Plan
 from jobs.planning.text import plan_text
 from jobs.runs.identity import identity_of
-from jobs.worker.worker import AuditWorker
+from jobs.worker.worker import Worker
 from manifests import Manifest, manifest_bytes
 from manifests.schema import SCHEMA
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
 from time_ops import EditOperator, Mixture
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 from time_ops.route import UNEDITED
 from time_ops.search.model import Candidate, Measured
 from time_ops.search.saturation import Seen
@@ -102,7 +102,7 @@ def test_it_finds_the_shards_that_the_job_stores(s3: S3Server, tmp_path: Path) -
     assert before.worker_hours is None
 
     # The key's ingredients as the job gets them: from a worker.
-    recipe = recipe_of(config, AuditWorker(config, StorageSettings.from_environment(), "test").probe())
+    recipe = recipe_of(config, Worker(config, StorageSettings.from_environment(), "test").probe())
     cells = audit_cells(MANIFEST, config)
     base = list(shards_of(cells, recipe, Variant.plain(), config))
     seconds = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -298,12 +298,12 @@ def tried(number: int, operators: tuple[str, ...], active: tuple[bool, ...]) -> 
 
 def operator(label: str) -> EditOperator:
     record = EditRecord("a nurse", ((f"a {label} nurse", 1.0),), 1.0)
-    return EditOperator(2 * torch.eye(4, dtype=torch.float64), (Inputs((record,)),))
+    return EditOperator(2 * torch.eye(4, dtype=torch.float64), (SolveInputs((record,)),))
 
 
 def recipe_at(config: RunConfig) -> Recipe:
     """As the job gets it: from a worker."""
-    return recipe_of(config, AuditWorker(config, StorageSettings.from_environment(), "test").probe())
+    return recipe_of(config, Worker(config, StorageSettings.from_environment(), "test").probe())
 
 
 def test_a_mixtures_stages_are_what_its_cells_come_to(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from time_ops.search.calibration import Calibration
-from time_ops.search.model import Candidate, Limits, Measured, Profession, Rules, State
+from time_ops.search.calibration import CalibrationSearch
+from time_ops.search.model import Candidate, Limits, Measured, Rules, SearchedProfession, State
 from time_ops.search.objective import loss
 from time_ops.search.response import Observed, fit_response
 from time_ops.stats.sequences import confidence_sequence
 
 P, W = 12, 8
-PROFESSIONS = [Profession(f"p{i}", (0.5, 0.5), (0, 1), (None, None)) for i in range(P)]
+PROFESSIONS = [SearchedProfession(f"p{i}", (0.5, 0.5), (0, 1), (None, None)) for i in range(P)]
 RULES = Rules(lam=1000.0, least_lam=10.0, images=8, base_rounds=8, verify_rounds=8)
 
 
@@ -55,7 +55,7 @@ def test_the_response_finds_thresholds_and_slope() -> None:
 
 def test_shares_come_on_target_in_every_wording_and_the_balanced_is_left_alone() -> None:
     world = World(1)
-    search = Calibration(PROFESSIONS, W, RULES)
+    search = CalibrationSearch(PROFESSIONS, W, RULES)
     while (candidate := search.propose()) is not None:
         search.tell(candidate, world.audit(candidate, RULES.images))
     outcomes = search.outcomes()
@@ -73,12 +73,12 @@ def test_shares_come_on_target_in_every_wording_and_the_balanced_is_left_alone()
 
 
 def test_a_resumed_search_goes_on_as_if_it_had_not_stopped() -> None:
-    world, search = World(2), Calibration(PROFESSIONS, W, RULES)
+    world, search = World(2), CalibrationSearch(PROFESSIONS, W, RULES)
     while sum(c.phase == "verify" for c, _ in search.trials) < 2:
         candidate = search.propose()
         assert candidate is not None
         search.tell(candidate, world.audit(candidate, RULES.images))
-    again = Calibration(PROFESSIONS, W, RULES)
+    again = CalibrationSearch(PROFESSIONS, W, RULES)
     for trial in search.trials:
         again.tell(*trial)
     one, other = search.propose(), again.propose()
@@ -91,8 +91,8 @@ def test_a_resumed_search_goes_on_as_if_it_had_not_stopped() -> None:
 
 
 def test_all_fixed_needs_no_search() -> None:
-    fixed = Profession("p", (0.5, 0.5), (0, 1), (0.4, 0.6), lam=30.0)
-    search = Calibration([fixed], W, RULES)
+    fixed = SearchedProfession("p", (0.5, 0.5), (0, 1), (0.4, 0.6), lam=30.0)
+    search = CalibrationSearch([fixed], W, RULES)
     assert search.propose() is None
     assert search.best.lam.tolist() == [30.0]
     np.testing.assert_array_equal(search.best.shares[0], np.tile([0.4, 0.6], (W, 1)))
@@ -101,7 +101,7 @@ def test_all_fixed_needs_no_search() -> None:
 
 def test_wordings_that_the_edit_has_not_follow_the_others() -> None:
     world = World(3)
-    search = Calibration(PROFESSIONS, W, RULES, unedited=[1, 4])
+    search = CalibrationSearch(PROFESSIONS, W, RULES, unedited=[1, 4])
     while (candidate := search.propose()) is not None:
         search.tell(candidate, world.audit(candidate, RULES.images))
     shares = search.best.shares[5][:, 0]
@@ -110,9 +110,11 @@ def test_wordings_that_the_edit_has_not_follow_the_others() -> None:
     np.testing.assert_allclose(shares[[1, 4]], own.mean())
 
 
-def run(professions: list[Profession], share: Callable[[Candidate], np.ndarray], rules: Rules = RULES) -> Calibration:
+def run(
+    professions: list[SearchedProfession], share: Callable[[Candidate], np.ndarray], rules: Rules = RULES
+) -> CalibrationSearch:
     """A search on a model whose shares of the first label, [P, W], are given: ten images a cell, without noise."""
-    search = Calibration(professions, W, rules)
+    search = CalibrationSearch(professions, W, rules)
     while (candidate := search.propose()) is not None:
         hits = np.rint(10 * np.clip(share(candidate), 0, 1)).astype(int)
         tallies = np.stack([hits, 10 - hits, np.zeros_like(hits)], axis=-1)
@@ -135,7 +137,7 @@ def test_the_defaults_can_decide() -> None:
         assert high <= 0.5 + rules.tolerance
     world = World(5)
     world.base[:] = 0.5
-    search = Calibration(PROFESSIONS, W, rules)
+    search = CalibrationSearch(PROFESSIONS, W, rules)
     while (candidate := search.propose()) is not None:
         search.tell(candidate, world.audit(candidate, 8))
     assert sum(o.state is State.BALANCED for o in search.outcomes()) >= 10
@@ -160,7 +162,7 @@ def test_a_profession_that_never_answers_pulls_on_no_other_and_is_unreachable() 
 
 def test_fixed_shares_move_lambda_alone_and_back_again() -> None:
     """All of the edit toward one label, as published: stronger until the target, weaker again beyond it."""
-    one = [Profession("p", (0.5, 0.5), (0,), (1.0,))]
+    one = [SearchedProfession("p", (0.5, 0.5), (0,), (1.0,))]
 
     def share(candidate: Candidate) -> np.ndarray:
         return (
@@ -178,7 +180,10 @@ def test_fixed_shares_move_lambda_alone_and_back_again() -> None:
 
 
 def test_a_lone_destination_shares_with_the_source() -> None:
-    lone = [Profession("p", (0.5, 0.5), (0,), (None,)), Profession("q", (0.5, 0.5), (0, 0), (None, None))]
+    lone = [
+        SearchedProfession("p", (0.5, 0.5), (0,), (None,)),
+        SearchedProfession("q", (0.5, 0.5), (0, 0), (None, None)),
+    ]
     assert [p.is_free for p in lone] == [True, True]
     search = run(lone, lambda c: expit(14 * (np.stack([s.sum(axis=1) for s in c.shares]) - flat([0.3, 0.7]))))
     assert np.abs(search.best.shares[0].sum(axis=1).mean() - 0.3) < 0.05
@@ -186,15 +191,15 @@ def test_a_lone_destination_shares_with_the_source() -> None:
 
 
 def test_a_half_fixed_blend_of_two_labels_is_fixed() -> None:
-    half = Profession("p", (0.5, 0.5), (0, 1), (0.6, None))
+    half = SearchedProfession("p", (0.5, 0.5), (0, 1), (0.6, None))
     assert not half.is_free
     search = run([half], lambda c: flat([0.5 if c.phase != "base" else 0.0]))
     np.testing.assert_allclose(search.best.shares[0], np.tile([0.6, 0.4], (W, 1)))
 
 
 def test_three_labels_come_on_target_together() -> None:
-    three = [Profession(f"p{i}", (0.5, 0.3, 0.2), (0, 1, 2), (None,) * 3) for i in range(4)]
-    search = Calibration(three, W, Rules(1000.0, 10.0, images=40, search_rounds=8))
+    three = [SearchedProfession(f"p{i}", (0.5, 0.3, 0.2), (0, 1, 2), (None,) * 3) for i in range(4)]
+    search = CalibrationSearch(three, W, Rules(1000.0, 10.0, images=40, search_rounds=8))
     while (candidate := search.propose()) is not None:
         asked = np.stack(candidate.shares)
         powers = np.exp(6 * asked * [1.0, 1.2, 0.9]) if candidate.phase != "base" else np.ones_like(asked) * [9, 1, 1]
@@ -228,7 +233,7 @@ def test_what_the_edit_costs_is_in_the_objective() -> None:
 
 
 def test_a_verified_candidate_gives_way_only_to_a_much_better_one() -> None:
-    search = Calibration(PROFESSIONS[:1], W, Rules(1000.0, 10.0, base_rounds=1, search_rounds=2, verify_rounds=1))
+    search = CalibrationSearch(PROFESSIONS[:1], W, Rules(1000.0, 10.0, base_rounds=1, search_rounds=2, verify_rounds=1))
     female = (10, 2, 5, 10)
     while (candidate := search.propose()) is not None:
         hits = np.full((1, W), female[candidate.number - 1])

@@ -19,11 +19,11 @@ from infra.storage import LocalStore, StorageError
 from jobs.exports.forms.diffusers_folder import write_checkpoint, write_edited_unet
 from jobs.models.checksums import verify_folder
 from jobs.models.digests import content_digest
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from tests.time_ops.conftest import make_pipe, make_xl_pipe
 from tests.wire import Wire
 from time_ops import EditOperator, ModelError
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -37,7 +37,7 @@ def operator_of(d: int, *, values_only: bool = False, size: float = 0.05, pooled
     noise = torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     matrix = torch.eye(d, dtype=torch.float64) + size * noise
     second = None if pooled is None else operator_of(pooled, size=size)
-    return EditOperator(matrix, (Inputs((), values_only=values_only),), pooled=second)
+    return EditOperator(matrix, (SolveInputs((), values_only=values_only),), pooled=second)
 
 
 def saved(folder: Path, layout: str = "plain", dtype: torch.dtype = torch.float32, *, xl: bool = False) -> Path:
@@ -234,7 +234,7 @@ def test_a_model_of_the_same_server_is_copied_there(s3: Any, tmp_path: Path) -> 
     store, model = s3.store(), s3.store()
     saved(tmp_path / "base", "shards")
     model.upload_folder(tmp_path / "base")
-    base = stage(model.url(), s3.settings, tmp_path / "cache", pipeline=True)
+    base = fetch_model(model.url(), s3.settings, tmp_path / "cache", pipeline=True)
     wire = Wire(store)
     arguments = (base, content_digest(base), operator_of(32), "card", store)
     write_checkpoint(*arguments, "run/candidate", settings=s3.settings)

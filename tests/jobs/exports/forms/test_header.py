@@ -12,7 +12,7 @@ import torch
 from jobs.exports.forms.header import Form, ModelSpec, Provenance, file_header, lams_digest, spec_of
 from tests.jobs.exports.conftest import Model
 from time_ops import EditOperator, ModelError
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 
 SPEC = ModelSpec("SD, even-handed", "stable-diffusion-v1", "512x512", date="2026-11-21")
 PROVENANCE = Provenance("b" * 64, "m" * 64, "l" * 64, "2026-11-21-sd14", "fail", forced=True)
@@ -101,8 +101,8 @@ def test_the_lams_digest_knows_strengths_and_not_their_order() -> None:
     def of(*lams: float) -> str:
         records = [EditRecord(f"a {i}", (("a nurse", 1.0),), lam) for i, lam in enumerate(lams)]
         matrix = torch.eye(4, dtype=torch.float64)
-        assert EditOperator(matrix, (Inputs(tuple(records)),)).steps == (Inputs(tuple(records[::-1])),)
-        return lams_digest(EditOperator(matrix, (Inputs(tuple(records[::-1])),)))
+        assert EditOperator(matrix, (SolveInputs(tuple(records)),)).steps == (SolveInputs(tuple(records[::-1])),)
+        return lams_digest(EditOperator(matrix, (SolveInputs(tuple(records[::-1])),)))
 
     assert of(0.1, 0.2) == of(0.1, 0.2)
     assert of(0.1, 0.2) != of(0.2, 0.1)

@@ -13,7 +13,7 @@ from jobs.exports.forms.lora import low_rank_operator, write_lora
 from tests.jobs.exports.conftest import HEADER, Model, edited, image_of
 from tests.time_ops.conftest import make_unet
 from time_ops import EditError, EditOperator, ModelError
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 from time_ops.surfaces import text_entries
 
 
@@ -125,7 +125,7 @@ def test_a_half_precision_base_gets_its_own_dtype(
 
 
 def test_values_only_has_no_keys(sd: Model, tmp_path: Path) -> None:
-    operator = replace(sd.operator(), steps=(Inputs((), values_only=True),))
+    operator = replace(sd.operator(), steps=(SolveInputs((), values_only=True),))
     written = write_lora(sd.folder / "unet", operator, tmp_path / "lora.safetensors", HEADER)
     assert written.tensors == 4
     assert not [name for name in load_file(written.path) if "to_k" in name]

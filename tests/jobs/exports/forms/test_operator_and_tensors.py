@@ -14,7 +14,7 @@ from jobs.exports.forms.tensors import write_tensors
 from tests.jobs.exports.conftest import HEADER, Model, image_of
 from tests.test_architecture import imported
 from time_ops import EditError, EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 
 def shipped(folder: Path) -> Any:
@@ -58,12 +58,12 @@ def test_our_own_reader_takes_the_file_with_its_longer_header(sd: Model, tmp_pat
 def test_a_values_only_operator_is_not_shipped_as_a_transform(sd: Model) -> None:
     check_transform(sd.operator())
     with pytest.raises(EditError, match="keys read them unchanged"):
-        check_transform(replace(sd.operator(), steps=(Inputs((), values_only=True),)))
+        check_transform(replace(sd.operator(), steps=(SolveInputs((), values_only=True),)))
 
 
 @pytest.mark.parametrize("values_only", [False, True])
 def test_the_tensors_load_into_the_base_model(model: Model, tmp_path: Path, values_only: bool) -> None:
-    operator = replace(model.operator(), steps=(Inputs((), values_only=values_only),))
+    operator = replace(model.operator(), steps=(SolveInputs((), values_only=values_only),))
     written = write_tensors(model.folder / "unet", operator, tmp_path / "tensors.safetensors", HEADER)
     count = model.projections // (2 if values_only else 1) + model.edited - model.projections
     pipe, folded = model.pipe(), model.pipe()

@@ -11,7 +11,7 @@ from jobs.exports.forms.single_file import write_single_file
 from jobs.models.sources import open_safetensors
 from tests.jobs.exports.conftest import HEADER, Model, image_of
 from time_ops import ModelError
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 
 def raw(path: Path) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ def test_half_of_an_average_is_refused(sd: Model, tmp_path: Path) -> None:
 
 
 def test_values_only_leaves_the_keys(sd: Model, tmp_path: Path) -> None:
-    operator = replace(sd.operator(), steps=(Inputs((), values_only=True),))
+    operator = replace(sd.operator(), steps=(SolveInputs((), values_only=True),))
     out = tmp_path / "e.safetensors"
     written = write_single_file(sd.file, operator, out, HEADER, unet_folder=sd.folder / "unet")
     before, after = raw(sd.file), raw(out)

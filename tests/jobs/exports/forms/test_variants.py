@@ -19,7 +19,7 @@ from jobs.models.digests import content_digest
 from jobs.models.pipelines import load_pipeline
 from tests.time_ops.conftest import make_pipe
 from time_ops import EditOperator
-from time_ops.records import Inputs
+from time_ops.records import SolveInputs
 
 SAMPLER = SamplerConfig(steps=2, height=16, width=16)
 
@@ -30,7 +30,7 @@ def test_an_export_keeps_the_variant_and_says_how_it_is_loaded(tmp_path: Path, o
     make_pipe().to(torch.float16).save_pretrained(base_folder, variant="fp16")
     base = load_pipeline(base_folder, SAMPLER, torch.device("cpu"), torch.float32)
     noise = torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    operator = EditOperator(torch.eye(32, dtype=torch.float64) + 0.05 * noise, (Inputs((), values_only=False),))
+    operator = EditOperator(torch.eye(32, dtype=torch.float64) + 0.05 * noise, (SolveInputs((), values_only=False),))
     made = Provenance(content_digest(base_folder), "m" * 64, lams_digest(operator), "r", "pass")
     task = ExportTask("diffusers", operator, made, "title", "2026-11-21", "x", "card", only_unet=only_unet)
     exported = write_export(

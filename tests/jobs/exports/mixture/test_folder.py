@@ -20,7 +20,7 @@ from jobs.models.checksums import verify_folder
 from jobs.models.digests import content_digest
 from jobs.models.publishing import promote
 from jobs.models.sources import open_safetensors
-from jobs.models.staging import stage
+from jobs.models.staging import fetch_model
 from tests.jobs.exports.conftest import Model, mixture_of, provenance_of
 from tests.wire import Wire
 from time_ops import EditOperator, Mixture, ModelError
@@ -74,7 +74,7 @@ def test_the_root_is_no_model_for_a_plain_class(sd: Model, tmp_path: Path, kind:
     with pytest.raises(OSError, match=r"no file named (model_index|config)\.json"):
         kind.from_pretrained(folder, local_files_only=True)
     with pytest.raises(ModelError, match=r"no model_index\.json there"):
-        stage(str(folder), None, tmp_path, pipeline=True)  # type: ignore[arg-type]
+        fetch_model(str(folder), None, tmp_path, pipeline=True)  # type: ignore[arg-type]
 
 
 def test_a_component_that_is_the_unedited_model_has_no_folder(sd: Model, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_it_is_whole_last_and_equal_files_are_sent_once(s3: Any, sd: Model, tmp_
     """The server copies what it has of the base model; what opens the whole, or a part, goes first and comes last."""
     store, model = s3.store(), s3.store()
     model.upload_folder(sd.folder)
-    base = stage(model.url(), s3.settings, tmp_path / "cache", pipeline=True)
+    base = fetch_model(model.url(), s3.settings, tmp_path / "cache", pipeline=True)
     mixture = mixture_of(sd)
     provenance = replace(provenance_of(sd, mixture), base_digest=content_digest(base))
     for staged in (True, False):

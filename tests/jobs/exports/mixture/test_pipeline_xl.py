@@ -28,7 +28,7 @@ from jobs.models.pipelines import load_pipeline
 from tests.jobs.exports.conftest import Model, mixture_of, provenance_of
 from tests.test_architecture import imported
 from time_ops import Mixture
-from time_ops.records import EditRecord, Inputs
+from time_ops.records import EditRecord, SolveInputs
 
 SAMPLER = SamplerConfig(steps=2, guidance_scale=3.0, height=16, width=16)
 PROMPTS = ["a photo of a nurse", "a ceo", "a cat", "a nurse at work"]
@@ -46,7 +46,7 @@ def told_apart(xl: Model) -> Mixture:
     components = []
     for component in plain.components:
         edit = EditRecord("a ceo", ((f"a {component.label} ceo", 1.0),), 0.1)
-        components.append(replace(component, operator=replace(component.operator, steps=(Inputs((edit,)),))))
+        components.append(replace(component, operator=replace(component.operator, steps=(SolveInputs((edit,)),))))
     return Mixture(tuple(components), plain.table)
 
 
