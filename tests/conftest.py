@@ -6,6 +6,7 @@ Also in which order files are run, and which of them by the same worker of pytes
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before Ray is imported by whichever module is collected first, and for all that it starts: on loopback alone, for the
 # last of these decides what address a node takes for its own.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# A worker has the rank of its test: behind the other tests' processes it would only be waited for.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
@@ -34,24 +37,37 @@ from infra.storage import ObjectStore, StorageSettings, open_store
 
 # Seconds to minutes each, the longest first: begun last, one of them would keep one worker busy while the others idle.
 _FIRST = (
-    "tests/soak/test_soak.py",
+    "tests/jobs/test_exactly_once.py",
     "tests/jobs/test_debias.py",
     "tests/infra/test_local.py",
     "tests/jobs/scheduling/test_job.py",
-    "tests/jobs/test_exactly_once.py",
-    "tests/jobs/test_audit.py",
     "tests/jobs/test_joint_job.py",
-    "tests/jobs/test_xl.py",
     "tests/jobs/test_mixture_job.py",
     "tests/jobs/test_evaluate.py",
     "tests/jobs/test_export_mixture.py",
     "tests/jobs/test_classifier_job.py",
-    "tests/jobs/doctor/test_doctor.py",
     "tests/jobs/cluster/test_nodes.py",
+    "tests/soak/test_soak.py",
+    "tests/jobs/test_audit.py",
+    "tests/jobs/editing/test_solver.py",
+    "tests/jobs/cluster/test_pool.py",
+    "tests/time_ops/test_sd14.py",
+    "tests/jobs/test_xl.py",
+    "tests/jobs/doctor/test_doctor.py",
     "tests/infra/demo/test_train.py",
 )
-# They share `cluster_server`, whose start costs as much as a test: one worker has them all.
-_OF_ONE_CLUSTER = {"tests/jobs/test_debias.py", "tests/infra/test_local.py", "tests/jobs/scheduling/test_job.py"}
+# What they share costs as much to start as a test: one worker of pytest-xdist has them all, one after another.
+_TOGETHER = {
+    "cluster_server": ("tests/jobs/test_debias.py", "tests/infra/test_local.py", "tests/jobs/scheduling/test_job.py"),
+    "shared_ray": (
+        "tests/jobs/test_joint_job.py",
+        "tests/jobs/test_mixture_job.py",
+        "tests/jobs/test_evaluate.py",
+        "tests/jobs/test_export_mixture.py",
+        "tests/jobs/test_classifier_job.py",
+    ),
+}
+_GROUP = {file: group for group, files in _TOGETHER.items() for file in files}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,18 +78,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """Hand out whole files, those of one cluster together."""
+    """Hand out whole files, those that share a cluster together."""
     return _Scheduling(config, log)
 
 
 class _Scheduling(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = _file_of(nodeid)
-        return "those of one cluster" if file in _OF_ONE_CLUSTER else file
+        return _GROUP.get(file, file)
 
 
 def _file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_foreign_ray(request: pytest.FixtureRequest) -> None:
+    """End the Ray that modules share before one begins that starts its own, or none."""
+    ours = (item for item in request.session.items if item.nodeid.startswith(f"{request.node.nodeid}::"))
+    shares = any("shared_ray" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
+    if not shares and "ray" in sys.modules and (ray := sys.modules["ray"]).is_initialized():
+        ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,23 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from jobs.report.schema import Report
+from tests.conftest import S3Server
 from tests.jobs.report.mixtures import FOUR, make_mixture_report
 from tests.jobs.report.reports import MakeReport, make_pictures, make_report
+from tests.jobs.warm import warm_workers
+
+
+@pytest.fixture(scope="module")
+def shared_ray(s3_server: S3Server) -> Iterator[None]:
+    """A Ray of one CPU, which the next module that asks for one finds; its workers reach the session's store."""
+    import ray
+
+    if not ray.is_initialized():
+        with pytest.MonkeyPatch.context() as patch:
+            s3_server.apply(patch)
+            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    with warm_workers():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ from jobs.worker.worker import Worker
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
+from tests.jobs.warm import warm_workers
 from time_ops import EditOperator, ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -110,8 +111,9 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
             loaded = load_config(yaml.safe_dump(config), flags={"run": "debiased", "mlflow": told})
-            debiased = debias(loaded, Console(file=printed))
-            yield Workplace(store, folder / "run.yaml", debiased, printed.getvalue(), secrets)
+            with warm_workers():
+                debiased = debias(loaded, Console(file=printed))
+                yield Workplace(store, folder / "run.yaml", debiased, printed.getvalue(), secrets)
         finally:
             ray.shutdown()
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from rich.console import Console
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
@@ -33,7 +32,9 @@ MEANT = {"female": ["Female"], "male": ["Male"]}
 
 
 @pytest.fixture(scope="module")
-def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ObjectStore, RunConfig]]:
+def here(
+    s3_server: S3Server, shared_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ObjectStore, RunConfig]]:
     """A store that a run of the dual encoder alone has filled, and that run's configuration."""
     folder = tmp_path_factory.mktemp("classifiers")
     write_manifest(manifest("nurse"), folder / "m.parquet")
@@ -56,12 +57,8 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             pictures={"per_cell": 0},
             workers={"count": 1},
         )
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            audit(alone, Console(file=io.StringIO()))
-            yield store, alone
-        finally:
-            ray.shutdown()
+        audit(alone, Console(file=io.StringIO()))
+        yield store, alone
 
 
 def changed(alone: RunConfig, classifier: Any) -> RunConfig:

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 from rich.console import Console
 
@@ -64,7 +63,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def done(s3_server: S3Server, shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "edits.csv").write_text(EDITS)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,11 +82,7 @@ def done(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
         }
         config = load_config(yaml.safe_dump(keys))
         console = Console(file=io.StringIO(), width=120)
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            yield Done(store, config, evaluate(config, console), evaluate(config, console), console.file.getvalue())  # type: ignore[attr-defined]
-        finally:
-            ray.shutdown()
+        yield Done(store, config, evaluate(config, console), evaluate(config, console), console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_every_image_is_a_row_and_every_figure_a_count_of_rows(done: Done) -> None:

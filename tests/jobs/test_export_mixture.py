@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from diffusers import DiffusionPipeline
 from rich.console import Console
@@ -39,7 +37,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def here(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("mixture-run")
     write_manifest(manifest("nurse", "mechanic"), folder / "m.parquet")
     config = {
@@ -65,12 +63,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "export": {"images": 4},
         "workers": {"count": 1},
     }
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
-        yield Place(folder / "out" / "runs" / "mixed", outcome)
-    finally:
-        ray.shutdown()
+    outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
+    return Place(folder / "out" / "runs" / "mixed", outcome)
 
 
 def test_the_runs_own_folder_is_the_whole_and_nothing_less(here: Place) -> None:

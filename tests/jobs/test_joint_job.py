@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 from rich.console import Console
 
@@ -59,7 +58,7 @@ class Place:
 
 @pytest.fixture(scope="module", params=FORMS)
 def here(
-    request: pytest.FixtureRequest, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, s3_server: S3Server, shared_ray: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp(request.param)
     {"sd3": make_sd3_pipe, "flux": make_flux_pipe}[request.param]().save_pretrained(folder / "model")
@@ -99,12 +98,8 @@ def here(
             "workers": {"count": 1},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
-            yield Place(request.param, store, folder, outcome)
-        finally:
-            ray.shutdown()
+        outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
+        yield Place(request.param, store, folder, outcome)
 
 
 def test_the_run_goes_through_every_step_and_its_checkpoint_draws_what_was_audited(here: Place) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import yaml
 from rich.console import Console
@@ -85,7 +84,7 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def here(s3_server: S3Server, shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     folder = tmp_path_factory.mktemp("mixture")
     write_manifest(MANIFEST, folder / "m.parquet")
     with pytest.MonkeyPatch.context() as patch:
@@ -113,12 +112,8 @@ def here(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "export": {"images": 3},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
-            yield Workplace(store, folder / "run.yaml", outcome)
-        finally:
-            ray.shutdown()
+        outcome = debias(load_config(yaml.safe_dump(config)), Console(file=io.StringIO()))
+        yield Workplace(store, folder / "run.yaml", outcome)
 
 
 def test_the_mixture_is_what_the_manifest_asks_for(here: Workplace) -> None:

@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
@@ -57,8 +55,6 @@ class Cron:
 
     def _connect(self) -> None:
         self.connected += 1
-        if not ray.is_initialized():
-            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 
     def report(self, run: str) -> Report:
         return Report.model_validate_json(self.store.get(f"runs/{run}/report.json"))
@@ -73,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cron(folder: Path) -> Iterator[Cron]:
+def cron(folder: Path, shared_ray: None) -> Cron:
     write_manifest(manifest("nurse", "mechanic"), folder / "m.parquet")
     config = {
         "manifest": str(folder / "m.parquet"),
@@ -91,8 +87,7 @@ def cron(folder: Path) -> Iterator[Cron]:
         "pictures": {"per_cell": 1, "format": "png"},
         "workers": {"count": 1},
     }
-    yield Cron(LocalStore(folder / "output"), config)
-    ray.shutdown()
+    return Cron(LocalStore(folder / "output"), config)
 
 
 @pytest.fixture(scope="module")
