@@ -1,5 +1,5 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
-.PHONY: setup dev help run test test-fast fuzz check bench soak lint type docs clean
+.PHONY: setup dev help run test test-fast fuzz check bench soak advisories lint type docs clean
 
 setup: ## .venv, with what running needs
 	@infra/setup.sh
@@ -38,6 +38,9 @@ bench: ## the benchmarks of docs/benchmarks.md that take minutes
 soak: ## a thousand random faults on real servers, each run compared with a calm one; see docs/operations.md
 	@infra/setup.sh test
 	.venv/bin/python -m tests.soak --faults 1000 --seed $(or $(SEED),1)
+
+advisories: dev ## known vulnerabilities of the pinned packages, from FILE=, a zip or folder in OSV's format
+	.venv/bin/python -m infra.advisories $(FILE)
 
 lint: dev ## style, format, and that every dependency is pinned
 	.venv/bin/ruff check .

@@ -1,6 +1,6 @@
 """What can be said of dependencies without a network: every package that an installation brings has its exact version.
 
-Known vulnerabilities are not looked up here: `pip-audit -r constraints.txt` does that where there is a network.
+Known vulnerabilities are not looked up here: `infra.advisories` reads a file of them, `pip-audit` asks for it.
 """
 
 import re
