@@ -42,7 +42,7 @@ def read_pins(path: Path) -> dict[str, str]:
         ValueError: a line pins nothing exactly.
     """
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    pins = {}
+    pins: dict[str, str] = {}
     for line in filter(None, lines):
         name, found, version = line.partition("==")
         if not found:
