@@ -31,12 +31,13 @@ pip_setting() {
 }
 
 # uv takes a fraction of pip's time, but does not read pip's settings. They are handed on, so that both ask the same
-# indexes.
+# indexes. Modules are compiled here, as pip does: where PYTHONDONTWRITEBYTECODE is set, as in many images, each process
+# would else compile them for itself, which takes a worker 14 s in place of 6.
 uv_install() {
     local links index extra cert
     links=$(pip_setting find-links) index=$(pip_setting index-url) extra=$(pip_setting extra-index-url) cert=$(pip_setting cert)
     env ${links:+UV_FIND_LINKS="${links// /,}"} ${index:+UV_DEFAULT_INDEX="$index"} ${extra:+UV_INDEX="$extra"} \
-        ${cert:+SSL_CERT_FILE="$cert"} UV_INDEX_STRATEGY=unsafe-best-match UV_HTTP_TIMEOUT=180 \
+        ${cert:+SSL_CERT_FILE="$cert"} UV_INDEX_STRATEGY=unsafe-best-match UV_HTTP_TIMEOUT=180 UV_COMPILE_BYTECODE=1 \
         .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt "$@"
 }
 
