@@ -1,4 +1,4 @@
-"""The main job: base audit, calibration, one solve, edited audit, checkpoint, report.
+"""The main job: base audit, search for strengths, edited audit, gates, checkpoint, report.
 
 python -m jobs.debias CONFIG.yaml --set key=value      # under `ray job submit`, or on the head node
 evenhand debias CONFIG.yaml                            # the same

@@ -15,8 +15,8 @@ __all__ = ["CalibrationConfig", "MixtureConfig"]
 class CalibrationConfig(Section):
     """The search for lambdas and shares that the manifest leaves open, see `time_ops.search.calibration`.
 
-    Lambdas are in units of the edit's own scale, the median spectral norm of `B_p`, at which an edit begins to bite
-    whatever the text encoder.
+    Of `form: single` only. Lambdas are in units of the edit's own scale, the median over edits of the spectral norm of
+    sum (c* - c) c^T, at which an edit begins to bite whatever the text encoder.
     """
 
     lam: float = Field(0.2, gt=0, description="where open lambdas start, and the largest")

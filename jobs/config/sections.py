@@ -101,8 +101,9 @@ class PreserveConfig(Section):
     explicit_ratio: float = Field(
         10.0,
         gt=0,
-        description="lambda of a destination prompt, in units of its own profession's: at 10 it holds ten times "
-        "weaker than the edit pulls, as stronger preservation spends the dimensions that unseen wordings need",
+        description="of `form: single` only: lambda of a destination prompt, in units of its own profession's. At 10 "
+        "it holds ten times weaker than the edit pulls, as stronger preservation spends the dimensions that unseen "
+        "wordings need",
     )
 
 
@@ -271,7 +272,7 @@ class ScheduleConfig(Section):
 
 
 class MlflowConfig(Section):
-    """An MLflow tracking server that finished runs are logged to; needs `pip install evenhand[mlflow]`."""
+    """An MLflow tracking server that finished runs are logged to; needs the extra `mlflow`."""
 
     tracking_uri: str | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""The maker: from shards to do to shards stored. While one batch is drawn, the one before is labelled and stored."""
+"""The maker: from shards to do to shards stored. While one batch is drawn, the one before is embedded and stored."""
 
 from __future__ import annotations
 

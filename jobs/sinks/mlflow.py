@@ -4,7 +4,7 @@ evenhand mlflow s3://bucket/prefix/runs/run-0123456789abcdef --tracking-uri http
 
 One MLflow run stands for one run of ours, found again by its tag: the same command again adds nothing. Only what a
 finished run's COMPLETE names is read, so a server that is away costs no run; the command goes on where it failed.
-MLflow's client is an extra: `pip install evenhand[mlflow]`.
+MLflow's client is the extra `mlflow`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def check_sink(config: MlflowConfig) -> None:
     if config.tracking_uri is None:
         return
     if find_spec("mlflow") is None:
-        raise ConfigError("mlflow.tracking_uri is set, but MLflow is not installed: pip install 'evenhand[mlflow]'")
+        raise ConfigError(
+            "mlflow.tracking_uri is set, but MLflow is not installed. In a checkout of Evenhand: "
+            "pip install -c constraints.txt '.[mlflow]'"
+        )
     parts = urlsplit(config.tracking_uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(

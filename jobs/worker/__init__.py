@@ -1,1 +1,1 @@
-"""The process that draws. Drivers never import it."""
+"""The process that draws. Drivers import `make` alone, which loads the rest in the worker."""
