@@ -1,6 +1,9 @@
 # What one does daily. Every target sets up what it needs. `make help` lists them.
 .PHONY: setup dev help run test test-fast fuzz check bench soak advisories lint type docs clean
 
+# Many images set it, and then every process compiles our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: ## .venv, with what running needs
 	@infra/setup.sh
 

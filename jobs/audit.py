@@ -26,8 +26,8 @@ from infra.storage import StorageSettings
 from jobs.auditing.api import TallyWorker
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
 from jobs.auditing.figures import AuditedProfession, audit_figures
-from jobs.auditing.outcome import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.pictures import Shown
+from jobs.auditing.reporting import Outcome, code_of, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.session import RunKind, Session, open_session
 from jobs.auditing.tally import TallyTask, part_name
 from jobs.config import AuditConfig, RunConfig

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from infra.storage import ObjectStore
 from jobs.auditing.figures import AuditedProfession, AuditResult, audit_figures, with_gate
-from jobs.auditing.outcome import Outcome, conclude, pictured_shards, report_of, write_pictures
+from jobs.auditing.reporting import Outcome, conclude, pictured_shards, report_of, write_pictures
 from jobs.auditing.session import Session, open_session
 from jobs.config import RunConfig
-from jobs.editing.calibration import calibrate
-from jobs.editing.saturation import saturate
+from jobs.editing.search_mixture import saturate
+from jobs.editing.search_single import calibrate
 from jobs.exports.api import ExportWorker
 from jobs.exports.export_card import NOT_CHECKED
 from jobs.exports.forms.header import Provenance, lams_digest

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from infra.storage import StorageSettings
-from jobs.auditing.outcome import cost_of
+from jobs.auditing.reporting import cost_of
 from jobs.auditing.tally import part_name, parts_of
 from jobs.config import RunConfig
 from jobs.errors import ExitCode

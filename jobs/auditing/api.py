@@ -20,7 +20,7 @@ class TallyWorker(Protocol):
         ...
 
     def tally(self, tasks: Sequence[TallyTask], frame: TallyFrame, texts: TextEmbeddings, key: str | None) -> PartTally:
-        """Label and count these cells; see `jobs.auditing.labelling.tally_part`."""
+        """Label and count these cells; see `jobs.auditing.tally_part.tally_part`."""
         ...
 
     def check_operator(self, operator: EditOperator | Mixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from jobs.editing.chunks import ChunkStrengths, EditChunk
+from jobs.editing.chunk_encoding import ChunkStrengths, EditChunk
 from time_ops import Statistics
 
 __all__ = ["ChunkWorker"]
@@ -17,7 +17,7 @@ class ChunkWorker(Protocol):
     def chunk_statistics(
         self, chunk: EditChunk, operators: Sequence[ChunkStrengths], wordings: Sequence[bool] | None
     ) -> tuple[Statistics, ...]:
-        """Weighted statistics of a chunk, one for each operator; see `jobs.editing.chunks.ChunkEncoder.statistics`."""
+        """Weighted statistics of a chunk, one for each operator; see `ChunkEncoder.statistics`."""
         ...
 
     def chunk_norms(self, chunk: EditChunk) -> tuple[list[float], list[float]]:

@@ -26,7 +26,14 @@ from jobs.auditing.session import Session
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
 from jobs.editing.api import ChunkWorker
-from jobs.editing.chunks import ChunkStrengths, ComponentStrengths, EditChunk, PreserveLams, edit_chunks, named_prompts
+from jobs.editing.chunk_encoding import (
+    ChunkStrengths,
+    ComponentStrengths,
+    EditChunk,
+    PreserveLams,
+    edit_chunks,
+    named_prompts,
+)
 from jobs.runs.inputs import CHUNK_PROFESSIONS
 from manifests import Manifest, resolved_shares
 from time_ops import EditError, EditOperator, Statistics, solve_statistics

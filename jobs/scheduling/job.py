@@ -22,7 +22,7 @@ from rich.console import Console
 
 from infra.storage import ObjectStore, StorageError, StorageSettings, open_store
 from jobs.audit import audit, read_edit
-from jobs.auditing.outcome import Outcome
+from jobs.auditing.reporting import Outcome
 from jobs.config import AuditConfig, RunConfig
 from jobs.errors import ConfigError
 from jobs.images.judging import check_labels, classifier_digest, fetch_classifiers

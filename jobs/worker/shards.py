@@ -10,8 +10,8 @@ import torch
 from infra.storage import ObjectMissing
 from jobs.evaluation.operators import EditSolver
 from jobs.images.generator import auto_batch_size
-from jobs.images.maker import ShardMaker
 from jobs.images.requests import EditRequest
+from jobs.images.shard_maker import ShardMaker
 from jobs.images.shards import Shard, ShardError, ShardOutcome, ShardSpec
 from jobs.worker.resident import Resident, installed_versions
 from time_ops import EditOperator

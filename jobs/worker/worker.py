@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from infra.storage import StorageSettings
-from jobs.auditing.labelling import tally_part
 from jobs.auditing.tally import PartTally, TallyFrame, TallyTask
+from jobs.auditing.tally_part import tally_part
 from jobs.config import RunConfig
-from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk
+from jobs.editing.chunk_encoding import ChunkEncoder, ChunkStrengths, EditChunk
 from jobs.evaluation.operators import EditSolver, SolvedEdit
 from jobs.evaluation.tally import MeasureFrame, MeasureTask, PartMeasures, PromptTexts, measure_part
 from jobs.exports.forms.header import Provenance

@@ -35,9 +35,9 @@ import torch
 from infra.storage import StorageSettings, open_store
 from jobs.config import RunConfig, SamplerConfig, load_config
 from jobs.images.generator import Generator, ImageRequest, auto_batch_size
-from jobs.images.maker import ShardMaker
 from jobs.images.panel import Panel
 from jobs.images.recipe import Probe, Recipe, recipe_of
+from jobs.images.shard_maker import ShardMaker
 from jobs.images.shards import BASE, ShardSpec
 from jobs.models.pipelines import compile_unet, load_pipeline
 from jobs.models.staging import resolve_dtype

@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.images.generator import ImageRequest, Images
 from jobs.images.labels import TextEmbeddings
-from jobs.images.maker import ShardMaker
+from jobs.images.shard_maker import ShardMaker
 from jobs.worker.worker import Worker
 
 __all__ = ["CELL", "WIDTH", "NoopWorker"]

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from infra.storage import LocalStore, StorageSettings
-from jobs.editing import calibration_evidence as evidence
-from jobs.editing import saturation_evidence
-from jobs.editing.saturation_evidence import Tried, tried_of
+from jobs.editing import mixture_evidence
+from jobs.editing import single_evidence as evidence
+from jobs.editing.mixture_evidence import Tried, tried_of
 from jobs.errors import ConfigError
 from jobs.images.shards import Shard, ShardError
 from jobs.report.reading import read_report
@@ -71,7 +71,7 @@ def tried() -> bytes:
     ones = np.ones((2, 2))
     seen = Seen(np.ones((2, 2, 3), int), np.ones((2, 2, 2), int), np.ones((2, 2), int), np.ones((2, 2), int))
     rounds = [Tried(Trial(i, ones, ones, ones, np.array([True, True])), seen, ("a", "b")) for i in range(2)]
-    return saturation_evidence.evidence_bytes(rounds, MANIFEST, COMPONENTS)
+    return mixture_evidence.evidence_bytes(rounds, MANIFEST, COMPONENTS)
 
 
 def rewritten(data: bytes, columns: dict[str, Any], **options: Any) -> bytes:

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from rich.console import Console
 
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
-from jobs.auditing.outcome import Outcome
+from jobs.auditing.reporting import Outcome
 from jobs.cli import main
 from jobs.config import load_config
 from jobs.debias import debias

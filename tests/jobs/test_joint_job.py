@@ -20,7 +20,7 @@ from rich.console import Console
 from infra.demo import CLASSIFIER_PATH
 from infra.storage import ObjectStore
 from jobs.audit import audit
-from jobs.auditing.outcome import Outcome
+from jobs.auditing.reporting import Outcome
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias

@@ -23,7 +23,7 @@ from rich.console import Console
 from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import ObjectStore
 from jobs.audit import audit
-from jobs.auditing.outcome import Outcome
+from jobs.auditing.reporting import Outcome
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
 from jobs.images.shards import image_seed

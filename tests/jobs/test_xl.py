@@ -15,9 +15,9 @@ from diffusers import StableDiffusionXLPipeline
 from infra.storage import LocalStore, StorageSettings
 from jobs.config import SamplerConfig
 from jobs.doctor.models import check_models
-from jobs.editing import chunks
+from jobs.editing import chunk_encoding as chunks
 from jobs.editing import solver as solving
-from jobs.editing.chunks import ChunkEncoder
+from jobs.editing.chunk_encoding import ChunkEncoder
 from jobs.editing.solver import Solver
 from jobs.images.generator import Generator, ImageRequest, negative_prompt_of
 from jobs.images.shards import BASE

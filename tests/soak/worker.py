@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jobs.images.generator import ImageRequest, Images
-from jobs.images.maker import ShardMaker
 from jobs.images.recipe import KEYED_LIBRARIES, Probe
+from jobs.images.shard_maker import ShardMaker
 from tests.bench.noop_worker import WIDTH, NoGenerator, NoopWorker
 
 __all__ = ["SeededWorker"]

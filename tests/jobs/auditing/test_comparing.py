@@ -24,11 +24,11 @@ from infra.storage import LocalStore, StorageSettings
 from jobs.audit import read_edit
 from jobs.auditing.comparing import Matched, check_comparable, match, reference_shards
 from jobs.auditing.figures import AuditedProfession, audit_figures
-from jobs.auditing.labelling import tally_part
-from jobs.auditing.outcome import code_of
 from jobs.auditing.pictures import Shown, choose_pictures
+from jobs.auditing.reporting import code_of
 from jobs.auditing.sentence import audit_sentence
 from jobs.auditing.tally import Tallies, TallyFrame, TallyTask
+from jobs.auditing.tally_part import tally_part
 from jobs.cluster.submit import _ship
 from jobs.config import RunConfig, load_config
 from jobs.errors import ConfigError, ExitCode

@@ -12,8 +12,8 @@ import pytest
 
 from infra.storage import LocalStore
 from jobs.auditing.blocks import places_of
-from jobs.auditing.labelling import tally_part
 from jobs.auditing.tally import CellTally, Drawn, Tallies, TallyFrame, TallyTask, pack, parts_of
+from jobs.auditing.tally_part import tally_part
 from jobs.images.cells import Cell, cut_cell, cut_parts
 from jobs.images.labels import FAILED, TextEmbeddings
 from jobs.images.shards import BASE, STATUSES, Shard, ShardError, ShardSpec, image_seed

@@ -11,7 +11,7 @@ from jobs.auditing.tally import PartTally, TallyFrame, TallyTask
 from jobs.cluster.api import ShardWorker
 from jobs.cluster.pool import Pool
 from jobs.editing.api import ChunkWorker
-from jobs.editing.chunks import ChunkStrengths, EditChunk
+from jobs.editing.chunk_encoding import ChunkStrengths, EditChunk
 from jobs.images.labels import TextEmbeddings
 from jobs.images.recipe import Probe
 from time_ops import Statistics

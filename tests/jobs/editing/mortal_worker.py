@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from jobs.editing.chunks import EditChunk
+from jobs.editing.chunk_encoding import EditChunk
 from jobs.worker.worker import Worker
 from time_ops import Statistics
 

@@ -22,9 +22,9 @@ from infra.storage import LocalStore, StorageError, StorageSettings
 from jobs.cluster import tree
 from jobs.cluster.pool import Pool
 from jobs.config import RunConfig
-from jobs.editing import chunks
+from jobs.editing import chunk_encoding as chunks
 from jobs.editing import solver as solving
-from jobs.editing.chunks import ChunkEncoder, ChunkStrengths, EditChunk, PreserveLams, edit_chunks
+from jobs.editing.chunk_encoding import ChunkEncoder, ChunkStrengths, EditChunk, PreserveLams, edit_chunks
 from jobs.editing.solver import Solver
 from jobs.errors import ClusterError
 from jobs.runs import inputs

@@ -19,9 +19,9 @@ from infra.demo.world import draw_all
 from infra.storage import LocalStore, ObjectStore, StorageSettings
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
-from jobs.editing.calibration_evidence import Trial, evidence_bytes
-from jobs.editing.saturation_evidence import Tried
-from jobs.editing.saturation_evidence import evidence_bytes as saturation_bytes
+from jobs.editing.mixture_evidence import Tried
+from jobs.editing.mixture_evidence import evidence_bytes as saturation_bytes
+from jobs.editing.single_evidence import Trial, evidence_bytes
 from jobs.images import shards as stored
 from jobs.images.cells import audit_cells, calibration_cells, saturation_cells, shards_of
 from jobs.images.edits import variant_of

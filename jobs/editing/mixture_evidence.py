@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.auditing.as_reported import rate_figure
 from jobs.config import RunConfig
-from jobs.editing.calibration_evidence import EVIDENCE
+from jobs.editing.single_evidence import EVIDENCE
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.tables import bounded_rows
 from jobs.report.search_schema import SaturatedProfession, SaturationRound

@@ -17,8 +17,8 @@ import numpy as np
 from infra.storage import ObjectMissing, StorageError
 from jobs.auditing.counts import count_cells
 from jobs.auditing.session import Session
-from jobs.editing.chunks import ComponentStrengths
-from jobs.editing.saturation_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
+from jobs.editing.chunk_encoding import ComponentStrengths
+from jobs.editing.mixture_evidence import EVIDENCE, Tried, evidence_bytes, section_of, tried_of
 from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, saturation_cells
 from jobs.images.components import components_of, tried_wordings

@@ -13,7 +13,7 @@ import torch
 
 from infra.storage import LocalStore, StorageError
 from jobs.images.generator import ImageRequest, Images
-from jobs.images.maker import ShardMaker
+from jobs.images.shard_maker import ShardMaker
 from jobs.images.shards import Shard, ShardSpec
 from tests.jobs.helpers import spec
 

@@ -18,7 +18,7 @@ from jobs.auditing.counts import count_cells
 from jobs.auditing.session import Session
 from jobs.auditing.tally import Tallies
 from jobs.config import RunConfig
-from jobs.editing.calibration_evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
+from jobs.editing.single_evidence import EVIDENCE, Trial, evidence_bytes, section_of, trials_of
 from jobs.editing.solver import solver_of
 from jobs.images.cells import Cell, calibration_cells
 from jobs.images.labels import TextEmbeddings

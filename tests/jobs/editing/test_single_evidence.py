@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from jobs.editing.calibration import professions_of
-from jobs.editing.calibration_evidence import Trial, evidence_bytes, section_of, trials_of
+from jobs.editing.search_single import professions_of
+from jobs.editing.single_evidence import Trial, evidence_bytes, section_of, trials_of
 from manifests import Manifest, ManifestRow
 from tests.jobs.helpers import config, manifest
 from time_ops.search.calibration import CalibrationSearch
