@@ -17,7 +17,7 @@ from jobs.config import SamplerConfig
 from jobs.doctor.models import check_models
 from jobs.editing import chunk_encoding as chunks
 from jobs.editing import solver as solving
-from jobs.editing.chunk_encoding import ChunkEncoder
+from jobs.editing.chunk_encoding import ChunkEncoder, ComponentStrengths
 from jobs.editing.solver import Solver
 from jobs.images.generator import Generator, ImageRequest, negative_prompt_of
 from jobs.images.shards import BASE
@@ -202,6 +202,29 @@ def test_a_spread_solve_has_the_pooled_operator_of_one_solve(
     for one, other in ((found, expected), (found.pooled, expected.pooled)):
         assert torch.linalg.norm(one.matrix - other.matrix) < 1e-5 * torch.linalg.norm(other.matrix)
     assert isinstance(pipe, StableDiffusionXLPipeline)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5])
+def test_a_component_edits_the_pooled_embedding_at_a_lambda_of_its_own(pipe: Any, tmp_path: Path, ratio: float) -> None:
+    there, edit_wordings = manifest("ceo", "nurse"), ("{source}", "A photo of {source}")
+    store = LocalStore(tmp_path / "store")
+    store.put("m.parquet", run_manifest_bytes(there))
+    wordings = {"edit": edit_wordings, "calibration": edit_wordings[1:]}
+    mixture = {"neutral": ["a photo of a cat"]} | ({} if ratio == 0.01 else {"pooled_ratio": ratio})
+    asked = config(wordings=wordings, form="mixture", mixture=mixture)
+    encoder = ChunkEncoder(store, lambda: pipe, threading_lock(), tmp_path / "cache")
+    solver = Solver(HerePool(Here(encoder)), there, asked, "m.parquet")
+    (female,) = solver.solve_components([ComponentStrengths("female", (2.0, 3.0), (1.5, 1.5), (3.0, 3.0), 1.0)])
+    assert female.pooled is not None
+    edits = [PromptEdit(f"a {n}", {f"a female {n}": 0.5, f"a male {n}": 0.5}) for n in ("ceo", "nurse")]
+    unit = encode_rows(pipe, edits, [""], augmentations=edit_wordings).pooled_ratio
+    tokens, pooled = (
+        {r.source: r.lam for r in (*o.steps[0].edits, *o.steps[0].preserved)} for o in (female, female.pooled)
+    )
+    assert tokens["a ceo"] == 2.0
+    # Of all that the solve weighs: edits, other labels' explicit prompts, and what it leaves alone.
+    assert pooled == pytest.approx({prompt: lam * ratio * unit for prompt, lam in tokens.items()}, rel=1e-5)
+    assert {"a ceo", "a male nurse", "a photo of a cat", ""} <= pooled.keys()
 
 
 def threading_lock() -> Any:
