@@ -44,6 +44,8 @@ NODES, NODE_CPUS, WORKERS = 2, 3, 2
 SHARD_IMAGES = 12
 DISK_BYTES = 1 << 30
 REALLY_FULL = 0.25
+_WRITES_AGAIN_S = 75.0
+"""How long the real server may refuse writes after its disk was full."""
 """The share of `no_room` that fills the store's disk for real."""
 _WORDINGS = ["A painting of {source}", "{source} working", "{source} laughing", "{source} in the workplace"]
 
@@ -218,6 +220,20 @@ class World:
             os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
         time.sleep(1 + 2 * draw / REALLY_FULL)
         ballast.unlink()
+        deadline = time.monotonic() + _WRITES_AGAIN_S
+        while not self._takes_writes():
+            if time.monotonic() > deadline:
+                # Its table of names may refuse writes for good, room or no room: what an operator does then.
+                self.restart_store(0)
+                return
+            time.sleep(1)
+
+    def _takes_writes(self) -> bool:
+        try:
+            self.store().put("room", b"")
+        except StorageError:
+            return False
+        return True
 
     def kill_worker(self, draw: float) -> bool:
         """SIGKILL one of the workers; False where there is none just now."""
