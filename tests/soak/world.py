@@ -44,9 +44,9 @@ NODES, NODE_CPUS, WORKERS = 2, 3, 2
 SHARD_IMAGES = 12
 DISK_BYTES = 1 << 30
 REALLY_FULL = 0.25
+"""The share of `no_room` that fills the store's disk for real."""
 _WRITES_AGAIN_S = 75.0
 """How long the real server may refuse writes after its disk was full."""
-"""The share of `no_room` that fills the store's disk for real."""
 _WORDINGS = ["A painting of {source}", "{source} working", "{source} laughing", "{source} in the workplace"]
 
 
