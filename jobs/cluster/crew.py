@@ -18,6 +18,7 @@ __all__ = ["CONCURRENCY", "Crew"]
 # Two calls per worker: while one labels and stores its last images, the next one draws.
 CONCURRENCY = 2
 _GROW_EVERY_S = 5.0
+_SAY_AFTER_S = 2.0
 _SAY_EVERY_S = 15.0
 _START_S = 600.0
 
@@ -216,7 +217,7 @@ class Crew:
                     f"no worker could be started within {limit:.0f} s (one asks for {self.demand.needs}); "
                     "see `ray status`" + ("" if has_room else ", or raise workers.wait_s")
                 )
-            if time.monotonic() - said >= _SAY_EVERY_S or (waited > 2 and not has_said):
+            if time.monotonic() - said >= _SAY_EVERY_S or (waited > _SAY_AFTER_S and not has_said):
                 said, has_said = time.monotonic(), True
                 what = "a worker to start" if has_room else f"the autoscaler to bring {self.demand.needs}"
                 self._say(f"waiting for {what}: {waited:.0f} s of at most {limit:.0f} s")

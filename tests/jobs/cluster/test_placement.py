@@ -21,6 +21,7 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 from infra.local.ports import is_free
 from infra.storage import StorageSettings
+from jobs.cluster import crew
 from jobs.cluster.placement import Demand, NodeType, node_types, room_to_come
 from jobs.cluster.pool import Pool
 from jobs.errors import ClusterError
@@ -127,7 +128,10 @@ def test_what_node_types_hold_is_counted_over_all_their_nodes(autoscaling: str) 
     assert room_to_come(Demand(1, 1)) == 0
 
 
-def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(autoscaling: str, tmp_path: Path) -> None:
+def test_a_gpu_that_an_autoscaler_can_bring_is_waited_for(
+    autoscaling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "_SAY_AFTER_S", 0.0)  # a quiet machine's comes within two seconds
     tell_node_types(autoscaling)
     said: list[str] = []
     with Pool(config(output=str(tmp_path)), StorageSettings(), "t", FakeWorker, said.append) as pool:
