@@ -211,7 +211,7 @@ class Pool:
             calls: gives the arguments of each call, from the first one at each attempt.
             count: how many calls they are.
             add: sums neighbouring results; a module's function.
-            finish: what it makes of the whole sum is the result; a module's function. The driver runs it on a small sum.
+            finish: what it makes of the whole sum is the result; a module's function. Small sums end in the driver.
 
         Raises:
             ClusterError: also where results are lost with their node again and again. All is begun again then, as sums
