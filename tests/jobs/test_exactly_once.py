@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -250,7 +251,8 @@ def test_the_same_job_twice_at_once_over_damaged_shards(
         assert first.poll() is None, (tmp_path / "out").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(LeaseHeldError) as refused:
+    # Its workers are held: it would end before it next renews its lease, and the second would rightly go on.
+    with paused(workers({raylet(node) for node in nodes.worker_nodes})), pytest.raises(LeaseHeldError) as refused:
         calm.go()
     assert exit_code_of(refused.value) == ExitCode.LEASE_HELD == 9
     assert first.wait() in (0, 5, 6), (tmp_path / "out").read_text()
@@ -259,6 +261,19 @@ def test_the_same_job_twice_at_once_over_damaged_shards(
     after = calm.shards()
     others = before.keys() - damaged
     assert {key: after[key] for key in others} == {key: before[key] for key in others}
+
+
+@contextmanager
+def paused(processes: Collection[psutil.Process]) -> Iterator[None]:
+    """While the block lasts; without any to pause the test would tell nothing."""
+    assert processes
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 def damage_two(run: Run) -> set[str]:
