@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs what a GPU machine lacks on which nothing can be installed: this repository's last commit, and the wheels of
-# `lacking`, unpacked. Such a machine has Python with torch, transformers, accelerate, scipy, statsmodels and pyarrow.
+# Packs what a GPU machine lacks on which nothing can be installed: this repository's last commit, and the wheels
+# that lack, unpacked. Such a machine has Python with the packages of `there`.
 #
 #   tests/bench/bundle.sh OUT.tar.xz              # for Python 3.12 on x86-64; PYTHON_VERSION=3.13 for another
 #
@@ -15,22 +15,16 @@ cd "$(dirname "$0")/../.."
 python=.venv/bin/python
 [ -x "$python" ] || { echo "bundle: no .venv; run: make dev" >&2; exit 2; }
 version=${PYTHON_VERSION:-3.12}
-lacking="ray diffusers pydantic pydantic-core pydantic-settings python-dotenv annotated-types typing-inspection boto3
-botocore s3transfer jmespath tenacity inflect more-itertools typeguard importlib-metadata zipp jsonschema
-jsonschema-specifications referencing rpds-py"
+there="torch transformers accelerate scipy statsmodels pyarrow pillow"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 mkdir -p "$work/evenhand/site" "$work/wheels"
 git archive HEAD infra jobs manifests tests time_ops pyproject.toml | tar -x -C "$work/evenhand"
 
-# The versions that run here, pinned or not.
-wanted=$("$python" - $lacking <<'PY'
-import sys
-from importlib.metadata import version
-print(*(f"{name}=={version(name)}" for name in sys.argv[1:]))
-PY
-)
+# All that the job needs beyond what is there, in the versions that run here. Pydantic may come with newer packages of
+# what is there, and not with older ones.
+wanted=$("$python" -m tests.bench.lacking --there "$there" --also "pydantic pydantic-core annotated-types typing-inspection")
 platforms=$(for glibc in 39 35 34 31 28 27 24 17; do echo "--platform manylinux_2_${glibc}_x86_64"; done)
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
     $platforms --platform manylinux2014_x86_64 --platform manylinux1_x86_64 --dest "$work/wheels" $wanted
@@ -52,5 +46,6 @@ cat > "$work/evenhand/enter" <<'SH'
 export PYTHONPATH="$PWD/site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled
 SH
-tar -C "$work" -cf - evenhand | xz -6 > "$out"
-echo "bundle: $(du -m "$out" | cut -f1) MB in $out"
+# A dictionary as large as the whole: Ray's three programs are 40 MB each, and share most of their code.
+tar -C "$work" -cf - evenhand | xz --threads=1 --x86 --lzma2=preset=9,dict=256MiB > "$out"
+echo "bundle: $(du --bytes "$out" | cut -f1 | sed 's/.\{6\}$//') MB in $out"
