@@ -31,6 +31,13 @@ platforms=$(for glibc in 39 35 34 31 28 27 24 17; do echo "--platform manylinux_
 for wheel in "$work"/wheels/*.whl; do
     "$python" -m zipfile -e "$wheel" "$work/evenhand/site"
 done
+# A worker asks for the version of what it runs.
+"$python" - "$work/evenhand/site" <<'PY'
+import shutil, sys
+from importlib.metadata import distribution
+own = distribution("evenhand")
+shutil.copytree(own.locate_file(f"evenhand-{own.version}.dist-info"), f"{sys.argv[1]}/evenhand-{own.version}.dist-info")
+PY
 # A wheel says which of its files are programs in bits that zipfile leaves out.
 chmod +x "$work"/evenhand/site/ray/core/src/ray/*/* "$work"/evenhand/site/*.data/scripts/* 2>/dev/null || true
 
