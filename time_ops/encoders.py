@@ -29,8 +29,23 @@ _CONFIG_FIELDS = (
     "max_position_embeddings",
     "use_attention_mask",
 )
-# What else decides a T5's; CLIP's digests are older than these, and stay as they are.
-_T5_FIELDS = ("d_kv", "d_ff", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance")
+# What else decides those of one kind; CLIP's digests are older than these, and stay as they are.
+_OWN_FIELDS: dict[str, tuple[str, ...]] = {
+    "t5": ("d_kv", "d_ff", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance"),
+    # Sana's. What caps its logits decides no embedding.
+    "gemma2": (
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_activation",
+        "rms_norm_eps",
+        "rope_parameters",
+        "query_pre_attn_scalar",
+        "layer_types",
+        "sliding_window",
+        "attn_logit_softcapping",
+        "use_bidirectional_attention",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ def _weights_digest(encoder: nn.Module) -> dict[str, str]:
     if cached is not None and cached[0] == state:
         return cached[1]
     own: Any = encoder.config
-    fields = (*_CONFIG_FIELDS, *_T5_FIELDS) if own.model_type == "t5" else _CONFIG_FIELDS
+    fields = (*_CONFIG_FIELDS, *_OWN_FIELDS.get(own.model_type, ()))
     config = {field: getattr(own, field, None) for field in fields}
     head = json.dumps(config, sort_keys=True, default=str).encode()
     hashes = {kind: hashlib.sha256(head) for kind in ("exact", "float16", "bfloat16")}
