@@ -65,9 +65,9 @@ def edit_model(
     Solved in float64 from float32 embeddings, whatever the pipeline's dtype, and cast once into the weights.
 
     Args:
-        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline in float16, bfloat16, float32 or float64.
-            Offloaded by `enable_model_cpu_offload` it can be edited; its weights must not be on the meta device or on
-            disk.
+        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, a FLUX.1, PixArt or Sana pipeline in float16, bfloat16, float32
+            or float64. Offloaded by `enable_model_cpu_offload` it can be edited; its weights must not be on the meta
+            device or on disk.
         source_prompt: what is said, "a CEO"; or several, for edits in one solve.
         destination_prompt: what is to be read, "a female CEO", with all words of the source; one for each source.
         lamb: regularisation, for all or for each edit; smaller edits more strongly.

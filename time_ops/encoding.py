@@ -20,7 +20,15 @@ import torch
 from time_ops.alignment import Alignment
 from time_ops.encoders import EncoderDigest, encoder_digest, text_encoders
 from time_ops.errors import EditError, ModelError
-from time_ops.families import Span, TextEmbeddings, aligned_spans, pipeline_embeddings, text_readers, token_spans
+from time_ops.families import (
+    Span,
+    TextEmbeddings,
+    aligned_spans,
+    check_masks,
+    pipeline_embeddings,
+    text_readers,
+    token_spans,
+)
 from time_ops.prompts import (
     DEFAULT_AUGMENTATIONS,
     PromptEdit,
@@ -54,7 +62,8 @@ class TokenPairs:
 
     Attributes:
         edit: what they were made from.
-        source: [n, d] float32 (or float64), token embeddings c_i; n = augmentations x positions.
+        source: [n, d] float32 (or float64), token embeddings c_i; n = augmentations x positions, but for those that
+            the model does not attend to.
         destinations: [K, n, d], for each destination the embedding c*_i that corresponds to source token i.
         augmentations: templates that were used.
         alignment: rule that matched the tokens.
@@ -147,15 +156,16 @@ def encode_edits(
     """Token pairs of edits, in order.
 
     Args:
-        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, or a FLUX.1 pipeline. Of the first three the UNet may be absent
-            from memory; the text encoders may not.
+        pipe: a Stable Diffusion 1.x, 2.x, XL or 3.x, a FLUX.1, PixArt or Sana pipeline. Of the first three the UNet
+            may be absent from memory; the text encoders may not.
         edits: the edits.
         augmentations: templates in which "{source}" stands for the edit's prompts, source and destinations alike.
         alignment: "published", or "lcs" to align also destinations that lack or reorder the source's words.
         batch_size: prompts encoded at a time.
 
     Returns:
-        One `TokenPairs` for each edit, float32 on the CPU, n = len(augmentations) x positions.
+        One `TokenPairs` for each edit, float32 on the CPU, n = len(augmentations) x positions. Where the pipeline masks
+        padding, each augmentation has as many as its source has tokens.
 
     Raises:
         EditError: a prompt is too long or can't be aligned; all of them are named.
@@ -170,7 +180,7 @@ def encode_edits(
             torch.cat([encoded.aligned(s, augment(t, name)) for s, t in zip(sources, templates, strict=True)])
             for name in edit.destinations
         ]
-        source = torch.cat([encoded.embeddings[encoded.places[s]] for s in sources])
+        source = torch.cat([encoded.tokens(s) for s in sources])
         pooled = None
         if encoded.pooled is not None:
             ends = [[encoded.places[augment(t, name)] for t in templates] for name in edit.destinations]
@@ -188,23 +198,44 @@ class Encoded:
         embeddings: [P, n, d] float32.
         pooled: [P, p] float32; None where the model reads none.
         places: index in both of each rendered prompt.
+        mask: [P, n] bool, which positions count: those that the model attends to. None: all of them.
         encoder: the text encoder's digest.
     """
 
     embeddings: torch.Tensor
     pooled: torch.Tensor | None
+    mask: torch.Tensor | None
     places: dict[str, int]
     encoder: EncoderDigest
     _spans: Sequence[Span]
     _alignment: Alignment
 
+    def tokens(self, prompt: str) -> torch.Tensor:
+        """A rendered prompt's embeddings that count, [n, d] float32."""
+        return self._counted(self.embeddings[self.places[prompt]], prompt)
+
     def positions(self, source: str, destination: str) -> torch.Tensor:
-        """Destination position of each source position, [n] int64; both prompts as rendered."""
-        return torch.from_numpy(aligned_spans(self._spans, source, destination, self._alignment))
+        """Destination position of each source position, [n] int64; both prompts as rendered.
+
+        Raises:
+            EditError: a position that counts would correspond to one that does not.
+        """
+        found = torch.from_numpy(aligned_spans(self._spans, source, destination, self._alignment))
+        if self.mask is not None:
+            unread = self.mask[self.places[source]] & ~self.mask[self.places[destination]][found]
+            if bool(unread.any()):
+                raise EditError(
+                    f"source {source!r} can't be aligned with destination {destination!r}: its positions "
+                    f"{unread.nonzero().flatten().tolist()} would correspond to padding, which the model does not read"
+                )
+        return found
 
     def aligned(self, source: str, destination: str) -> torch.Tensor:
-        """The destination's embeddings at these positions, [n, d] float32."""
-        return self.embeddings[self.places[destination]][self.positions(source, destination)]
+        """The destination's embeddings that correspond to those of the source that count, [n, d] float32."""
+        return self.embeddings[self.places[destination]][self._counted(self.positions(source, destination), source)]
+
+    def _counted(self, rows: torch.Tensor, prompt: str) -> torch.Tensor:
+        return rows if self.mask is None else rows[self.mask[self.places[prompt]]]
 
 
 def encode_checked(
@@ -235,11 +266,15 @@ def encode_checked(
         raise EditError.listing("these edits must be mended:", list(dict.fromkeys(faults)))
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys([*rendered_once, *prompts]))}
     made = _encode(pipe, list(places), batch_size)
-    return Encoded(made.tokens, made.pooled, places, encoder_digest(pipe), spans, alignment)
+    if made.mask is not None:
+        check_masks(spans, list(places), made.mask)
+    return Encoded(made.tokens, made.pooled, made.mask, places, encoder_digest(pipe), spans, alignment)
 
 
 def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> list[TokenPairs]:
     """Token pairs of prompts that must keep their embeddings: c* = c. No augmentation; [n, d] with n the positions.
+
+    Where the pipeline masks padding, n is the number of the prompt's own tokens.
 
     Args:
         pipe: as for `encode_edits`.
@@ -257,7 +292,7 @@ def encode_preserved(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32)
     for i, prompt in enumerate(distinct):
         edit = PromptEdit(prompt, {prompt: 1.0})
         # Each with memory of its own: a view would carry the embeddings of all prompts along wherever it is sent.
-        tokens, pooled = made.tokens[i].clone(), None
+        tokens, pooled = made.tokens[i].clone() if made.mask is None else made.tokens[i][made.mask[i]], None
         if made.pooled is not None:
             vector = made.pooled[i : i + 1].clone()
             pooled = TokenPairs(edit, vector, vector[None], encoder=encoder)
@@ -296,22 +331,24 @@ def encode_texts(pipe: Any, prompts: Sequence[str], *, batch_size: int = 32) -> 
     if len(rows) == len(prompts):
         return made
     order = [rows[p] for p in prompts]
-    return TextEmbeddings(made.tokens[order], None if made.pooled is None else made.pooled[order])
+    pooled, mask = (None if each is None else each[order] for each in (made.pooled, made.mask))
+    return TextEmbeddings(made.tokens[order], pooled, mask)
 
 
 def _encode(pipe: Any, prompts: list[str], batch_size: int) -> TextEmbeddings:
     """Distinct, checked prompts through the pipeline's own encoding, in float32."""
     if not prompts:
         return TextEmbeddings(torch.zeros(0, 0, 0), None)
-    tokens, pooled = [], []
+    tokens, pooled, masks = [], [], []
     # Looked up once: diffusers walks through all modules for it, 8 ms each time.
     device = pipe._execution_device
     with _float32_encoders(pipe), torch.no_grad():
         for start in range(0, len(prompts), batch_size):
-            states, vectors = pipeline_embeddings(pipe, prompts[start : start + batch_size], device)
-            tokens.append(states.to(device="cpu", dtype=torch.float32))
-            pooled += [] if vectors is None else [vectors.to(device="cpu", dtype=torch.float32)]
-    made = TextEmbeddings(torch.cat(tokens), torch.cat(pooled) if pooled else None)
+            part = pipeline_embeddings(pipe, prompts[start : start + batch_size], device)
+            tokens.append(part.tokens.to(device="cpu", dtype=torch.float32))
+            pooled += [] if part.pooled is None else [part.pooled.to(device="cpu", dtype=torch.float32)]
+            masks += [] if part.mask is None else [part.mask.cpu()]
+    made = TextEmbeddings(torch.cat(tokens), torch.cat(pooled) if pooled else None, torch.cat(masks) if masks else None)
     if not all(bool(torch.isfinite(e).all()) for e in (made.tokens, made.pooled) if e is not None):
         raise ModelError("the text encoder gives embeddings that are not finite: are its weights whole?")
     return made

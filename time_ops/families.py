@@ -6,9 +6,12 @@
     SD3       two CLIPs side by side, padded with zeros to T5's width;    both CLIPs', side by side
               T5's 256 positions behind them
     FLUX      T5's 512 positions                                          CLIP's
+    PixArt    T5's 120 positions (Alpha) or 300 (Sigma)                   none
+    Sana      300 positions of Gemma, which reads an instruction first    none
 
 The embeddings are the pipeline's own. What is told here is which positions come from which tokenizers, so that source
 and destination can be aligned in each. Neither SD3 nor FLUX masks T5's padding: the model attends to it, so it counts.
+PixArt and Sana mask theirs, so there it does not (`time_ops.captions`).
 """
 
 from __future__ import annotations
@@ -20,16 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from time_ops.alignment import Alignment, Positions, align_prompts
+from time_ops.alignment import Alignment, Positions, align_prompts, token_ids
+from time_ops.captions import CaptionCall, caption_call, caption_embeddings, reads_captions
 from time_ops.encoders import text_encoders
 from time_ops.errors import ModelError
 from time_ops.surfaces import denoiser_of
 
 __all__ = [
+    "CaptionReader",
     "Reader",
     "Span",
     "TextEmbeddings",
     "aligned_spans",
+    "check_masks",
     "pipeline_embeddings",
     "text_readers",
     "token_spans",
@@ -46,10 +52,12 @@ class TextEmbeddings:
     Attributes:
         tokens: [P, n, d].
         pooled: [P, p]; None where the model reads none.
+        mask: [P, n] bool, which token states the model attends to; None: to all of them.
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,34 +73,39 @@ class Span:
     positions: int
 
 
-def pipeline_embeddings(
-    pipe: Any, prompts: Sequence[str], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encode by the pipeline's own `encode_prompt`: token states [P, n, d], and pooled [P, p] where it reads them.
+def pipeline_embeddings(pipe: Any, prompts: Sequence[str], device: torch.device) -> TextEmbeddings:
+    """Encode by the pipeline's own `encode_prompt`, as its call does by default.
 
     Args:
         pipe: the pipeline, its encoders ready to run.
         prompts: the prompts.
         device: where to encode.
     """
+    if reads_captions(pipe):
+        tokens, mask = caption_embeddings(pipe, prompts, device)
+        return TextEmbeddings(tokens, None, mask)
     call: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
     family = type(denoiser_of(pipe)).__name__
     if family == "FluxTransformer2DModel":
         tokens, pooled, _ = pipe.encode_prompt(**call)
-        return tokens, pooled
+        return TextEmbeddings(tokens, pooled)
     if family == "SD3Transformer2DModel":
         call |= {"prompt_2": None, "prompt_3": None}
     made = pipe.encode_prompt(**call, do_classifier_free_guidance=False)
     # (states, negative states, pooled, negative pooled) where there is a second encoder, (states, negative) elsewhere.
-    return made[0], made[2] if len(made) == 4 else None
+    return TextEmbeddings(made[0], made[2] if len(made) == 4 else None)
 
 
 def text_readers(pipe: Any) -> list[Reader]:
     """The pipeline's tokenizers, each with the length at which the pipeline uses it, in the encoders' order.
 
     Raises:
-        ModelError: a tokenizer pads further than its encoder reads, or CLIP's tokenizers to different lengths.
+        ModelError: a tokenizer pads further than its encoder reads, CLIP's tokenizers to different lengths, or the
+            pipeline's captions are unknown.
     """
+    if reads_captions(pipe):
+        call = caption_call(pipe)
+        return [CaptionReader(pipe, tokenizer, call) for tokenizer, _ in text_encoders(pipe)]
     t5_positions = _T5_POSITIONS.get(type(denoiser_of(pipe)).__name__)
     readers, lengths = [], set()
     for tokenizer, encoder in text_encoders(pipe):
@@ -142,6 +155,27 @@ def aligned_spans(spans: Sequence[Span], source: str, destination: str, alignmen
     return np.concatenate(parts)
 
 
+def check_masks(spans: Sequence[Span], prompts: Sequence[str], mask: torch.Tensor) -> None:
+    """Refuse masks that don't leave exactly a prompt's own tokens, in front: alignment would take others for them.
+
+    Args:
+        spans: the pipeline's.
+        prompts: as encoded.
+        mask: their masks, [P, n] bool.
+
+    Raises:
+        ModelError: the pipeline masks otherwise than its tokenizer pads; the first such prompt is named.
+    """
+    places = torch.arange(mask.shape[1])
+    for prompt, kept in zip(prompts, mask, strict=True):
+        count = len(token_ids(spans[0].readers[0], prompt))
+        if not torch.equal(kept, places < count):
+            raise ModelError(
+                f"prompt {prompt!r} has {count} tokens, but the pipeline reads positions "
+                f"{kept.nonzero().flatten().tolist()[:8]} and so on: pad to the right, and mask the padding alone"
+            )
+
+
 class Reader:
     """A tokenizer that sees prompts as the pipeline does: with textual inversion's placeholders spelled out.
 
@@ -160,8 +194,11 @@ class Reader:
         """Tokenize one prompt, by the tokenizer's own parameters."""
         if prompt not in self._tokenized:
             text = self._convert(prompt, self._tokenizer) if self._convert is not None else prompt
-            self._tokenized[prompt] = self._tokenizer(text, **kwargs)
+            self._tokenized[prompt] = self._read(text, **kwargs)
         return self._tokenized[prompt]
+
+    def _read(self, text: str, **kwargs: Any) -> Any:
+        return self._tokenizer(text, **kwargs)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Spell tokens out."""
@@ -169,6 +206,21 @@ class Reader:
         if key not in self._decoded:
             self._decoded[key] = str(self._tokenizer.decode(ids))
         return self._decoded[key]
+
+
+class CaptionReader(Reader):
+    """A tokenizer that sees captions as PixArt's and Sana's pipelines do, at the positions that the model gets."""
+
+    def __init__(self, pipe: Any, tokenizer: Any, call: CaptionCall) -> None:
+        super().__init__(pipe, tokenizer, call.positions)
+        self._prepare, self._call = pipe._text_preprocessing, call
+        # Of the instruction only its last place is the model's, behind the text's first.
+        self._behind = len(tokenizer.encode(call.front)) - 1 if call.front else 1
+
+    def _read(self, text: str, **kwargs: Any) -> Any:
+        (caption,) = self._prepare(text, clean_caption=self._call.clean)
+        ids = self._tokenizer(self._call.front + caption, **kwargs)["input_ids"]
+        return {"input_ids": [*ids[:1], *ids[self._behind :]]}
 
 
 def _is_t5(encoder: Any) -> bool:

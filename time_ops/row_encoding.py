@@ -14,7 +14,7 @@ from time_ops.alignment import Alignment
 from time_ops.encoding import Encoded, encode_checked
 from time_ops.errors import EditError
 from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, augment
-from time_ops.rows import Places, TokenRows
+from time_ops.rows import MASKED, Places, TokenRows
 
 __all__ = ["encode_rows"]
 
@@ -46,7 +46,7 @@ def encode_rows(
         raise EditError("no edits to encode")
     templates, kept = tuple(augmentations), tuple(dict.fromkeys(preserved))
     encoded = encode_checked(pipe, edits, kept, augmentations=templates, alignment=alignment, batch_size=batch_size)
-    numbered = _distinct(encoded.embeddings.numpy())
+    numbered = _distinct(encoded.embeddings.numpy(), None if encoded.mask is None else encoded.mask.numpy())
     rows = _placed(numbered, encoded, edits, kept, templates, alignment, encoded.positions)
     if encoded.pooled is None:
         return rows
@@ -74,7 +74,8 @@ def _placed(
         for name in edit.destinations:
             targets = [augment(t, name) for t in templates]
             aligned = [rows[d][np.asarray(positions(s, d))] for s, d in zip(rendered, targets, strict=True)]
-            destinations.append(np.concatenate(aligned))
+            # Padding that is masked in the source takes no part, whatever stands in its place.
+            destinations.append(np.where(sources[-1] == MASKED, MASKED, np.concatenate(aligned)))
     return TokenRows(
         tokens=tokens,
         edits=tuple(edits),
@@ -88,11 +89,16 @@ def _placed(
     )
 
 
-def _distinct(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Places]:
-    """Distinct rows of [P, n, d]: [u, d], and the number of each row, [P, n]."""
-    flat = np.ascontiguousarray(embeddings.reshape(-1, embeddings.shape[-1]))
+def _distinct(
+    embeddings: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.float32], Places]:
+    """Distinct rows of [P, n, d]: [u, d], and the number of each row, [P, n]; where the mask is false, `MASKED`."""
+    counted = np.ones(embeddings.shape[:2], bool) if mask is None else mask
+    flat = np.ascontiguousarray(embeddings.reshape(-1, embeddings.shape[-1]) if mask is None else embeddings[mask])
     # By a digest, as the rows themselves would be held a second time as keys.
     seen: dict[bytes, int] = {}
     numbers = [seen.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(seen)) for row in flat]
     _, first = np.unique(numbers, return_index=True)
-    return flat[first], cast(Places, np.asarray(numbers, np.int32).reshape(embeddings.shape[:2]))
+    places = np.full(embeddings.shape[:2], MASKED, np.int32)
+    places[counted] = numbers
+    return flat[first], cast(Places, places)

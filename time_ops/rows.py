@@ -36,9 +36,12 @@ from time_ops.statistics import Statistics
 from time_ops.strengths import SHARE_TOLERANCE, Floats, Strengths, checked_blends
 from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
-__all__ = ["TokenRows"]
+__all__ = ["MASKED", "TokenRows"]
 
 Places = npt.NDArray[np.int32]
+
+MASKED = np.int32(-1)
+"""In place of a row: padding that the model does not attend to, which takes no part in a solve."""
 
 _ARRAYS = ("tokens", "sources", "destinations", "kept")
 
@@ -63,10 +66,11 @@ class TokenRows:
     Attributes:
         tokens: [u, d] float32, no row twice.
         edits: the edits, E of them.
-        sources: [E, n] int32, row of each source token; n = augmentations x positions.
-        destinations: [D, n] int32, row of the token that corresponds to it in each destination, edit by edit.
+        sources: [E, n] int32, row of each source token or `MASKED`; n = augmentations x positions.
+        destinations: [D, n] int32, row of the token that corresponds to it in each destination, edit by edit, and
+            `MASKED` where the source's is.
         preserved: preserved prompts, R of them.
-        kept: [R, positions] int32, their rows.
+        kept: [R, positions] int32, their rows or `MASKED`.
         augmentations: templates that were used.
         alignment: rule that matched the tokens.
         encoder: the text encoder's digest.
@@ -354,6 +358,9 @@ class TokenRows:
     def _rows(self, source: Places, destinations: Places, blends: Sequence[Floats]) -> EditRows:
         """Distinct tokens of one edit, with a shift for each blend of its destinations."""
         distinct, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
+        # It sorts in front, and moves nowhere, as its destinations are masked too.
+        masked = int(distinct[0] == MASKED)
+        distinct, inverse, counts = distinct[masked:], inverse - masked, counts[masked:]
         shifts = torch.zeros(len(blends), len(distinct), self.tokens.shape[1], dtype=torch.float64)
         for shift, blend in zip(shifts, blends, strict=True):
             # Tokens of one augmentation lie together, and what stays with the source shifts by nothing.
@@ -367,6 +374,7 @@ class TokenRows:
 
     def _kept_rows(self, which: Sequence[bool]) -> EditRows:
         """Distinct tokens of these preserved prompts; none moves."""
-        distinct, counts = np.unique(self.kept[np.asarray(which)], return_counts=True)
+        kept = self.kept[np.asarray(which)]
+        distinct, counts = np.unique(kept[kept != MASKED], return_counts=True)
         none = torch.zeros(0, len(distinct), self.tokens.shape[1], dtype=torch.float64)
         return EditRows(torch.from_numpy(self.tokens[distinct]), torch.from_numpy(counts.astype(float)), none)

@@ -8,6 +8,7 @@ enters by entries:
     SDXL besides    add_embedding.linear_1, the columns before the sizes'     pooled
     SD3, FLUX       context_embedder                                          token states
                     time_text_embed.text_embedder.linear_1                    pooled
+    PixArt, Sana    caption_projection.linear_1                               token states
 
 A UNet's are found by role, never by class name, and counted against what its configuration promises. A model where an
 edit of its entries would not be the whole of what the text does is refused with every reason at once.
@@ -25,6 +26,7 @@ from torch import nn
 from time_ops.errors import ModelError
 
 __all__ = [
+    "CAPTION_MODELS",
     "Kind",
     "Projection",
     "check_pipeline",
@@ -46,12 +48,22 @@ _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # How many numbers (sizes, crops, a score) stand beside SDXL's pooled embedding: its base model's, its refiner's.
 _TIME_IDS = (6, 5)
-# By class: that a model has layers of these names does not say that nothing else in it reads the text.
-_JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+CAPTION_MODELS = ("PixArtTransformer2DModel", "SanaTransformer2DModel")
+"""Models whose text passes one projection, whatever reads it behind, and whose padding is masked."""
+
 _JOINT_ENTRIES: tuple[tuple[str, Role, str], ...] = (
     ("context_embedder", "context", "joint_attention_dim"),
     ("time_text_embed.text_embedder.linear_1", "pooled", "pooled_projection_dim"),
 )
+_CAPTION_ENTRIES: tuple[tuple[str, Role, str], ...] = (("caption_projection.linear_1", "context", "caption_channels"),)
+# By class: that a model has layers of these names does not say that nothing else in it reads the text.
+_ENTRIES = {
+    **dict.fromkeys(("SD3Transformer2DModel", "FluxTransformer2DModel"), _JOINT_ENTRIES),
+    **dict.fromkeys(CAPTION_MODELS, _CAPTION_ENTRIES),
+}
+"""Of transformers: path and role of each entry, and what of the configuration promises its width."""
+# The module around PixArt's and Sana's entry; another one may do something to the text before it.
+_CAPTION_PROJECTION = "PixArtAlphaTextProjection"
 
 
 @dataclass(frozen=True)
@@ -82,20 +94,20 @@ def text_entries(
     """Every linear layer that reads the text, in the model's order, the one that reads the pooled embedding last.
 
     Args:
-        module: a `UNet2DConditionModel`, `SD3Transformer2DModel` or `FluxTransformer2DModel`.
+        module: a `UNet2DConditionModel`, or the transformer of SD3, FLUX, PixArt or Sana.
         d: width of the token states that the caller has; checked against every entry that reads them.
         pooled: width of the pooled embedding that the caller has; likewise.
         values_only: leave the key projections out.
 
     Returns:
-        32 for Stable Diffusion 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX.
+        32 for Stable Diffusion 1.x and 2.x, 141 for SDXL, 2 for SD3 and FLUX, 1 for PixArt and Sana.
 
     Raises:
         ModelError: the model can't be edited; all reasons are given.
     """
     config = _known_config(module)
-    if type(module).__name__ in _JOINT:
-        return _joint_entries(module, config, d=d, pooled=pooled, values_only=values_only)
+    if type(module).__name__ in _ENTRIES:
+        return _transformer_entries(module, config, d=d, pooled=pooled, values_only=values_only)
     projections = _unet_projections(module, config, d=d, pooled=pooled)
     return [p for p in projections if p.role != "key" or not values_only]
 
@@ -104,7 +116,7 @@ def text_projections(module: Any, *, d: int | None = None, values_only: bool = F
     """Every entry that reads token states, in the model's order; the parameters and errors of `text_entries`.
 
     Returns:
-        Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL; 1 for SD3 and FLUX.
+        Keys and values in turn: 32 for Stable Diffusion 1.x and 2.x, 140 for SDXL; 1 for all others.
     """
     return [p for p in text_entries(module, d=d, values_only=values_only) if p.kind == "tokens"]
 
@@ -114,17 +126,23 @@ def pooled_width(module: Any) -> int | None:
     return next((p.width for p in text_entries(module) if p.kind == "pooled"), None)
 
 
-def _joint_entries(
+def _transformer_entries(
     module: nn.Module, config: Mapping[str, Any], *, d: int | None, pooled: int | None, values_only: bool
 ) -> list[Projection]:
     faults = []
-    # Both read an image by layers of their own, whose states the text's attention then mixes with.
+    entries = _ENTRIES[type(module).__name__]
+    # SD3 and FLUX read an image by layers of their own, whose states the text's attention then mixes with.
     if getattr(module, "image_proj", None) is not None or getattr(module, "encoder_hid_proj", None) is not None:
         faults.append("an IP-Adapter is loaded: its image enters the attention jointly with the text. Unload it first")
     if values_only:
-        faults.append("context_embedder feeds keys and values alike, so there is no edit of values only")
+        faults.append(f"{entries[0][0]} feeds keys and values alike, so there is no edit of values only")
+    if pooled is not None and all(role != "pooled" for _, role, _ in entries):
+        faults.append("it reads no pooled embedding, and the edit has one")
+    around = type(getattr(module, "caption_projection", None)).__name__
+    if entries is _CAPTION_ENTRIES and around not in (_CAPTION_PROJECTION, "NoneType"):
+        faults.append(f"caption_projection is a {around}, which may change the text before its linear layer reads it")
     projections = []
-    for path, role, promised in _JOINT_ENTRIES:
+    for path, role, promised in entries:
         layer = module
         for part in path.split("."):
             layer = getattr(layer, part, None)  # type: ignore[assignment]
@@ -132,12 +150,12 @@ def _joint_entries(
             faults.append(f"{path} is missing")
             continue
         reasons = list(_layer_faults(path, layer, pooled if role == "pooled" else d))
-        width = int(config[promised])
+        width = config.get(promised)
         if not reasons and layer.in_features != width:
             reasons = [f"{path} reads embeddings of width {layer.in_features}, its configuration promises {width}"]
         faults += reasons
         if not reasons:
-            projections.append(Projection(path, role, layer, width))  # type: ignore[arg-type]
+            projections.append(Projection(path, role, layer, layer.in_features))  # type: ignore[arg-type]
     if faults:
         raise ModelError.listing(f"{type(module).__name__} can't be edited:", faults)
     return projections
@@ -266,7 +284,7 @@ def _known_config(module: Any) -> Mapping[str, Any]:
     config = getattr(module, "config", None)
     if isinstance(config, Mapping) and {"down_block_types", "up_block_types", "cross_attention_dim"} <= set(config):
         return config
-    if isinstance(config, Mapping) and type(module).__name__ in _JOINT:
+    if isinstance(config, Mapping) and type(module).__name__ in _ENTRIES:
         return config
     names = {name.rpartition(".")[2] for name, _ in module.named_modules()}
     if "add_k_proj" in names or "single_transformer_blocks" in names or "context_embedder" in names:
@@ -275,7 +293,10 @@ def _known_config(module: Any) -> Mapping[str, Any]:
             "by two linear layers alone"
         )
     elif "caption_projection" in names or "attn2" in names:
-        reason = "its text passes a projection or norm of its own before cross-attention (a projected context)"
+        reason = (
+            "its text passes a projection or norm of its own before cross-attention (a projected context), and of such "
+            "models only PixArt's and Sana's are known to begin with one linear layer"
+        )
     else:
         reason = "it is not a UNet2DConditionModel, and has no projections that are known to read the text"
     raise ModelError(f"{type(module).__name__} can't be edited: {reason}")

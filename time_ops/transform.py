@@ -85,7 +85,7 @@ class Transform:
         """What of a model this edit changes, in the model's order.
 
         Args:
-            module: a UNet, or SD3's or FLUX's transformer.
+            module: a UNet, or the transformer of SD3, FLUX, PixArt or Sana.
 
         Raises:
             ModelError: the model can't be edited, or by an operator of other widths; all reasons are named.
@@ -163,7 +163,8 @@ class Transform:
         Nothing is changed unless everything can be. Fold once: folding again edits the edited weights.
 
         Args:
-            module: a `UNet2DConditionModel`, or SD3's or FLUX's transformer, in float16, bfloat16, float32 or float64.
+            module: a `UNet2DConditionModel`, or the transformer of SD3, FLUX, PixArt or Sana, in float16, bfloat16,
+                float32 or float64.
 
         Returns:
             What was changed, and by how much.

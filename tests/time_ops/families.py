@@ -1,21 +1,31 @@
-"""Small random SD3 and FLUX pipelines of the real classes, and a T5 whose tokenizer is SentencePiece's kind."""
+"""Small random transformers' pipelines of the real classes, and tokenizers of SentencePiece's and of Gemma's kind."""
 
 from __future__ import annotations
 
+import re
+import string
+from inspect import signature
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from tests.time_ops.conftest import make_encoder, make_tokenizer
+from tests.time_ops.conftest import make_encoder, make_scheduler, make_tokenizer, make_vae
 
 T5_WIDTH = 64
 # SentencePiece writes "a" as two pieces and "an" as one, and keeps upper case.
@@ -113,6 +123,123 @@ def make_flux_pipe(*, guidance: bool = True) -> Any:
         transformer=transformer,
     )
     return _strong(pipe)
+
+
+def make_pixart_pipe(*, sigma: bool = False) -> Any:
+    """A small PixArt; Alpha is told sizes beside the text, as its 1024 pixel model is."""
+    torch.manual_seed(0)
+    tokenizer = make_t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        sample_size=64 if sigma else 128,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=T5_WIDTH,
+        in_channels=4,
+        out_channels=8,
+    ).eval()
+    pipe = (PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
+        tokenizer=tokenizer,
+        text_encoder=make_t5(tokenizer),
+        vae=make_vae(),
+        transformer=transformer,
+        scheduler=make_scheduler(),
+    )
+    return _strong_captions(pipe)
+
+
+def make_gemma_tokenizer() -> Any:
+    """Byte pairs that join a word to the space before it, be that a prompt's own or the instruction's last."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4}
+    # Words of the instruction too: letter by letter it would be over a thousand tokens.
+    instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    words = {*PIECES, "a", *re.findall("[a-z]+", " ".join(instruction))}
+    for letter in f"▁{string.ascii_letters}{string.punctuation}\n":
+        vocabulary.setdefault(letter, len(vocabulary))
+    merges = []
+    for piece in sorted((word for word in words if word.islower()), key=lambda word: (-len(word), word)):
+        built = "▁"
+        for letter in piece:
+            if built + letter not in vocabulary:
+                merges.append((built, letter))
+                vocabulary[built + letter] = len(vocabulary)
+            built += letter
+    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=merges)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
+def make_gemma(tokenizer: Any, d: int, **changes: Any) -> Gemma2Model:
+    config: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": d,
+        "intermediate_size": 2 * d,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": d // 4,
+        "query_pre_attn_scalar": d // 4,
+    }
+    encoder: Gemma2Model = Gemma2Model(Gemma2Config(**{**config, **changes})).eval()
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if weight.ndim == 2:
+                weight.normal_(std=1.0 if "embed" in name else 0.15)
+    return encoder
+
+
+def make_sana_pipe() -> Any:
+    torch.manual_seed(0)
+    tokenizer = make_gemma_tokenizer()
+    transformer = SanaTransformer2DModel(
+        sample_size=32,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=48,
+        in_channels=4,
+        out_channels=4,
+    ).eval()
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+    ).eval()
+    pipe = SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_gemma(tokenizer, 48),
+        vae=vae,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    return _strong_captions(pipe)
+
+
+def _strong_captions(pipe: Any) -> Any:
+    """Let the text be seen in PixArt and Sana, as `_strong` does in the others."""
+    with torch.no_grad():
+        for name in ("linear_1", "linear_2"):
+            pipe.transformer.caption_projection.get_submodule(name).weight.normal_(std=0.2)
+        for block in pipe.transformer.transformer_blocks:
+            for layer in (block.attn2.to_k, block.attn2.to_v, block.attn2.to_out[0]):
+                layer.weight.normal_(std=0.3)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _strong(pipe: Any) -> Any:

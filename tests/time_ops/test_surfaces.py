@@ -10,7 +10,9 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
+    LTXVideoTransformer3DModel,
     PixArtTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
@@ -257,13 +259,8 @@ def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any])
         flux = FluxTransformer2DModel(
             num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=16, axes_dims_rope=(4, 6, 6)
         )
-        pixart = PixArtTransformer2DModel(
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            sample_size=8,
-            cross_attention_dim=16,
-            caption_channels=12,
+        video = LTXVideoTransformer3DModel(
+            num_layers=1, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16, caption_channels=12
         )
         aura = AuraFlowTransformer2DModel(
             num_mmdit_layers=1,
@@ -280,8 +277,10 @@ def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any])
     for model in (sd3, flux):
         assert [e.kind for e in text_entries(model)] == ["tokens", "pooled"]
         assert [e.role for e in text_projections(model)] == ["context"]
-    with pytest.raises(ModelError, match="projected context"):
-        text_projections(pixart)
+    # It has a projection of PixArt's kind, yet nobody has looked at what else in it reads the text.
+    assert type(video.caption_projection.linear_1) is nn.Linear
+    with pytest.raises(ModelError, match=r"only PixArt's and Sana's are known"):
+        text_projections(video)
     for model in (dit, unconditional):
         with pytest.raises(ModelError, match="can't be edited"):
             text_projections(model)
@@ -297,3 +296,84 @@ def test_other_models_are_refused_with_the_reason(make_pipe: Callable[..., Any])
     pipe.text_encoder = None
     with pytest.raises(ModelError, match="text encoder is not loaded"):
         check_pipeline(pipe)
+
+
+def small_pixart(**changes: Any) -> Any:
+    config: dict[str, Any] = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 8}
+    return PixArtTransformer2DModel(**{**config, "cross_attention_dim": 16, "caption_channels": 12, **changes})
+
+
+def small_sana(**changes: Any) -> Any:
+    config: dict[str, Any] = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 8}
+    crossing = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16}
+    return SanaTransformer2DModel(**{**config, **crossing, "caption_channels": 12, **changes})
+
+
+@pytest.mark.parametrize(
+    ("make", "d"),
+    [
+        (lambda: PixArtTransformer2DModel(caption_channels=4096, num_layers=2), 4096),
+        (lambda: PixArtTransformer2DModel(caption_channels=4096, num_layers=1, use_additional_conditions=False), 4096),
+        (lambda: SanaTransformer2DModel(num_layers=2), 2304),
+        (lambda: SanaTransformer2DModel(num_layers=1, guidance_embeds=True), 2304),
+    ],
+    ids=["pixart with sizes", "pixart", "sana", "sana told its guidance"],
+)
+def test_the_one_entry_of_captions(make: Callable[[], Any], d: int) -> None:
+    with torch.device("meta"):
+        model = make()
+    (entry,) = text_entries(model, d=d)
+    assert (entry.name, entry.role, entry.kind) == ("caption_projection.linear_1", "context", "tokens")
+    assert entry.width == entry.layer.in_features == d
+    assert entry.layer is model.caption_projection.linear_1
+    assert pooled_width(model) is None
+    with pytest.raises(ModelError, match="linear_1 feeds keys and values alike"):
+        text_entries(model, values_only=True)
+    with pytest.raises(ModelError, match=f"linear_1 reads embeddings of width {d}, the edit has 768"):
+        text_entries(model, d=768)
+    with pytest.raises(ModelError, match="reads no pooled embedding"):
+        text_entries(model, pooled=768)
+
+
+class NormedProjection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear_1 = nn.LayerNorm(12), nn.Linear(12, 16)
+
+
+def wrapped_caption(layer: nn.Module) -> Callable[[Any], None]:
+    return lambda model: setattr(model.caption_projection, "linear_1", layer)
+
+
+@pytest.mark.parametrize("make", [small_pixart, small_sana])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (wrapped_caption(LoraLinear(12, 16)), r"linear_1 is wrapped by an adapter \(LoraLinear\)"),
+        (wrapped_caption(Linear4bit(12, 16)), "linear_1 is quantised"),
+        (wrapped_caption(nn.Linear(13, 16)), "of width 13, the edit has 12"),
+        (lambda model: setattr(model, "caption_projection", None), "caption_projection.linear_1 is missing"),
+        (lambda model: setattr(model, "caption_projection", NormedProjection()), "is a NormedProjection, which may"),
+        (lambda model: setattr(model, "encoder_hid_proj", nn.Linear(2, 2)), "IP-Adapter is loaded"),
+    ],
+    ids=["lora", "quantised", "another width", "missing", "a norm before", "an image beside"],
+)
+def test_refusals_of_a_changed_caption_projection(
+    make: Callable[[], Any], change: Callable[[Any], None], reason: str
+) -> None:
+    model = make()
+    assert len(text_entries(model)) == 1
+    change(model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ModelError, match=reason):
+        EditOperator(2 * torch.eye(12, dtype=torch.float64)).fold_into(model)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_projection_that_its_configuration_does_not_promise_is_refused() -> None:
+    with pytest.raises(ModelError, match="linear_1 is missing"):
+        text_entries(small_pixart(caption_channels=None))
+    other = small_sana()
+    wrapped_caption(nn.Linear(13, 16))(other)
+    with pytest.raises(ModelError, match="of width 13, its configuration promises 12"):
+        text_entries(other)
