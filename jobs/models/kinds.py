@@ -41,6 +41,9 @@ _REFUSED = {
     "FluxKontextPipeline": "it reads an image beside the text",
     "Flux2Pipeline": "another text encoder writes its embeddings, and is not known here yet",
     "ChromaPipeline": "it masks the text's padding, which is not read here yet",
+    "PixArtAlphaPipeline": "a notebook can edit it, jobs do not audit it yet",
+    "PixArtSigmaPipeline": "a notebook can edit it, jobs do not audit it yet",
+    "SanaPipeline": "a notebook can edit it, jobs do not audit it yet",
 }
 _WEIGHTLESS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor")
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
