@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jobs.images.generator import padded
+from jobs.images.preparing import Preparation
 from jobs.models.classifier_kinds import encoder_kind
 from jobs.models.files import weight_variant
 from jobs.models.weights import UNLOADABLE, check_classifier, component_class, load_processor
@@ -40,12 +41,12 @@ class Classifier:
             self._model: Any = component_class("transformers", self._kind.model).from_pretrained(
                 folder, variant=weight_variant(folder), dtype=torch.float32, **options
             )
-            self._images, self._tokenizer = load_processor(folder, self._kind)
+            processor, self._tokenizer = load_processor(folder, self._kind)
         except UNLOADABLE as error:
             raise ModelError(f"the classifier can't be loaded as a {self._kind.model}: {error}") from error
         torch.nn.Module.to(self._model, device)
         self._model.train(False)
-        self._device = device
+        self._device, self._preparation = device, Preparation(processor, device)
         self._clean = _cleaned_as(folder) if self._kind.sigmoid else None
 
     @property
@@ -79,11 +80,7 @@ class Classifier:
         n = len(pixels)
         if n == 0:
             return np.zeros((0, self.width), np.float32)
-        inputs = self._images(
-            images=padded(list(pixels), batch_size), return_tensors="pt", input_data_format="channels_last"
-        )
-        known = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        return _unit(self._model.get_image_features(**known))[:n]
+        return _unit(self._model.get_image_features(**self._preparation.inputs(pixels, batch_size)))[:n]
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> np.ndarray:

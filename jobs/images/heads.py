@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jobs.config.classifiers import FacesConfig
-from jobs.images.generator import padded
+from jobs.images.preparing import Preparation
 from jobs.models.classifier_kinds import class_of, labels_of
 from jobs.models.files import weight_variant
 from jobs.models.weights import UNLOADABLE, check_image_model, component_class, load_image_processor
@@ -40,14 +40,13 @@ class _ImageModel:
             raise ModelError(f"{folder.name} can't be loaded as a {name}: {error}") from error
         torch.nn.Module.to(self.model, device)
         self.model.train(False)
-        self._device = device
+        self._preparation = Preparation(self.processor, device)
         self._reads = inspect.signature(self.model.forward).parameters.keys()
 
-    def forward(self, pixels: Sequence[np.ndarray], batch_size: int | None) -> Any:
+    def forward(self, pixels: np.ndarray | Sequence[np.ndarray], batch_size: int | None) -> Any:
         """The model's output of images of any sizes, a short batch padded to `batch_size`."""
-        batch = padded(list(pixels), batch_size)
-        inputs = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
-        return self.model(**{name: tensor.to(self._device) for name, tensor in inputs.items() if name in self._reads})
+        inputs = self._preparation.inputs(pixels, batch_size)
+        return self.model(**{name: tensor for name, tensor in inputs.items() if name in self._reads})
 
 
 class Head:
@@ -79,7 +78,7 @@ class Head:
         n = len(pixels)
         if n == 0:
             return np.zeros((0, self.width), np.float32)
-        logits = self._image_model.forward(list(pixels), batch_size).logits[:n]
+        logits = self._image_model.forward(pixels, batch_size).logits[:n]
         scores: np.ndarray = torch.softmax(logits.float(), dim=-1).cpu().numpy()
         return scores
 
@@ -112,7 +111,7 @@ class FaceFinder:
         n = len(pixels)
         if n == 0:
             return [], np.zeros(0, bool)
-        output = self._image_model.forward(list(pixels), batch_size)
+        output = self._image_model.forward(pixels, batch_size)
         size = pixels.shape[1:3]
         detections = self._image_model.processor.post_process_object_detection(
             output, threshold=self._config.score, target_sizes=[size] * max(n, batch_size or n)

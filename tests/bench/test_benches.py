@@ -42,6 +42,7 @@ def test_gpu_on_a_cpu() -> None:
     assert list(figures) == [
         *("published", "plain", "worker, batch 2"),
         *("eager", "eager, channels-last", "eager, fused projections"),
+        "eager, fused projections, linear layers in 8 bits",
     ]
     assert all(figure > 0 for figure in figures.values())
     assert "Conditions: " in done.stdout
