@@ -26,6 +26,7 @@ from jobs.audit import audit
 from jobs.auditing.reporting import Outcome
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
+from jobs.errors import ConfigError, ExitCode, exit_code_of
 from jobs.images.shards import image_seed
 from jobs.planning.plan import make_plan
 from manifests import Manifest, ManifestRow, write_manifest
@@ -142,6 +143,14 @@ def test_the_mixture_is_what_the_manifest_asks_for(here: Workplace) -> None:
     assert told["mechanic"]["female"].lam == 900.0
     assert told["driver"] is not None
     assert told["driver"]["male"].left_alone
+
+
+def test_another_configuration_under_the_same_name_is_refused(here: Workplace) -> None:
+    before = {name: here.store.get_tagged(name) for name in here.store.list(f"runs/{here.outcome.run}")}
+    with pytest.raises(ConfigError, match="another configuration") as refused:
+        debias(here.config(run=here.outcome.run, undetermined_margin=0.3), Console(file=io.StringIO()))
+    assert exit_code_of(refused.value) == ExitCode.INPUT
+    assert {name: here.store.get_tagged(name) for name in here.store.list(f"runs/{here.outcome.run}")} == before
 
 
 def test_images_are_those_that_production_would_draw(here: Workplace) -> None:

@@ -92,7 +92,7 @@ def error(found: torch.Tensor, expected: torch.Tensor, W: torch.Tensor) -> float
 
 
 def check(pairs: Sequence[TokenPairs], operator: EditOperator, whole: slice) -> None:
-    """Fold, and compare: some projections as a whole, and the first row of every fourth to the last place."""
+    """Fold, and compare: some projections as a whole, and the first row of every eighth to the last place."""
     unet = sd14.unet()
     before = {p.name: p.layer.weight.detach().clone() for p in text_projections(unet)}
     assert sorted(tuple(w.shape) for w in before.values()) == sd14.SHAPES
@@ -104,12 +104,12 @@ def check(pairs: Sequence[TokenPairs], operator: EditOperator, whole: slice) -> 
         assert error(W @ operator.matrix, expected, W) <= 1e-8
         # Half a unit in the last place for the cast, and what the float64 loop itself may be off by.
         assert torch.allclose(after[name].double(), expected, rtol=2**-24, atol=1e-8 * float((expected - W).std()))
-    some = torch.cat([W[:1] for W in list(before.values())[::4]])
+    some = torch.cat([W[:1] for W in list(before.values())[::8]])
     expected = published_exactly(some, pairs, LAM)
     assert error(some.double() @ operator.matrix, expected, some.double()) <= 1e-9
     # What remains are weights so near zero that float64 itself, at condition numbers of 1e6 to 1e9, has no digit more:
     # the published loop in float64 leaves as many.
-    found, by_loop = torch.cat([W[:1] for W in list(after.values())[::4]]), published(some, pairs, LAM).float()
+    found, by_loop = torch.cat([W[:1] for W in list(after.values())[::8]]), published(some, pairs, LAM).float()
     assert beyond_one_place(found, expected) <= max(1e-3, 2 * beyond_one_place(by_loop, expected))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,13 +39,20 @@ def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Spen
 
 
 def test_a_node_of_many_workers_goes_at_once(nodes: Cluster, tmp_path: Path) -> None:
-    large = nodes.add_node(num_cpus=6)
-    going = threading.Timer(8, lambda: nodes.remove_node(large, allow_graceful=False))
+    large, log = nodes.add_node(num_cpus=6), tmp_path / "log"
+
+    def go() -> None:
+        # Once it has done its part: one worker alone begins fewer by then.
+        while not log.exists() or len(log.read_text().splitlines()) < 60:
+            time.sleep(0.1)
+        nodes.remove_node(large, allow_graceful=False)
+
+    going = threading.Thread(target=go, daemon=True)
     going.start()
-    tallied = run(tmp_path, ["slow"] * 300)
+    tallied = run(tmp_path, ["slow"] * 140)
+    going.join(0)
     assert not going.is_alive(), "the run was over before the node went"
-    going.join()
-    assert (tallied.shards, tallied.failed) == (300, {})
+    assert (tallied.shards, tallied.failed) == (140, {})
 
 
 @pytest.mark.parametrize("trouble", ["dies at start", "raises"])
@@ -53,7 +61,7 @@ def test_a_bad_node_beside_a_good_one(nodes: Cluster, tmp_path: Path, trouble: s
     # The probe is asked of the first worker to start: that one has to be good.
     (tmp_path / bad.node_id).write_text(trouble)
     said: list[str] = []
-    tallied = run(tmp_path, ["slow"] * 100, said)
-    assert (tallied.shards, tallied.failed) == (100, {})
+    tallied = run(tmp_path, ["slow"] * 60, said)
+    assert (tallied.shards, tallied.failed) == (60, {})
     assert bool([text for text in said if "gets no more work" in text]) == (trouble == "raises")
     nodes.remove_node(bad)
