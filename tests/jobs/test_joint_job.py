@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
@@ -24,6 +25,7 @@ from jobs.auditing.reporting import Outcome
 from jobs.cli import main
 from jobs.config import RunConfig, load_config
 from jobs.debias import debias
+from jobs.evaluate import evaluate
 from jobs.planning.plan import make_plan
 from manifests import write_manifest
 from tests.conftest import S3Server
@@ -155,3 +157,22 @@ def test_its_exports_are_checked_and_published(here: Place, capsys: pytest.Captu
         card = here.get(f"exports/{form}/README.md").decode()
         assert "pipe.unet" not in card
         assert ("pipe.transformer.load_state_dict" in card) == (form == "tensors")
+
+
+def test_an_edit_set_is_evaluated_on_it(here: Place) -> None:
+    set_of_one = here.folder / "edits.csv"
+    set_of_one.write_text(
+        "old,new,positive1,gt1,negative1,gn1\n"
+        "a nurse,a female nurse,a nurse at work,a female nurse at work,a ceo at work,a female ceo at work\n"
+    )
+    settings = {"lam": [0.1, 10.0], "images": 4, "control_images": 2}
+    config = here.config(manifest=str(set_of_one), run="evaluated", evaluate=settings)
+    evaluated = evaluate(config, Console(file=io.StringIO()))
+    folder = f"runs/{evaluated.run}"
+    rows = pq.read_table(io.BytesIO(here.store.get(f"{folder}/images/part-00000.parquet"))).to_pylist()
+    assert len(rows) == evaluated.report.cost.images + evaluated.report.cost.images_reused
+    # What the main job has drawn of the unedited model is not drawn again.
+    assert evaluated.report.cost.images_reused > 0
+    (shown,) = evaluated.report.pictures
+    base, strong, weak = (here.store.get(f"{folder}/{name}") for name in (shown.base, *shown.edited))
+    assert len({base, strong, weak}) == 3
