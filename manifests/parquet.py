@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from manifests.cells import MOST_CHARACTERS
 from manifests.errors import Fault
 from manifests.layout import Layout, RawRow, is_enough
-from manifests.pages import longest_cell, oversize
+from manifests.parquet_size import longest_cell, oversize
 
 __all__ = ["parquet_rows"]
 

@@ -3,7 +3,7 @@
     manifest = read_manifest(Path("professions.parquet"), name="professions.parquet", labels=["female", "male"])
 
 `iter_rows` streams: Parquet by row groups in batches, CSV by lines, so only what the checks between rows need is kept.
-How much of a file is read is bounded, see `manifests.layout` and `manifests.pages`.
+How much of a file is read is bounded, see `manifests.layout` and `manifests.parquet_size`.
 Files are taken as tools write them: with a data frame's index, without columns that may be empty, with commas,
 semicolons or tabs between the cells.
 """

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from time_ops.edit_statistics import Statistics, solve_statistics
     from time_ops.editing import edit_model, restore_model
     from time_ops.encoders import EncoderDigest, encoder_digest
     from time_ops.encoding import TokenPairs, encode_edits, encode_preserved, encode_prompts, encode_texts
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from time_ops.operator import EditOperator
     from time_ops.prompts import DEFAULT_AUGMENTATIONS, PromptEdit, PromptFault, check_prompts
     from time_ops.solver import Problem, solve
-    from time_ops.statistics import Statistics, solve_statistics
 
 __all__ = [
     "DEFAULT_AUGMENTATIONS",

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from time_ops.edit_statistics import solve_statistics
 from time_ops.errors import EditError
 from time_ops.lams import POOLED_RATIO, scale_of
 from time_ops.mixture import Mixture
@@ -24,7 +25,6 @@ from time_ops.prompts import NEUTRAL_PROMPTS, VARIED_AUGMENTATIONS, PromptEdit, 
 from time_ops.route import UNEDITED
 from time_ops.row_encoding import encode_rows
 from time_ops.rows import TokenRows
-from time_ops.statistics import solve_statistics
 from time_ops.strengths import Strengths
 
 __all__ = ["solve_mixture"]

@@ -26,13 +26,13 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as arrays_bytes
 
 from time_ops.alignment import Alignment
+from time_ops.edit_statistics import Statistics
 from time_ops.encoders import EncoderDigest
 from time_ops.errors import EditError
 from time_ops.files import header_of, json_of
 from time_ops.lams import check_lams, pooled_ratio, scale_of
 from time_ops.prompts import MOST_OVERSHOOT, PromptEdit, augment
 from time_ops.records import EditRecord
-from time_ops.statistics import Statistics
 from time_ops.strengths import SHARE_TOLERANCE, Floats, Strengths, checked_blends
 from time_ops.sums import Device, EditRows, Sums, spectral_norm
 

@@ -20,6 +20,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from time_ops.edit_statistics import check_preserved, one_encoder, record_of
 from time_ops.encoders import EncoderDigest
 from time_ops.encoding import TokenPairs
 from time_ops.errors import EditError
@@ -27,7 +28,6 @@ from time_ops.factor import factored, token_form
 from time_ops.lams import Lams, check_lams, pooled_ratio, scale_of
 from time_ops.operator import EditOperator
 from time_ops.records import SolveInputs
-from time_ops.statistics import check_preserved, one_encoder, record_of
 from time_ops.sums import Device, EditRows, Sums, spectral_norm
 
 __all__ = ["Problem", "solve"]

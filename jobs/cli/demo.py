@@ -21,7 +21,7 @@ from jobs.config import RunConfig, load_config
 from jobs.errors import ConfigError
 from jobs.images.recipe import SHARD_SCHEMA
 from jobs.models.digests import content_digest
-from jobs.runs.redraw import redraw
+from jobs.runs.rerender import rerender
 from manifests.build import shipped_manifest_path
 
 __all__ = ["run_demo"]
@@ -83,7 +83,7 @@ def _show_again(store: ObjectStore, run: str, out: Path, console: Console) -> bo
     if not store.exists(f"{run}/COMPLETE"):
         return False
     try:
-        redraw(store.url(run), out / "report.html", console)
+        rerender(store.url(run), out / "report.html", console)
     except ConfigError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         return False

@@ -108,9 +108,9 @@ def report(
         return
     if run is None:
         raise typer.BadParameter("give a run's folder, or --schema", param_hint="RUN")
-    from jobs.runs.redraw import redraw
+    from jobs.runs.rerender import rerender
 
-    redraw(run, out, Console())
+    rerender(run, out, Console())
 
 
 @app.command(epilog="Example: evenhand trend s3://bucket/prefix --series nightly --out trend.html")

@@ -10,7 +10,7 @@ from jobs.exports.task import denoiser_in
 from jobs.models.files import variant_of
 from jobs.models.joint_kinds import FLUX, SD3
 from jobs.report.figure_schema import DeltaFigure, RateFigure
-from jobs.report.figures import plain_text
+from jobs.report.formatting import plain_text
 from jobs.report.mixture_schema import MixtureReport
 
 __all__ = ["NOT_CHECKED", "REVERT", "export_card"]

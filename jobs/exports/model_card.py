@@ -12,9 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from jobs.exports.mixture.loading import mixture_loading
-from jobs.report import figures
+from jobs.report import formatting
 from jobs.report.figure_schema import DeltaFigure, GateResult, RateFigure, ShareFigure
-from jobs.report.figures import finite
+from jobs.report.formatting import finite
 from jobs.report.mixture_schema import MixtureReport
 from jobs.report.schema import Report, VariantSummary
 
@@ -161,7 +161,7 @@ def _component_lams(report: Report, label: str) -> str:
     lams = [lam for edit in edits if (lam := finite(edit.lam)) is not None]
     if not lams:
         return "unknown"
-    low, high = figures.number(min(lams)), figures.number(max(lams))
+    low, high = formatting.number(min(lams)), formatting.number(max(lams))
     return low if low == high else f"{low} to {high}"
 
 
@@ -256,12 +256,12 @@ def _result_rows(report: Report) -> list[str]:
 
 
 def _gate_row(gate: GateResult) -> str:
-    measure = figures.gate_measure(gate.name)
-    limit = f"{gate.direction} {figures.in_kind(gate.limit, measure.kind)}"
+    measure = formatting.gate_measure(gate.name)
+    limit = f"{gate.direction} {formatting.in_kind(gate.limit, measure.kind)}"
     value = finite(gate.value)
-    shown = "unknown" if value is None else figures.in_kind(value, measure.kind)
+    shown = "unknown" if value is None else formatting.in_kind(value, measure.kind)
     return _row(
-        _text(measure.title), limit, f"{shown} [{figures.span(gate, measure.kind) or 'no interval'}]", gate.outcome
+        _text(measure.title), limit, f"{shown} [{formatting.span(gate, measure.kind) or 'no interval'}]", gate.outcome
     )
 
 
@@ -271,8 +271,10 @@ def _lam_rows(report: Report) -> list[str]:
     rows = []
     for item in report.professions:
         lam = finite(item.lam)
-        shares = ", ".join(f"{prompt} {figures.percent(share, 0)}" for prompt, share in item.shares.items())
-        rows.append(_row(_text(item.profession), "not edited" if lam is None else figures.number(lam), _text(shares)))
+        shares = ", ".join(f"{prompt} {formatting.percent(share, 0)}" for prompt, share in item.shares.items())
+        rows.append(
+            _row(_text(item.profession), "not edited" if lam is None else formatting.number(lam), _text(shares))
+        )
     return rows
 
 
@@ -280,7 +282,7 @@ def _lam_range(report: Report) -> str:
     lams = [lam for item in report.professions if (lam := finite(item.lam)) is not None]
     if not lams:
         return "none, no profession was edited"
-    low, middle, high = map(figures.number, (min(lams), median(lams), max(lams)))
+    low, middle, high = map(formatting.number, (min(lams), median(lams), max(lams)))
     return f"{low} to {high}, median {middle}, over {len(lams):,} edited professions"
 
 
@@ -288,7 +290,7 @@ def _undetermined(summary: VariantSummary) -> str:
     share = finite(summary.undetermined.value)
     if share is None:
         return "No image was labelled."
-    return f"{figures.percent(share)} of the images were too close to call, and are in no share."
+    return f"{formatting.percent(share)} of the images were too close to call, and are in no share."
 
 
 def _row(*cells: str) -> str:
@@ -312,4 +314,4 @@ def _cell(figure: DeltaFigure | RateFigure | ShareFigure | None) -> str:
 
 def _text(text: str) -> str:
     """A user's text as Markdown shows it: on one line, and no part of it markup."""
-    return _MARKDOWN.sub(r"\\\1", figures.plain_text(text))
+    return _MARKDOWN.sub(r"\\\1", formatting.plain_text(text))

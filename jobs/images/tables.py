@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.pages import longest_cell, oversize
+from manifests.parquet_size import longest_cell, oversize
 
 __all__ = ["bounded_rows", "bounded_table"]
 

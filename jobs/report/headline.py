@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.report.figures import count, finite
+from jobs.report.formatting import count, finite
 from jobs.report.naming import variant_names
 from jobs.report.schema import LabelCounts, ProfessionReport, Report
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 from jobs.report.figure_schema import GateResult
-from jobs.report.figures import Kind, count, finite, gate_measure, in_kind, plain_text, span
+from jobs.report.formatting import Kind, count, finite, gate_measure, in_kind, plain_text, span
 from jobs.report.headline import headline_of
 from jobs.report.schema import Report
 

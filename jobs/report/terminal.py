@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.report.figure_schema import DeltaFigure, RateFigure
-from jobs.report.figures import count, delta, finite, percent, plain_text, points, span
+from jobs.report.formatting import count, delta, finite, percent, plain_text, points, span
 from jobs.report.headline import headline_of
 from jobs.report.mixture_schema import MixtureReport
 from jobs.report.naming import variant_names

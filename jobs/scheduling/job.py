@@ -30,7 +30,7 @@ from jobs.images.recipe import KEYED_LIBRARIES, Probe, recipe_of
 from jobs.models.digests import content_digest
 from jobs.models.staging import cache_folder, fetch_model
 from jobs.redact import redact
-from jobs.report.figures import percent, plain_text
+from jobs.report.formatting import percent, plain_text
 from jobs.report.schema import Report
 from jobs.runs.finished import EarlierRunError, read_finished
 from jobs.runs.identity import identity_of, last_name

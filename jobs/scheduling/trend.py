@@ -15,8 +15,8 @@ from functools import cache, partial
 
 from jinja2 import Environment
 
-from jobs.report import figures
-from jobs.report.figures import finite
+from jobs.report import formatting
+from jobs.report.formatting import finite
 from jobs.report.page.templating import page_environment, part
 from jobs.scheduling.entries import Entry
 from jobs.scheduling.ticks import tick_text
@@ -140,16 +140,16 @@ def _new(before: Entry, entry: Entry) -> str:
 def _environment() -> Environment:
     environment = page_environment()
     environment.filters.update(
-        count=figures.count,
-        delta=partial(_shown, style=figures.delta),
-        pct=partial(_shown, style=figures.percent),
-        when=figures.when,
+        count=formatting.count,
+        delta=partial(_shown, style=formatting.delta),
+        pct=partial(_shown, style=formatting.percent),
+        when=formatting.when,
         tick=tick_text,
         form=form_of,
         place=lambda value: f"{value:.4g}%",
         sentence=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     )
-    environment.globals.update(span=figures.span)
+    environment.globals.update(span=formatting.span)
     return environment
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from jobs.report import figures
+from jobs.report import formatting
 from jobs.report.figure_schema import DeltaFigure
-from jobs.report.figures import finite
+from jobs.report.formatting import finite
 from jobs.scheduling.entries import Entry, ProfessionPoint
 from jobs.scheduling.ticks import tick_text
 from jobs.scheduling.trend_csv import limit_of
@@ -187,17 +187,17 @@ def _chart(entries: Sequence[Entry], top: float, name: str, title: str, about: s
         trail,
         bands,
         _limit_path(limits, down),
-        "" if last is None else figures.number(last),
+        "" if last is None else formatting.number(last),
         marks,
         _summary(title, entries, deltas),
     )
 
 
 def _tip(entry: Entry, figure: DeltaFigure) -> str:
-    span = figures.span(figure, "delta")
-    parts = [figures.when(tick_text(entry.tick)), f"Delta {figures.delta(figure.value or 0.0)}"]
+    span = formatting.span(figure, "delta")
+    parts = [formatting.when(tick_text(entry.tick)), f"Delta {formatting.delta(figure.value or 0.0)}"]
     if span:
-        parts[-1] += f" ({span}, n {figures.count(figure.n)})"
+        parts[-1] += f" ({span}, n {formatting.count(figure.n)})"
     parts.append(entry.verdict)
     if entry.reused_from is not None:
         parts.append(f"unchanged, reused from {entry.reused_from}")
@@ -210,8 +210,8 @@ def _summary(title: str, entries: Sequence[Entry], deltas: Sequence[DeltaFigure]
         return f"{title}: no value"
     (first, start), (last, end) = known[0], known[-1]
     return (
-        f"{title}: {len(known)} audits, from {figures.delta(start)} on {first.tick:%Y-%m-%d} "
-        f"to {figures.delta(end)} on {last.tick:%Y-%m-%d}; the table below has each"
+        f"{title}: {len(known)} audits, from {formatting.delta(start)} on {first.tick:%Y-%m-%d} "
+        f"to {formatting.delta(end)} on {last.tick:%Y-%m-%d}; the table below has each"
     )
 
 
@@ -288,7 +288,7 @@ def _panel(
         target,
         None if share is None or target is None else abs(share - target),
         item.n,
-        figures.span(item, "rate"),
+        formatting.span(item, "rate"),
         None if target is None else round(_HEIGHT * (1 - target), 2),
         trail,
         band,

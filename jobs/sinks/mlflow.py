@@ -28,7 +28,7 @@ from jobs.config import MlflowConfig
 from jobs.errors import ConfigError, ExitCode, JobError
 from jobs.redact import redact, without_credentials
 from jobs.report.figure_schema import DeltaFigure, RateFigure, ShareFigure
-from jobs.report.figures import finite, plain_text
+from jobs.report.formatting import finite, plain_text
 from jobs.report.mixture_schema import ComponentReport
 from jobs.report.schema import Report, VariantSummary
 from jobs.runs.finished import FinishedRun, read_finished

@@ -22,9 +22,9 @@ from tests.fuzz.judging import judged, untouched
 from tests.fuzz.profiles import inputs
 from tests.fuzz.strategies import DEEP, broken_bytes, broken_json, json_text, safetensors_file
 from time_ops import EditError, EditOperator, Mixture
+from time_ops.edit_statistics import Statistics
 from time_ops.records import EditRecord, SolveInputs
 from time_ops.rows import TokenRows
-from time_ops.statistics import Statistics
 
 STEP = SolveInputs((EditRecord("a CEO", (("a female CEO", 1.0),), 0.1),), (EditRecord("", (("", 1.0),), 0.2),))
 SHIFTED = EditOperator(torch.eye(4, dtype=torch.float64) * 1.5, (STEP,), 3.0)

@@ -27,7 +27,7 @@ from jobs.report.reading import read_report
 from jobs.runs.finished import read_finished
 from jobs.runs.folder import RunFolder
 from jobs.runs.lease import Lease
-from jobs.runs.redraw import redraw
+from jobs.runs.rerender import rerender
 from jobs.scheduling.history import History, known_series
 from manifests import manifest_bytes
 from tests.fuzz.judging import judged, untouched
@@ -185,7 +185,7 @@ def test_reports_that_are_drawn_again(tmp_path_factory: Any, data: bytes) -> Non
     (place / "COMPLETE").write_text(json.dumps({"files": {"report.json": hashlib.sha256(data).hexdigest()}}))
     with untouched(place):
         out = tmp_path_factory.mktemp("out") / "report.html"
-        judged("reports", lambda: redraw(str(place), out, Console(file=io.StringIO())), size=len(data))
+        judged("reports", lambda: rerender(str(place), out, Console(file=io.StringIO())), size=len(data))
 
 
 def run_files() -> dict[str, bytes]:

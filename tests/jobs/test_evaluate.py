@@ -27,7 +27,7 @@ from jobs.evaluation.operators import EditSolver
 from jobs.evaluation.tasks import requests_of
 from jobs.images.recipe import recipe_of
 from jobs.images.shards import Shard, ShardSpec
-from jobs.runs.redraw import redraw
+from jobs.runs.rerender import rerender
 from jobs.worker.worker import Worker
 from manifests import ManifestError, read_edit_set
 from tests.conftest import S3Server
@@ -155,7 +155,7 @@ def test_the_folder_stands_alone(done: Done, tmp_path: Path) -> None:
     assert sum(name.startswith("pictures/") for name in names) == 2 * (2 + len(LAMS))
     kept = read_edit_set(done.store.get(f"runs/{done.first.run}/edits.parquet"))
     assert [edit.source for edit in kept.edits] == ["a cat", "a boat"]
-    redraw(done.first.url, tmp_path / "page.html", Console(file=io.StringIO()))
+    rerender(done.first.url, tmp_path / "page.html", Console(file=io.StringIO()))
     assert (tmp_path / "page.html").read_bytes() == done.store.get(f"runs/{done.first.run}/report.html")
 
 

@@ -12,7 +12,7 @@ from functools import cache, partial
 
 from jinja2 import Environment
 
-from jobs.report import figures
+from jobs.report import formatting
 from jobs.report.evaluation.schema import (
     Drift,
     EditFigures,
@@ -22,7 +22,7 @@ from jobs.report.evaluation.schema import (
     VariantFigures,
 )
 from jobs.report.figure_schema import RateFigure
-from jobs.report.figures import finite
+from jobs.report.formatting import finite
 from jobs.report.page.picture_data import Picture, picture_of
 from jobs.report.page.render import flatten, shown
 from jobs.report.page.templating import page_environment, part
@@ -118,7 +118,7 @@ def trade_off(summary: Sequence[VariantFigures]) -> TradeOff | None:
     dots: list[Dot] = []
     boxes = [_box(across(x) or 0.0, down(y) or 0.0, "", "left", "0") for _, x, y in known]
     for each, x, y in known:
-        text = figures.number(each.lam) if each.lam is not None else each.variant
+        text = formatting.number(each.lam) if each.lam is not None else each.variant
         name = f"lam {text}" if each.lam is not None else text
         place = across(x) or 0.0, down(y) or 0.0
         side, dy = _beside(*place, text, boxes, above=each.variant != "edited")
@@ -139,8 +139,8 @@ def trade_off(summary: Sequence[VariantFigures]) -> TradeOff | None:
         )
     trail = "M" + "L".join(f"{10 * (across(x) or 0.0):.4g} {10 * (down(y) or 0.0):.4g}" for x, y in edited)
     return TradeOff(
-        [(figures.percent(value, 0), across(value) or 0.0) for value in _ticks(left)],
-        [(figures.percent(value, 0), down(value) or 0.0) for value in _ticks(bottom)],
+        [(formatting.percent(value, 0), across(value) or 0.0) for value in _ticks(left)],
+        [(formatting.percent(value, 0), down(value) or 0.0) for value in _ticks(bottom)],
         dots,
         trail,
         "Generality against specificity: " + "; ".join(dot.tip for dot in dots),
@@ -186,8 +186,8 @@ def _ticks(start: float) -> list[float]:
 
 
 def _tip(figure: RateFigure) -> str:
-    value = "–" if figure.value is None else figures.percent(figure.value)
-    return f"{value} ({figures.span(figure, 'rate') or 'no interval'})"
+    value = "–" if figure.value is None else formatting.percent(figure.value)
+    return f"{value} ({formatting.span(figure, 'rate') or 'no interval'})"
 
 
 def _row(edit: TestedEditReport, lam: float | None) -> tuple[TestedEditReport, EditFigures, EditFigures, EditFigures]:
@@ -202,7 +202,7 @@ def _shots(
     shots, left = [], _PICTURE_BYTES
     for row in report.pictures:
         named = [("base", row.base)]
-        named += [(f"lam {figures.number(lam)}", name) for lam, name in zip(report.lams, row.edited, strict=True)]
+        named += [(f"lam {formatting.number(lam)}", name) for lam, name in zip(report.lams, row.edited, strict=True)]
         named.append(("oracle", row.oracle))
         images = [(text, picture_of(None if name is None else pictures.get(name), text)) for text, name in named]
         left -= sum(len(picture.uri or "") for _, picture in images)
@@ -216,15 +216,15 @@ def _shots(
 def _environment() -> Environment:
     environment = page_environment()
     environment.filters.update(
-        clock=figures.clock,
-        count=figures.count,
-        num=partial(shown, style=figures.number),
-        pct=partial(shown, style=figures.percent),
-        three=partial(shown, style=partial(figures.delta, places=3)),
-        two=partial(shown, style=partial(figures.delta, places=2)),
-        when=figures.when,
+        clock=formatting.clock,
+        count=formatting.count,
+        num=partial(shown, style=formatting.number),
+        pct=partial(shown, style=formatting.percent),
+        three=partial(shown, style=partial(formatting.delta, places=3)),
+        two=partial(shown, style=partial(formatting.delta, places=2)),
+        when=formatting.when,
         place=lambda value: f"{value:.4g}%",
         sentence=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     )
-    environment.globals.update(span=figures.span)
+    environment.globals.update(span=formatting.span)
     return environment

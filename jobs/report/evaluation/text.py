@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jobs.report.evaluation.schema import EvaluationReport
 from jobs.report.figure_schema import RateFigure
-from jobs.report.figures import count, number, percent, plain_text, span
+from jobs.report.formatting import count, number, percent, plain_text, span
 
 __all__ = ["evaluation_table"]
 

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from jobs.report.figure_schema import RateFigure
-from jobs.report.figures import finite
+from jobs.report.formatting import finite
 from jobs.report.schema import LabelCounts, Report
 
 __all__ = [

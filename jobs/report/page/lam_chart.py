@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.report import figures
-from jobs.report.figures import finite
+from jobs.report import formatting
+from jobs.report.formatting import finite
 from jobs.report.schema import ProfessionReport
 
 __all__ = ["Dot", "LamChart", "lam_chart"]
@@ -60,8 +60,10 @@ def lam_chart(professions: Sequence[ProfessionReport], label: str) -> LamChart |
     dots = []
     for item, lam, share in known:
         base = finite(item.base.share)
-        moved = figures.percent(share) if base is None else f"{figures.percent(base)} to {figures.percent(share)}"
-        tip = f"{item.profession}: lam {figures.number(lam)}, {moved}"
+        moved = (
+            formatting.percent(share) if base is None else f"{formatting.percent(base)} to {formatting.percent(share)}"
+        )
+        tip = f"{item.profession}: lam {formatting.number(lam)}, {moved}"
         dots.append(Dot(tip, across(lam), _down(share), None if base is None else _down(base)))
     targets = {finite(item.target.get(label)) for item, _, _ in known}
     target = targets.pop() if len(targets) == 1 else None
@@ -69,7 +71,7 @@ def lam_chart(professions: Sequence[ProfessionReport], label: str) -> LamChart |
         _HEIGHT_PX + 2 * _TOP_PX,
         None if target is None else _down(target),
         dots,
-        [(figures.number(lam), across(lam)) for lam in _round(low, high)],
+        [(formatting.number(lam), across(lam)) for lam in _round(low, high)],
         [(percent, _down(percent / 100)) for percent in (0, 25, 50, 75, 100)],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.report.figures import count, finite
+from jobs.report.formatting import count, finite
 from jobs.report.mixture_schema import ComponentWording
 from jobs.report.schema import ProfessionReport
 from jobs.report.search_schema import SaturatedProfession, Saturation

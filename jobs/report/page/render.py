@@ -18,9 +18,9 @@ from typing import Literal
 from jinja2 import Environment
 from markupsafe import Markup
 
-from jobs.report import figures
+from jobs.report import formatting
 from jobs.report.figure_schema import DeltaFigure, GateResult
-from jobs.report.figures import Kind, Measure, Ranged, finite
+from jobs.report.formatting import Kind, Measure, Ranged, finite
 from jobs.report.headline import headline_of
 from jobs.report.naming import Names, variant_names
 from jobs.report.page.figures_csv import (
@@ -182,16 +182,16 @@ def _environment() -> Environment:
     environment = page_environment()
     environment.filters.update(
         at=_at,
-        count=figures.count,
-        clock=figures.clock,
-        delta=partial(shown, style=figures.delta),
-        delta2=partial(shown, style=partial(figures.delta, places=2)),
-        pct=partial(shown, style=figures.percent),
-        pct0=partial(shown, style=partial(figures.percent, places=0)),
-        pts=partial(shown, style=figures.points),
-        num=partial(shown, style=figures.number),
-        when=figures.when,
-        measure=figures.gate_measure,
+        count=formatting.count,
+        clock=formatting.clock,
+        delta=partial(shown, style=formatting.delta),
+        delta2=partial(shown, style=partial(formatting.delta, places=2)),
+        pct=partial(shown, style=formatting.percent),
+        pct0=partial(shown, style=partial(formatting.percent, places=0)),
+        pts=partial(shown, style=formatting.points),
+        num=partial(shown, style=formatting.number),
+        when=formatting.when,
+        measure=formatting.gate_measure,
         column=_column,
         wording=_wording,
         sentence=_sentence,
@@ -281,11 +281,11 @@ def shown(value: float | None, reason: str = "no value", *, style: Callable[[flo
 
 
 def _figure(value: float | None, kind: Kind, reason: str = "no value") -> str | Markup:
-    return shown(value, reason, style=partial(figures.in_kind, kind=kind))
+    return shown(value, reason, style=partial(formatting.in_kind, kind=kind))
 
 
 def _span(figure: Ranged | None, kind: Kind = "rate", places: int | None = None) -> str | Markup:
-    text = None if figure is None else figures.span(figure, kind, places)
+    text = None if figure is None else formatting.span(figure, kind, places)
     return _none("no interval: nothing was measured") if text is None else text
 
 
@@ -296,7 +296,7 @@ def _tip(name: str, counts: LabelCounts | None) -> str:
     share = finite(counts.share)
     if share is None:
         return f"{name} no determined image of {counts.undetermined + counts.failed}"
-    return f"{name} {figures.percent(share)} ({figures.span(counts, 'rate') or 'no interval'}, n {counts.n})"
+    return f"{name} {formatting.percent(share)} ({formatting.span(counts, 'rate') or 'no interval'}, n {counts.n})"
 
 
 def _tilt(share: float, target: float | None) -> str:

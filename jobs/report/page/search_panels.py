@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.report import figures
-from jobs.report.figures import finite
+from jobs.report import formatting
+from jobs.report.formatting import finite
 from jobs.report.schema import ProfessionReport
 from jobs.report.search_schema import CalibratedProfession, Calibration, CalibrationStep
 
@@ -109,12 +109,14 @@ def _panel(index: int | None, item: CalibratedProfession, goal: float | None, la
 def _told(step: CalibrationStep, label: str) -> str:
     """Write one step: `round 2: lam 60, share 46 %, female 52.6 % (37.1-67.5, n 38)`."""
     tried, share = finite(next(iter(step.shares.values()), None)), finite(step.share)
-    moved = f"round {step.round}: lam {figures.number(step.lam)}"
+    moved = f"round {step.round}: lam {formatting.number(step.lam)}"
     if tried is not None:
-        moved += f", share {figures.percent(tried, 0)}"
+        moved += f", share {formatting.percent(tried, 0)}"
     if share is None:
         return f"{moved}, no determined image of {step.undetermined}"
-    return f"{moved}, {label} {figures.percent(share)} ({figures.span(step, 'rate') or 'no interval'}, n {step.n})"
+    return (
+        f"{moved}, {label} {formatting.percent(share)} ({formatting.span(step, 'rate') or 'no interval'}, n {step.n})"
+    )
 
 
 def _joined(points: Iterable[tuple[str, str]]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jobs.report.figure_schema import ShareFigure
-from jobs.report.figures import finite
+from jobs.report.formatting import finite
 from jobs.report.page.mixture_view import MAX_SATURATED, ended_by_component, saturated_panels, segments
 from jobs.report.page.search_panels import MAX_PANELS, panels, state_counts
 from jobs.report.schema import LabelCounts, Report

@@ -16,7 +16,7 @@ from jobs.report.junit import junit_xml
 from jobs.report.page.figures_csv import components_csv, professions_csv, saturation_csv, summary_csv
 from jobs.report.reading import read_report
 from jobs.report.schema import SCHEMA_VERSION, Report
-from jobs.runs.redraw import redraw
+from jobs.runs.rerender import rerender
 from jobs.scheduling.entries import entry_of
 from jobs.scheduling.ticks import parse_tick
 from jobs.sinks.mlflow import metrics_of, params_of
@@ -64,7 +64,7 @@ def test_its_run_is_drawn_again(tmp_path: Path) -> None:
     files = {"report.json": hashlib.sha256(data).hexdigest()}
     (run / "COMPLETE").write_text(json.dumps({"files": files}), "utf-8")
     console = Console(file=io.StringIO(), width=120)
-    redraw(str(run), out, console)
+    rerender(str(run), out, console)
     page = out.read_text("utf-8")
     assert f"<h1>{SAID.replace(' %', chr(0xA0) + '%')}" in page
     assert 'id="calibration"' in page

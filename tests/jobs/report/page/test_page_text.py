@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from jobs.report.figure_schema import DeltaFigure, RateFigure
-from jobs.report.figures import clock, gate_measure, percent, plain_text, points, when
+from jobs.report.formatting import clock, gate_measure, percent, plain_text, points, when
 from jobs.report.page.figures_csv import professions_csv, safe_cell
 from jobs.report.page.picture_data import choose_pictures, data_uri
 from jobs.report.page.render import MAX_BYTES, render

@@ -19,13 +19,13 @@ from jobs.report.reading import is_evaluation, read_evaluation, read_report
 from jobs.report.terminal import summary_table
 from time_ops.files import json_of
 
-__all__ = ["redraw"]
+__all__ = ["rerender"]
 
 # What drawing raises where fields fit the schema and not each other, as a share of a label that there is none of.
 _CONTRADICTED = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, TemplateError)
 
 
-def redraw(run: str, out: Path, console: Console) -> None:
+def rerender(run: str, out: Path, console: Console) -> None:
     """Write `report.html` anew, to a file of this machine, and print the summary.
 
     The run's own folder is not touched: COMPLETE names its files by their digests.
