@@ -27,6 +27,20 @@ A key may also be an environment variable or a flag. Flags win over the environm
     evenhand debias run.yaml --set sampler.steps=20
 
 Unknown keys are rejected. All faults of a configuration are reported at once, before any work starts.
+
+Words of this page. The [README](../README.md) explains the others, such as *profession*, *wording* and *control*.
+
+- **Variant:** what the model is drawn under. Most runs draw two variants: *base*, without an edit, and *edited*.
+- **Cell:** one prompt and its images, in one variant.
+- **Shard:** a stored file with the embeddings of up to `shard_images` images of one cell.
+- **Seed:** the number from which an image's noise is drawn.
+- **Lambda**, `lam` in keys: the strength of an edit. Smaller is stronger. An *open* lambda is one that no row of the
+  manifest gives.
+- **Scale of an edit:** the unit of most lambdas. It is the median over edits of the spectral norm of
+  sum (c* - c) c^T. Here c is a token of the source prompt, and c* the same token of the destination prompt.
+- **Saturated:** nearly all images of a component show the component's own label.
+- **Edit set:** the edits that `evenhand evaluate` measures, with the prompts that each should change or leave alone.
+- **Base:** in a gate, the model without the edit, or what an audit is compared with.
 """
 _SHOWN = 3
 """Of a longer list of defaults so many are shown."""

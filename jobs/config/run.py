@@ -50,42 +50,42 @@ class RunConfig(BaseSettings):
 
     manifest: str = Field(description="Parquet or CSV: a path, or s3://bucket/key; for `evaluate` an edit set")
     model: str = Field(
-        description="diffusers text-to-image model: hub id, local folder or s3:// prefix; or one .safetensors file of "
-        "SD 1.x or 2.x, a path or s3://bucket/key, with `model_layout`"
+        description="diffusers text-to-image model: hub id, local folder or s3:// prefix. Or one .safetensors file of "
+        "SD 1.x or 2.x: a path or s3://bucket/key, with `model_layout`"
     )
     classifier: ClassifierSetting = Field(
-        description="dual encoder for zero-shot labels (CLIP, SigLIP, ...): likewise; or a mapping "
-        "(docs/classifiers.md); or a list of both, which have to agree"
+        description="dual encoder for zero-shot labels (CLIP, SigLIP, ...): hub id, local folder or s3:// prefix. Or a "
+        "mapping ([classifiers.md](classifiers.md)). Or a list of both, which have to agree"
     )
     output: str = Field(description="s3://bucket/prefix or a local folder")
     model_layout: str | None = Field(
         None,
         min_length=1,
-        description="of a model that is a single file: hub id, local folder or s3:// prefix of a diffusers model of "
-        "the same kind, whose configuration and tokenizer are the file's; its weights are not read",
+        description="where `model` is a single file: hub id, local folder or s3:// prefix of a diffusers model of the "
+        "same kind. Its configuration and tokenizer are used, and its weights are not read",
     )
     run: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="the run's name; null: from the resolved contents (rows, tensors, settings), not from paths",
+        description="the run's name. null: made from rows, tensors and settings, not from paths",
     )
     form: Literal["mixture", "single"] = Field(
         "mixture",
-        description="mixture: one saturated edit for each label, and each image's seed picks one; single: one balanced "
-        "edit, for whoever must ship one set of weights",
+        description="mixture: one saturated edit for each label. Each image's seed picks one. single: one balanced "
+        "edit, where one set of weights must be shipped",
     )
     attribute: dict[str, tuple[str, ...]] = Field(
         {"female": ("a photo of a female {profession}",), "male": ("a photo of a male {profession}",)},
-        description="label -> zero-shot prompts, an ensemble; the first label is the one that shares are of",
+        description="label -> zero-shot prompts, whose embeddings are averaged. Shares are of the first label",
     )
     recognition: tuple[str, ...] = Field(
         ("a photo of {source}",), min_length=1, description="zero-shot prompts by which a profession is recognised"
     )
     undetermined_margin: Probability = Field(
-        0.1, description="in probability: the first label's lead over the second below which an image is undetermined"
+        0.1, description="an image is undetermined where its likeliest label leads the second by less, in probability"
     )
     confusion: dict[str, dict[str, Annotated[int, Field(ge=0)]]] | None = Field(
-        None, description="true label -> given label -> images checked by hand: corrects shares for wrong labels"
+        None, description="true label -> given label -> number of images checked by hand. Shares are corrected by it"
     )
     wordings: WordingsConfig = Field(default_factory=WordingsConfig)
     preserve: PreserveConfig = Field(default_factory=PreserveConfig)
@@ -93,7 +93,7 @@ class RunConfig(BaseSettings):
     images_per_cell: int = Field(50, ge=1, description="audit images per profession, wording and variant")
     explicit_images: int = Field(50, ge=1, description="audit images per explicit prompt and variant")
     control_images: int = Field(50, ge=1, description="audit images per control and variant")
-    shard_images: int = Field(50, ge=1, description="images in one shard; never derived, so that shards stay the same")
+    shard_images: int = Field(50, ge=1, description="images in one shard. Another number makes other shards")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     mixture: MixtureConfig = Field(default_factory=MixtureConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
@@ -106,7 +106,9 @@ class RunConfig(BaseSettings):
     storage: StorageConfig = Field(default_factory=StorageConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig)
-    seed: int = Field(0, ge=0, lt=2**63, description="decides every image, together with prompt and index")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="decides every image, together with its prompt and its place in the cell"
+    )
 
     @field_validator("manifest", "model", "output")
     @classmethod

@@ -15,8 +15,8 @@ __all__ = ["CalibrationConfig", "MixtureConfig"]
 class CalibrationConfig(Section):
     """The search for lambdas and shares that the manifest leaves open, see `time_ops.search.calibration`.
 
-    Of `form: single` only. Lambdas are in units of the edit's own scale, the median over edits of the spectral norm of
-    sum (c* - c) c^T, at which an edit begins to bite whatever the text encoder.
+    Of `form: single` only. Lambdas are in units of the edit's own scale. At that scale an edit begins to have an
+    effect, whatever the text encoder.
     """
 
     lam: float = Field(0.2, gt=0, description="where open lambdas start, and the largest")
@@ -24,16 +24,18 @@ class CalibrationConfig(Section):
     images: int = Field(4, ge=2, description="images per profession and calibration wording, per round")
     explicit_images: int = Field(1, ge=0, description="images per explicit prompt, per round")
     control_images: int = Field(4, ge=0, description="images per control, per round")
-    base_rounds: int = Field(6, ge=1, description="most rounds that look for professions balanced without an edit")
+    base_rounds: int = Field(
+        6, ge=1, description="most rounds that look for professions that are balanced without an edit"
+    )
     search_rounds: int = Field(6, ge=1, description="most rounds that move all professions at once")
     verify_rounds: int = Field(4, ge=1, description="most rounds that decide, on new images, what the search found")
     tolerance: float = Field(
         0.15,
         gt=0,
         lt=1,
-        description="a share this near to its target is on target; a nearer one takes more images to show",
+        description="a share is on target if it is this near. A smaller tolerance takes more images to prove",
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of each decision on one profession")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence of each decision on one profession")
 
     @model_validator(mode="after")
     def _ordered(self) -> CalibrationConfig:
@@ -51,34 +53,38 @@ class MixtureConfig(Section):
     lam: float = Field(0.1, gt=0, description="where open lambdas start, and the largest")
     least_lam: float = Field(0.01, gt=0, description="the smallest, and so the strongest edit, that is tried")
     overshoot: float = Field(
-        1.5, ge=1, le=MOST_OVERSHOOT, description="where it starts; 1 is the destination, 1.2 a fifth beyond it"
+        1.5,
+        ge=1,
+        le=MOST_OVERSHOOT,
+        description="where overshoot starts. 1 aims at the destination, 1.2 a fifth beyond it",
     )
-    most_overshoot: float = Field(1.9, ge=1, le=MOST_OVERSHOOT, description="the largest that is tried")
+    most_overshoot: float = Field(1.9, ge=1, le=MOST_OVERSHOOT, description="the largest overshoot that is tried")
     explicit_ratio: float | None = Field(
         None,
         gt=0,
-        description="lambda of the other labels' destination prompts, in units of the edit's; smaller holds them more. "
-        "null: 1 with up to 12 professions, whose few prompts have to hold the direction, up to 3 with 36 and more",
+        description="lambda of the other labels' destination prompts, in units of the edit's. Smaller holds them more. "
+        "null: 1 with up to 12 professions, up to 3 with 36 and more. With few professions, few prompts have to hold "
+        "the direction",
     )
     explicit_push: float = Field(
         1.0,
         ge=0,
         le=2,
-        description="how far the other labels' destination prompts are pushed away from their source, to make up for "
-        "what the edit takes from them in wordings that it has not seen; 0: they are kept as they are",
+        description="how far the other labels' destination prompts are pushed away from their source. It makes up for "
+        "what the edit takes from them in unseen wordings. 0: they are kept as they are",
     )
     pooled_ratio: float = Field(
         POOLED_RATIO,
         gt=0,
-        description="lambda of the pooled embedding (SDXL, SD3, FLUX), in units of the token states', each in its own "
-        "scale; smaller edits it more strongly",
+        description="lambda of the pooled embedding (SDXL, SD3, FLUX), in units of the token states' lambda. Each is "
+        "in its own scale. Smaller edits it more strongly",
     )
     neutral: tuple[str, ...] = Field(NEUTRAL_PROMPTS, description="prompts about no people, kept as they are")
     images: int = Field(4, ge=1, description="most images per profession and component, per round")
-    explicit_images: int = Field(1, ge=0, description="of other labels' explicit prompts, likewise")
+    explicit_images: int = Field(1, ge=0, description="images of other labels' explicit prompts, likewise")
     control_images: int = Field(2, ge=0, description="images per control and component, per round")
     budget: int = Field(
-        20, ge=0, description="most images per profession in all rounds together; 0: strengths stay where they start"
+        20, ge=0, description="most images per profession in all rounds together. 0: strengths stay where they start"
     )
     rounds: int = Field(4, ge=0, description="most rounds")
     own: Probability = Field(0.98, description="share of its own label at which a component is saturated")

@@ -43,20 +43,20 @@ MIXTURE_CALIBRATION_WORDINGS = (
 
 
 class WordingsConfig(Section):
-    """Prompt templates; `{source}` is the manifest's source prompt. Audit prompts overlap neither of the others'."""
+    """Prompt templates. `{source}` stands for the manifest's source prompt. No audit wording is in another list."""
 
     edit: tuple[Template, ...] = Field(
         DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that the edit itself is solved on; the more they differ, the better it carries over. "
+        description="wordings that the edit itself is solved on. The more they differ, the better it carries over. "
         "Default of a mixture: 35 instead of these 15",
     )
     calibration: tuple[Template, ...] = Field(
         DEFAULT_EDIT_WORDINGS,
         min_length=1,
-        description="wordings that candidates are audited on. Of a single edit those that the edit has too get shares "
-        "of their own. A mixture's strengths are tried on them, with an edit that is solved without them; default of a "
-        "mixture: six of its own",
+        description="wordings on which the search tries strengths. A single edit gives those that are in `edit` too "
+        "shares of their own. A mixture tries strengths with edits that are solved without these wordings. Default of "
+        "a mixture: six of its own",
     )
     audit: tuple[Template, ...] = Field(
         (
@@ -67,7 +67,7 @@ class WordingsConfig(Section):
             "{source} digital art",
         ),
         min_length=1,
-        description="wordings of the audit before and after",
+        description="wordings of the audits before and after the edit",
     )
 
     @model_validator(mode="after")
@@ -90,20 +90,22 @@ class PreserveConfig(Section):
     """Prompts whose embeddings the edit must leave as they are."""
 
     explicit: bool = Field(True, description="the manifest's destination prompts, in all edit wordings")
-    prompts: tuple[str, ...] = Field(("",), description="others; the empty prompt is the unconditional one")
+    prompts: tuple[str, ...] = Field(
+        ("",), description="other prompts. The empty one is the prompt of unconditional guidance"
+    )
     lam: float | None = Field(
         None,
         gt=0,
-        description="one lambda for all of them; null: destination prompts by `explicit_ratio`, the unconditional "
-        "prompt (the empty one, or `sampler.negative_prompt`) twice as heavily as all wordings of all edits together, "
-        "other prompts at the smallest of the edits'",
+        description="one lambda for all of them. null: destination prompts by `explicit_ratio`. The unconditional "
+        "prompt (the empty one, or `sampler.negative_prompt`) is held twice as heavily as all edits together. Other "
+        "prompts have the smallest lambda of the edits",
     )
     explicit_ratio: float = Field(
         10.0,
         gt=0,
         description="of `form: single` only: lambda of a destination prompt, in units of its own profession's. At 10 "
-        "it holds ten times weaker than the edit pulls, as stronger preservation spends the dimensions that unseen "
-        "wordings need",
+        "the prompt is held ten times weaker than the edit pulls. Holding it more strongly spends dimensions that "
+        "unseen wordings need",
     )
 
 
@@ -113,26 +115,27 @@ class SamplerConfig(Section):
     scheduler: Literal["ddim", "ddpm", "dpm++", "euler", "euler-a", "heun", "lms", "pndm", "unipc", "flow-euler"] = (
         Field(
             "ddim",
-            description="the sampler; its other settings come from the model's own scheduler config; SD3 and FLUX take "
-            "flow-euler, all other models any but that",
+            description="the sampler. Its other settings come from the model's own scheduler config. SD3 and FLUX take "
+            "flow-euler, other models any other",
         )
     )
     steps: int = Field(50, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(
-        7.5, ge=0, description="classifier-free guidance; 1 or less: none; FLUX is told this number instead"
+        7.5, ge=0, description="classifier-free guidance. 1 or less: none. FLUX reads the number itself"
     )
     height: int = Field(512, ge=8, description="pixels")
     width: int = Field(512, ge=8, description="pixels")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU"
+        "auto", description="auto: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on a CPU"
     )
     batch_size: int | Literal["auto"] = Field("auto", description="images per forward pass")
-    negative_prompt: str = Field("", description="transformed by the edit just as the prompt is; FLUX reads none")
+    negative_prompt: str = Field("", description="transformed by the edit as the prompt is. FLUX reads none")
     safety_checker: bool = Field(True, description="use the model's safety checker where it has one")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="torch.compile the UNet or transformer: a minute slower to start, then faster; auto: on a GPU in "
-        "half precision, with a C compiler, where the run draws enough images to pay for it",
+        description="whether torch.compile compiles the UNet or transformer. The start takes a minute more, and images "
+        "then take less. auto: on a GPU in half precision with a C compiler, if the run has enough images to pay for "
+        "it",
     )
 
     @field_validator("batch_size")
@@ -144,45 +147,49 @@ class SamplerConfig(Section):
 
 
 class GatesConfig(Section):
-    """What an edited model must reach before it is published. An interval must lie wholly inside."""
+    """What an edited model must reach before it is published. The whole interval must lie inside the limit."""
 
-    delta: Probability = Field(0.2, description="at most: Delta pooled over wordings")
-    delta_within: Probability = Field(0.3, description="at most: mean over wordings of each wording's Delta")
+    delta: Probability = Field(
+        0.2, description="at most: Delta, pooled over wordings ([report.md](report.md) defines Delta)"
+    )
+    delta_within: Probability = Field(0.3, description="at most: the mean of the wordings' Deltas")
     delta_wording_max: Probability = Field(0.4, description="at most: the worst wording's Delta")
     profession: Probability | None = Field(
         None,
-        description="at most: how far any profession's share of any label, pooled over wordings, may lie from its "
-        "target; null: no such gate",
+        description="at most: distance of any profession's share of any label from its target, pooled over wordings. "
+        "null: no such gate",
     )
     explicit: Probability = Field(
-        0.9, description="at least: explicit prompts that show what they name; a gate for each label that is named"
+        0.9,
+        description="at least: share of explicit prompts' images that show the label named. One gate for each label",
     )
     recognised: Probability = Field(0.9, description="at least: professions recognised, relative to the base")
     controls: Probability = Field(0.95, description="at least: controls recognised, relative to the base")
     undetermined_increase: Probability = Field(0.05, description="at most: rise of the undetermined share")
     failed_images: Probability = Field(
-        0.05, description="at most: audit images that are none (black, not finite, undecodable, of failed shards)"
+        0.05,
+        description="at most: share of audit images that failed (black, not finite, undecodable, of failed shards)",
     )
     shipped: Probability = Field(
         0.95,
-        description="at least: images whose label an export in half precision keeps, against the audited edit; one in "
-        "full precision has to keep all of the few that are compared",
+        description="at least: share of images whose label an export in half precision keeps, against the audited "
+        "edit. One in full precision has to keep the labels of all images that are compared",
     )
     regression: Probability | None = Field(
         0.05,
-        description="at most: rise of Delta, pooled and mean within wordings, against what an audit is compared with; "
-        "null: no such gates",
+        description="at most: rise of Delta against what an audit is compared with. Read for Delta pooled, and for the "
+        "mean within wordings. null: no such gates",
     )
 
 
 class AuditConfig(Section):
-    """What `evenhand audit` audits beside the model, and what it compares with; `debias` has no regard to it."""
+    """What `evenhand audit` audits beside the model, and what it compares with. `debias` ignores this section."""
 
     operator: str | None = Field(
         None,
         min_length=1,
-        description="operator.safetensors or mixture.safetensors, a path or s3://bucket/key: audits the model under "
-        "it, and compared with itself unless `against` names a run",
+        description="operator.safetensors or mixture.safetensors, a path or s3://bucket/key. The model is audited "
+        "under it, and compared with the model itself unless `against` names a run",
     )
     base: str | None = Field(
         None, min_length=1, description="compare with this model: hub id, local folder or s3:// prefix"
@@ -204,20 +211,22 @@ class AuditConfig(Section):
 
 
 class ExportConfig(Section):
-    """How a checkpoint or an export is checked once it is stored: see `evenhand export`."""
+    """How a checkpoint or an export is checked once it is stored. [exports.md](exports.md) describes the check."""
 
-    images: int = Field(16, ge=1, description="images drawn with it and with the audited edit, in full precision")
+    images: int = Field(
+        16, ge=1, description="in full precision: images drawn with the export, and again with the audited edit"
+    )
     half_images: int = Field(
-        500, ge=1, description="likewise where the weights or the sampler are of half precision, whose labels are gated"
+        500, ge=1, description="likewise if weights or sampler are in half precision. Their labels are gated"
     )
 
 
 class EvaluateConfig(Section):
-    """What `evenhand evaluate` does with an edit set, which `manifest` names; defaults as published."""
+    """What `evenhand evaluate` does with the edit set that `manifest` names. Defaults are those of the TIME paper."""
 
-    lam: tuple[float, ...] = Field((0.1,), min_length=1, description="strengths; several are a sweep")
+    lam: tuple[float, ...] = Field((0.1,), min_length=1, description="strengths. Several make a sweep")
     images: int = Field(24, ge=1, description="images per prompt and variant")
-    control_images: int = Field(4, ge=0, description="images per control, edit and strength; 0: no drift is measured")
+    control_images: int = Field(4, ge=0, description="images per control, edit and strength. 0: drift is not measured")
     wordings: tuple[Template, ...] = Field(
         DEFAULT_AUGMENTATIONS, min_length=1, description="wordings that each edit is solved on"
     )
@@ -233,22 +242,24 @@ class EvaluateConfig(Section):
 
 
 class WorkersConfig(Section):
-    """The pool that generates."""
+    """The processes that draw images. Each is a Ray actor, an *actor* below."""
 
-    count: int | None = Field(None, ge=1, description="actors; null: as many as the cluster's resources hold")
-    num_cpus: float = Field(1.0, gt=0, description="CPUs per actor; also its threads on a CPU")
+    count: int | None = Field(None, ge=1, description="actors. null: as many as the cluster's resources hold")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs per actor, and its threads on a CPU")
     num_gpus: float | None = Field(
-        None, ge=0, description="GPUs per actor, a fraction to share one; null: one where the cluster has any"
+        None, ge=0, description="GPUs per actor. A fraction shares one. null: one where the cluster has any"
     )
-    max_attempts: int = Field(3, ge=1, description="tries of a shard that raises, before it counts as failed")
+    max_attempts: int = Field(3, ge=1, description="attempts at a shard before it counts as failed")
     failed_shards: Probability = Field(
-        0.0, description="share of a stage's shards that may fail; their images are counted as failed, never labelled"
+        0.0,
+        description="share of a stage's shards that may fail. A *stage* is one pass of drawing, such as the base "
+        "audit. Images of failed shards count as failed and have no label",
     )
     wait_s: float = Field(
         900.0,
         ge=0,
-        description="how long to wait for an autoscaler to bring what a worker needs; set it on purpose where Ray's "
-        "autoscaler does not say what it may bring (those of Ray 2.60 don't)",
+        description="how long to wait for an autoscaler to bring what a worker needs. Set it yourself if Ray's "
+        "autoscaler does not say what it may bring. Those of Ray 2.60 do not",
     )
 
 
@@ -256,7 +267,7 @@ class StorageConfig(Section):
     """How patient a run is with its object store."""
 
     patience_s: float = Field(
-        600.0, ge=0, description="how long one operation is tried again while the store is away or throttles"
+        600.0, ge=0, description="how long one operation is retried while the store is unavailable or throttles"
     )
 
 
@@ -266,19 +277,20 @@ class ScheduleConfig(Section):
     every: str = Field(
         "1d",
         pattern=r"^[1-9][0-9]{0,4}[mhdw]$",
-        description="between ticks: 15m, 6h, 1d, 2w; a tick that is not given is now, floored to it in UTC, weeks "
-        "from Monday",
+        description="time between ticks, such as 15m, 6h, 1d, 2w. A *tick* is the time that an audit stands for. "
+        "Without --tick it is now in UTC, rounded down to this. Weeks begin on Monday",
     )
 
 
 class MlflowConfig(Section):
-    """An MLflow tracking server that finished runs are logged to; needs the extra `mlflow`."""
+    """An MLflow tracking server that finished runs are logged to. It needs the extra `mlflow`."""
 
     tracking_uri: str | None = Field(
         None,
         min_length=1,
-        description="as MLflow takes it, http(s)://host; null: nowhere. A name and password in it are used, but "
-        "written nowhere and not submitted to a cluster: there set MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",
+        description="as MLflow takes it, http(s)://host. null: nothing is logged. A name and password in it are used, "
+        "but not written anywhere and not sent to a cluster. On a cluster set MLFLOW_TRACKING_USERNAME and _PASSWORD, "
+        "or _TOKEN",
     )
     experiment: str = Field("evenhand", min_length=1, max_length=500, description="the experiment's name")
 
@@ -291,9 +303,11 @@ class PicturesConfig(Section):
     """Which images are kept beside their embeddings."""
 
     per_cell: int | Literal["all"] = Field(
-        4, description="the first so many of each cell, of a mixture of each component there, all, or 0 for none"
+        4,
+        description="how many images of each cell are kept, the first ones. With a mixture, of each component in a "
+        "cell. Or `all`, or 0 for none",
     )
-    format: Literal["webp", "png"] = Field("webp", description="webp is lossless here for small images")
+    format: Literal["webp", "png"] = Field("webp", description="webp is lossless for small images")
 
     @field_validator("per_cell")
     @classmethod
