@@ -73,7 +73,7 @@ _HOMES = {
     "operator": ("EditOperator",),
     "prompts": ("DEFAULT_AUGMENTATIONS", "PromptEdit", "PromptFault", "check_prompts"),
     "solver": ("Problem", "solve"),
-    "statistics": ("Statistics", "solve_statistics"),
+    "edit_statistics": ("Statistics", "solve_statistics"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
