@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from diffusers import DiffusionPipeline
+from PIL import Image
 from rich.console import Console
 
 from infra.demo import CLASSIFIER_PATH
@@ -31,7 +35,7 @@ from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import manifest
 from tests.time_ops.families import make_flux_pipe, make_sd3_pipe
-from time_ops import EditOperator, Mixture
+from time_ops import EditOperator, Mixture, edit_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -165,7 +169,7 @@ def test_an_edit_set_is_evaluated_on_it(here: Place) -> None:
         "old,new,positive1,gt1,negative1,gn1\n"
         "a nurse,a female nurse,a nurse at work,a female nurse at work,a ceo at work,a female ceo at work\n"
     )
-    settings = {"lam": [0.1, 10.0], "images": 4, "control_images": 2}
+    settings: dict[str, Any] = {"lam": [0.1, 10.0], "images": 4, "control_images": 2}
     config = here.config(manifest=str(set_of_one), run="evaluated", evaluate=settings)
     evaluated = evaluate(config, Console(file=io.StringIO()))
     folder = f"runs/{evaluated.run}"
@@ -173,6 +177,57 @@ def test_an_edit_set_is_evaluated_on_it(here: Place) -> None:
     assert len(rows) == evaluated.report.cost.images + evaluated.report.cost.images_reused
     # What the main job has drawn of the unedited model is not drawn again.
     assert evaluated.report.cost.images_reused > 0
+    (shown,), (edit,) = evaluated.report.pictures, evaluated.report.edits
+    for found in edit.variants:
+        for role, label, figure in (
+            ("source", "destination", found.efficacy),
+            ("negative", "source", found.specificity),
+        ):
+            # What should stay is drawn by the base model, in the oracle's row too.
+            variant = "base" if (found.variant, role) == ("oracle", "negative") else found.variant
+            own = [row for row in rows if (row["role"], row["variant"], row["lam"]) == (role, variant, found.lam)]
+            hits = sum(row["label"] == label for row in own)
+            assert (figure.value, figure.n, len(own)) == (hits / 4, 4, 4), (found.variant, found.lam, role)
+    # The published pictures beside those of a model whose weights a notebook edits, on the same wordings.
+    pipe = DiffusionPipeline.from_pretrained(here.folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    drawn = {shown.base: users_image(pipe, "a nurse", shown.seed)}
+    first = next(row for row in rows if (row["variant"], row["role"]) == ("oracle", "source"))
+    drawn[shown.oracle] = users_image(pipe, "a female nurse", first["seed"])
+    for name, lam in zip(shown.edited, settings["lam"], strict=True):
+        edit_model(pipe, "a nurse", "a female nurse", lam)
+        drawn[name] = users_image(pipe, "a nurse", shown.seed)
+    stored = {name: pixels_of(here.store.get(f"{folder}/{name}")) for name in drawn if name is not None}
+    for name, pixels in stored.items():
+        assert np.abs(pixels - drawn[name]).max() <= 2, name
+    several = list(stored.values())
+    assert min(np.abs(one - other).max() for i, one in enumerate(several) for other in several[:i]) > 2
+
+
+def test_a_checkpoint_is_evaluated_as_the_edited_model_that_the_run_audited(here: Place) -> None:
+    pair = next(p for p in here.outcome.report.pictures if p.profession == "nurse")
+    assert pair.edited is not None
+    (place,) = {n.split("/")[2] for n in here.store.list(here.run)} & {"candidate", "checkpoint"}
+    place += "" if pair.component is None else f"/components/{pair.component}-only"
+    (here.folder / "one.csv").write_text(
+        "old,new,positive1,gt1\na nurse at work,a female nurse at work,A nurse,A female nurse\n"
+    )
+    settings = {"lam": [0.1], "images": 1, "control_images": 0}
+    keys = {"manifest": str(here.folder / "one.csv"), "run": "of-checkpoint", "evaluate": settings}
+    config = here.config(**keys, model=here.store.url(f"{here.run}/{place}"))
+    evaluated = evaluate(config, Console(file=io.StringIO()))
     (shown,) = evaluated.report.pictures
-    base, strong, weak = (here.store.get(f"{folder}/{name}") for name in (shown.base, *shown.edited))
-    assert len({base, strong, weak}) == 3
+    assert shown.seed == pair.seed
+    base = pixels_of(here.store.get(f"runs/{evaluated.run}/{shown.base}"))
+    assert np.abs(base - pixels_of(here.get(pair.edited))).max() <= 2
+    assert np.abs(base - pixels_of(here.get(pair.base))).max() > 2
+
+
+def users_image(pipe: Any, prompt: str, seed: int) -> np.ndarray:
+    """What the pipeline draws, called as in a notebook."""
+    size = {"height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
+    return np.asarray(pipe(prompt, generator=torch.Generator().manual_seed(seed), **size).images[0], dtype=int)
+
+
+def pixels_of(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture)), dtype=int)

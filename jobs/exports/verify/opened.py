@@ -121,7 +121,7 @@ def _transformer_of(file: Path, base_folder: Path, denoiser: Any, dtype: torch.d
         return type(denoiser).from_single_file(
             str(file), config=str(base_folder), subfolder="transformer", dtype=dtype, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
         raise ModelError(f"the single file can't be loaded by diffusers: {error}") from error
 
 

@@ -19,9 +19,9 @@ from jobs.config import RunConfig, SamplerConfig
 from jobs.exports.api import ExportWorker
 from jobs.exports.forms.header import Provenance, lams_digest
 from jobs.models.digests import content_digest
-from jobs.models.names import JOINT
 from jobs.models.pipelines import load_pipeline
 from jobs.worker.worker import Worker
+from tests.jobs.exports.original_layout import flux as flux_layout
 from tests.jobs.exports.original_layout import sd3 as sd3_layout
 from tests.jobs.exports.original_layout import single_file
 from tests.jobs.helpers import config as config_of
@@ -113,12 +113,11 @@ def sd3(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Its single file holds the two layers that are edited, and another one."""
+    """Its single file holds the transformer alone, as FLUX's own does."""
     place = tmp_path_factory.mktemp("flux")
     make_flux_pipe().save_pretrained(place / "folder")
-    kept = load_file(place / "folder" / "transformer" / "diffusion_pytorch_model.safetensors")
-    names = {JOINT[0]: "txt_in.weight", JOINT[1]: "vector_in.in_layer.weight", "x_embedder.weight": "img_in.weight"}
-    save_file({original: kept[name] for name, original in names.items()}, place / "flux.safetensors")
+    transformer = load_file(place / "folder" / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(flux_layout(transformer), place / "flux.safetensors")
     return Model(FluxPipeline, place / "folder", place / "flux.safetensors", 64, 1, 32)
 
 

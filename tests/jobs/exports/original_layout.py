@@ -163,3 +163,56 @@ def sd3(tensors: Tensors) -> Tensors:
                 key = re.sub(new, old, key)
             found[key] = torch.cat(value.chunk(2)[::-1]) if swapped else value
     return {f"model.diffusion_model.{k}": v.contiguous() for k, v in found.items()}
+
+
+FLUX = (
+    (r"^time_text_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+    (r"^time_text_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+    (r"^time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
+    (r"^time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
+    (r"^time_text_embed\.guidance_embedder\.linear_1", "guidance_in.in_layer"),
+    (r"^time_text_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer"),
+    (r"^context_embedder", "txt_in"),
+    (r"^x_embedder", "img_in"),
+    (r"^transformer_blocks", "double_blocks"),
+    (r"^single_transformer_blocks", "single_blocks"),
+    (r"norm1_context\.linear", "txt_mod.lin"),
+    (r"norm1\.linear", "img_mod.lin"),
+    (r"attn\.norm_added_q\.weight", "txt_attn.norm.query_norm.scale"),
+    (r"attn\.norm_added_k\.weight", "txt_attn.norm.key_norm.scale"),
+    (r"^(double_blocks\.\d+)\.attn\.norm_q\.weight", r"\1.img_attn.norm.query_norm.scale"),
+    (r"^(double_blocks\.\d+)\.attn\.norm_k\.weight", r"\1.img_attn.norm.key_norm.scale"),
+    (r"attn\.norm_q\.weight", "norm.query_norm.scale"),
+    (r"attn\.norm_k\.weight", "norm.key_norm.scale"),
+    (r"ff_context\.net\.0\.proj", "txt_mlp.0"),
+    (r"ff_context\.net\.2", "txt_mlp.2"),
+    (r"ff\.net\.0\.proj", "img_mlp.0"),
+    (r"ff\.net\.2", "img_mlp.2"),
+    (r"attn\.to_out\.0", "img_attn.proj"),
+    (r"attn\.to_add_out", "txt_attn.proj"),
+    (r"^(single_blocks\.\d+)\.norm\.linear", r"\1.modulation.lin"),
+    (r"^(single_blocks\.\d+)\.proj_out", r"\1.linear2"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+)
+
+
+def flux(tensors: Tensors) -> Tensors:
+    """The transformer of a FLUX; a single block's one tensor holds its feed-forward layer too."""
+    found: Tensors = {}
+    for key, value in tensors.items():
+        merged = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.attn\.(to_q|add_q_proj)\.(weight|bias)", key)
+        if merged:
+            parts = [tensors[key.replace("_q", f"_{part}")] for part in "qkv"]
+            if merged[1]:
+                parts.append(tensors[f"single_transformer_blocks.{merged[2]}.proj_mlp.{merged[4]}"])
+                found[f"single_blocks.{merged[2]}.linear1.{merged[4]}"] = torch.cat(parts)
+            else:
+                side = "img" if merged[3] == "to_q" else "txt"
+                found[f"double_blocks.{merged[2]}.{side}_attn.qkv.{merged[4]}"] = torch.cat(parts)
+        elif not re.search(r"\.(to_[kv]|add_[kv]_proj|proj_mlp)\.", key):
+            swapped = key.startswith("norm_out.")
+            for new, old in FLUX:
+                key = re.sub(new, old, key)
+            found[key] = torch.cat(value.chunk(2)[::-1]) if swapped else value
+    return {k: v.contiguous() for k, v in found.items()}

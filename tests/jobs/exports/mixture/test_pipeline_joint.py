@@ -7,12 +7,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from safetensors.torch import load_file, save_file
 
 from infra.storage import LocalStore, StorageSettings
 from jobs.config import SamplerConfig
@@ -31,7 +33,7 @@ from jobs.models.pipelines import load_pipeline
 from tests.jobs.exports.conftest import Model, provenance_of
 from tests.jobs.exports.mixture.test_pipeline_xl import PROMPTS, SEEDS, audited, latents, told_apart
 from tests.test_architecture import imported
-from time_ops import Mixture
+from time_ops import Mixture, ModelError
 
 SAMPLER = SamplerConfig(scheduler="flow-euler", steps=2, guidance_scale=3.0, height=16, width=16)
 ASKED = {"num_inference_steps": 2, "height": 16, "width": 16, "guidance_scale": 3.0, "output_type": "latent"}
@@ -61,8 +63,18 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Place(model, base, mixture, found)
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' converter of FLUX's single files, told the small model's width: the real one is a constant in it."""
+    entry: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    made = entry["checkpoint_mapping_fn"]
+    assert made.__code__.co_consts.count(3072) == 1
+    code = made.__code__.replace(co_consts=tuple(32 if each == 3072 else each for each in made.__code__.co_consts))
+    monkeypatch.setitem(entry, "checkpoint_mapping_fn", FunctionType(code, made.__globals__))
+
+
 @pytest.mark.parametrize("form", ["diffusers", "operator", "tensors", "lora", "single-file"])
-def test_every_form_draws_what_was_audited(form: Form, place: Place, tmp_path: Path) -> None:
+def test_every_form_draws_what_was_audited(form: Form, place: Place, narrow: None, tmp_path: Path) -> None:
     model, base, mixture = place.model, place.base, place.mixture
     store = LocalStore(place.folder)
     if form != "diffusers":
@@ -72,16 +84,6 @@ def test_every_form_draws_what_was_audited(form: Form, place: Place, tmp_path: P
         exported = write_export(task, model.folder, store, scratch=tmp_path / "scratch", settings=StorageSettings())
         assert (exported.pipeline, exported.tensors) == (model.kind.__name__, model.edited)
     published = store.sub(form)
-    if form == "single-file" and place.is_flux:
-        # diffusers reads such files of FLUX at their real width alone.
-        written = load_file(place.folder / form / "model-female-only.safetensors")
-        plain = load_file(model.file)
-        assert torch.equal(written["img_in.weight"], plain["img_in.weight"])
-        operator = mixture.components[0].operator
-        assert torch.equal(written["txt_in.weight"], operator.edited(plain["txt_in.weight"]))
-        pooled = "vector_in.in_layer.weight"
-        assert torch.equal(written[pooled], operator.edited_pooled(plain[pooled]))
-        return
     whole: list[str | None] = [None] if form in ("diffusers", "operator") else []
     for label in ["female", *whole]:
         part = open_part(form, label, published, tmp_path / str(label), base, model.folder, SAMPLER)
@@ -93,15 +95,18 @@ def test_every_form_draws_what_was_audited(form: Form, place: Place, tmp_path: P
     check_route(published, mixture, samples, base.transformer.config)
 
 
-def test_a_single_edits_folder_file_and_lora_open_as_the_audited_one(place: Place, tmp_path: Path) -> None:
+def test_a_single_edits_folder_file_and_lora_open_as_the_audited_one(
+    place: Place, narrow: None, tmp_path: Path
+) -> None:
     model, base = place.model, place.base
     operator, store = place.mixture.components[0].operator, LocalStore(tmp_path)
     audit = Generator(base, SAMPLER)
     audit.add_operator(operator)
     wanted = latents(audit, [operator.digest] * len(SEEDS))
-    for form in ("diffusers", "operator", "lora"):
-        made = provenance_of(model, place.mixture)
-        task = ExportTask(form, operator, made, "an edit", "2026-01-01T00:00:00Z", form, "# Card\n", error=0)
+    forms: tuple[Form, ...] = ("diffusers", "operator", "lora", "single-file")
+    for form in forms:
+        made, file = provenance_of(model, place.mixture), str(model.file)
+        task = ExportTask(form, operator, made, "an edit", "2026-01-01T00:00:00Z", form, "# Card\n", file, error=0)
         write_export(task, model.folder, store, scratch=tmp_path / "scratch", settings=StorageSettings())
         pipe, own, _ = open_export(form, tmp_path / form, base, model.folder, SAMPLER)
         generator = Generator(pipe, SAMPLER)
@@ -169,3 +174,14 @@ def several_and_embeddings(place: Place, pipe: Any) -> None:
     assert torch.allclose(several, given, atol=1e-5)
     plain = pipe("a nurse", num_images_per_prompt=2, seeds=SEEDS[:2], **ASKED).images
     assert float((plain - several).abs().max()) > 1e-3
+
+
+def test_a_single_file_that_diffusers_cannot_read_is_a_fault_of_the_file(place: Place, tmp_path: Path) -> None:
+    """One without blocks, and of FLUX one of another width than its own."""
+    whole = load_file(place.model.file)
+    save_file({k: v for k, v in whole.items() if "blocks" not in k}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="can't be loaded by diffusers"):
+        open_export("single-file", tmp_path, place.base, place.model.folder, SAMPLER)
+    if place.is_flux:
+        with pytest.raises(ModelError, match=r"can't be loaded by diffusers: .*3072"):
+            open_export("single-file", tmp_path, place.base, place.model.folder, SAMPLER, file=str(place.model.file))
