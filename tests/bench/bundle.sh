@@ -33,10 +33,13 @@ for wheel in "$work"/wheels/*.whl; do
 done
 # A worker asks for the version of what it runs.
 "$python" - "$work/evenhand/site" <<'PY'
-import shutil, sys
+import sys
 from importlib.metadata import distribution
+from pathlib import Path
 own = distribution("evenhand")
-shutil.copytree(own.locate_file(f"evenhand-{own.version}.dist-info"), f"{sys.argv[1]}/evenhand-{own.version}.dist-info")
+folder = Path(sys.argv[1], f"evenhand-{own.version}.dist-info")
+folder.mkdir()
+(folder / "METADATA").write_text(own.read_text("METADATA") or own.read_text("PKG-INFO"), encoding="utf-8")
 PY
 # A wheel says which of its files are programs in bits that zipfile leaves out.
 chmod +x "$work"/evenhand/site/ray/core/src/ray/*/* "$work"/evenhand/site/*.data/scripts/* 2>/dev/null || true
