@@ -159,7 +159,10 @@ class Preparation:
 
     def _checked(self, shape: tuple[int, ...]) -> _Plan | None:
         """A plan that gives the processor's bits for noise of this size, if there is one."""
-        plan = _plan_for(self._processor, shape, self._device)
+        try:
+            plan = _plan_for(self._processor, shape, self._device)
+        except (TypeError, ValueError, LookupError):
+            return None  # its settings are of other kinds, or it can't be asked for one step alone
         if plan is None:
             return None
         noise = np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8)

@@ -1,6 +1,8 @@
 """What a machine lacks that has some packages and cannot install others: names and versions, for `bundle.sh`.
 
-python -m tests.bench.lacking --there "torch transformers" --also "pydantic"
+    python -m tests.bench.lacking --there "torch transformers" --also "pydantic"
+
+Prints one requirement a line.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from infra.storage import StorageSettings
 from jobs.cluster.pool import Pool, Spent
 from tests.jobs.cluster.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
+from tests.servers import raylet, workers
 
 pytestmark = pytest.mark.slow
 
@@ -41,9 +42,15 @@ def run(folder: Path, prompts: list[str], said: list[str] | None = None) -> Spen
 def test_a_node_of_many_workers_goes_at_once(nodes: Cluster, tmp_path: Path) -> None:
     large, log = nodes.add_node(num_cpus=6), tmp_path / "log"
 
+    def begun() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
     def go() -> None:
-        # Once it has done its part: one worker alone begins fewer by then.
-        while not log.exists() or len(log.read_text().splitlines()) < 60:
+        # Once its workers are there, and in the midst of their work.
+        while len(workers({raylet(large)})) < 6:
+            time.sleep(0.1)
+        enough = begun() + 30
+        while begun() < enough:
             time.sleep(0.1)
         nodes.remove_node(large, allow_graceful=False)
 

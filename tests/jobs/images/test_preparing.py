@@ -98,6 +98,19 @@ def test_a_processor_that_does_more_is_found_out() -> None:
     assert preparation._plans == {pixels[0].shape: None}
 
 
+def test_a_processor_that_cannot_be_asked_for_one_step_alone_prepares_images() -> None:
+    class Whole(transformers.CLIPImageProcessorPil):
+        def __call__(self, images: Any, **options: Any) -> Any:
+            if options.keys() - {"return_tensors", "input_data_format"}:
+                raise TypeError("this processor takes no such option")
+            return super().__call__(images, **options)
+
+    processor, pixels = Whole(), images(40, 40)
+    preparation = Preparation(processor, CPU, on_device=True)
+    assert torch.equal(preparation.inputs(pixels, None)["pixel_values"], of_processor(processor, pixels))
+    assert preparation._plans == {pixels[0].shape: None}
+
+
 def test_images_of_several_sizes_and_a_cpu_are_the_processors() -> None:
     processor, pixels = processor_of("CLIP"), images(40, 40)
     several = [pixels[0], images(50, 30)[1]]
