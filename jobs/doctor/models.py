@@ -70,7 +70,7 @@ def check_models(config: RunConfig, settings: StorageSettings, token: str) -> It
     yield hub(given, os.environ)
     if room.outcome == "fault":
         return
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     cache = cache_folder() / token
     if config.model != UNGIVEN:
         folders: list[Path] = []

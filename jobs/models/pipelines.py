@@ -65,7 +65,7 @@ def load_pipeline(folder: Path, sampler: SamplerConfig, device: torch.device, dt
         # diffusers asks to be told that there is no T5; zeros are read in its place.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
     diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         options |= _variants(folder, sampler, dtype)
         pipe: Any = kind.from_pretrained(folder, **options)

@@ -267,7 +267,7 @@ def _from_transformers(part: Path, kind: Any, files: list[Path]) -> _Compared:
     # "clip" is said by all parts of CLIP, clip_text_model among them.
     if said is not None and not wanted.startswith(said):
         raise ValueError(f"its model_type is {said}, not {wanted}")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)  # its report is ours to give
     try:
