@@ -5,6 +5,7 @@ Also in which order files are run, and which of them by the same worker of pytes
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -25,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # A worker has the rank of its test: behind the other tests' processes it would only be waited for.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Nor is a process started before anything needs it: most of our Rays have a worker or two.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
@@ -34,6 +37,9 @@ from infra.local.home import REGION, Credentials, Home
 from infra.local.ports import SEAWEED_PORTS, choose_ports
 from infra.local.processes import stop
 from infra.storage import ObjectStore, StorageSettings, open_store
+
+# Some ten thousand modules and two thousand tests are made before the first one runs, and none of it is garbage.
+gc.disable()
 
 # Seconds to minutes each, the longest first: begun last, one of them would keep one worker busy while the others idle.
 _FIRST = (
@@ -74,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     place = {name: i for i, name in enumerate(_FIRST)}
     items.sort(key=lambda item: place.get(_file_of(item.nodeid), len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, in what comes from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -83,9 +83,7 @@ def original_names(config: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     ]
     # The converter counts middle blocks: only as the second of three does it know an attention.
     candidates += [f"{ORIGINAL}middle_block.{i}.norm" for i in range(3)]
-    originals = convert_ldm_unet_checkpoint(
-        {c: c for c in candidates}, {"layers_per_block": layers}
-    )
+    originals = convert_ldm_unet_checkpoint({c: c for c in candidates}, {"layers_per_block": layers})
     originals[POOLED] = POOLED_ORIGINAL
     missing = [name for name in names if name not in originals]
     if missing:

@@ -170,33 +170,44 @@ def watched(raylets: Collection[int]) -> Iterator[set[int]]:
     watching.result()
 
 
-def test_a_worker_killed_in_mid_shard_and_then_one_node_joins_for_two_that_go(
-    calm: Run, server: Server, nodes: Cluster, tmp_path: Path
+def test_a_worker_the_store_requests_and_then_the_nodes_fail_in_one_run(
+    calm: Run, server: Server, nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A worker is killed in mid-shard, one request in twenty fails, the store is away for thirty seconds, and then one
+    node joins for two that go."""
     run = Run.at(server, tmp_path)
     first = list(nodes.worker_nodes)
     raylets = {raylet(node) for node in first}
 
+    def outage() -> None:
+        server.stop()
+        time.sleep(30)
+        server.start()
+
     def exchange() -> None:
-        # All that is left to do is the new node's.
-        raylets.add(raylet(nodes.add_node(num_cpus=1)))
+        # All that is left to do is the new node's. It outlives this test, and the proxy doesn't.
+        with monkeypatch.context() as direct:
+            direct.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+            raylets.add(raylet(nodes.add_node(num_cpus=1)))
         for node in first:
             nodes.remove_node(node, allow_graceful=False)
 
-    with watched(raylets) as seen:
-        before = run.disturbed((6, lambda: os.kill(workers(raylets)[0].pid, signal.SIGKILL)), (20, exchange))
+    with FaultyProxy(server.endpoint) as proxy, watched(raylets) as seen:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        kill = (6, lambda: os.kill(workers(raylets)[0].pid, signal.SIGKILL))
+        before = run.disturbed(kill, (12, outage), (20, exchange))
+        assert all(proxy.counts[kind] for kind in ("slow_down", "delay", "cut_answer", "cut_request")), proxy.counts
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     assert seen == raylets
     assert len(raylets) == 3
     nodes.add_node(num_cpus=1)
     run.assert_same_as(calm, before)
 
 
-def driver(run: Run, nodes: Cluster, folder: Path, endpoint: str | None = None) -> subprocess.Popen[bytes]:
+def driver(run: Run, nodes: Cluster, folder: Path) -> subprocess.Popen[bytes]:
     values = run.config.model_dump(mode="json", exclude_defaults=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     environment = {**os.environ, "RAY_ADDRESS": nodes.address}
-    if endpoint:
-        environment["AWS_ENDPOINT_URL_S3"] = endpoint
     command = [sys.executable, "-m", "jobs.debias", str(folder / "run.yaml")]
     return subprocess.Popen(command, env=environment, stdout=(folder / "out").open("wb"), stderr=subprocess.STDOUT)
 
@@ -221,23 +232,6 @@ def test_the_driver_killed_in_its_calibration_and_the_same_command_again(
     assert len(after) == SHARDS + 3 * ROUND_SHARDS == run.cost()["shards"]
     assert run.cost()["shards_reused"] >= len(before)
     assert (run.state()["status"], run.state()["attempt"]) == ("done", 2)
-
-
-def test_one_request_in_twenty_fails_and_the_store_is_away_for_thirty_seconds(
-    calm: Run, server: Server, nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run.at(server, tmp_path)
-
-    def outage() -> None:
-        server.stop()
-        time.sleep(30)
-        server.start()
-
-    with FaultyProxy(server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        before = run.disturbed((6, outage))
-        assert all(proxy.counts[kind] for kind in ("slow_down", "delay", "cut_answer", "cut_request")), proxy.counts
-    run.assert_same_as(calm, before)
 
 
 def test_the_same_job_twice_at_once_over_damaged_shards(

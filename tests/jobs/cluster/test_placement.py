@@ -28,8 +28,7 @@ from jobs.errors import ClusterError
 from tests.jobs.cluster.fake_worker import FakeWorker
 from tests.jobs.helpers import config, spec
 
-# Alone: a head that is started from the command line minds other Rays that start on the machine just then.
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def autoscaler_config(port: int) -> dict[str, object]:
