@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -68,12 +68,14 @@ def doctor(
     classifier: ClassifierFlag = None,
     output: OutputFlag = None,
     assignments: SetFlag = None,
+    job: Annotated[Literal["debias", "audit", "evaluate"], typer.Option(help="Which job.")] = "debias",
     as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,
 ) -> None:
     """Try what a job will need: manifest, models, store, cluster. One table says what is wrong and how to mend it.
 
-    Without a CONFIG, what is not given is passed over. Writes a few small objects below the output and deletes them
-    again. Ends with 0, or the first of 2 input, 3 model, 4 storage, 8 cluster that has a fault; warnings don't count.
+    Of an evaluation the edit set is the manifest. Without a CONFIG, what is not given is passed over. Writes a few
+    small objects below the output and deletes them again. Ends with 0, or the first of 2 input, 3 model, 4 storage,
+    8 cluster that has a fault; warnings don't count.
     """
     flags = {"manifest": manifest, "model": model, "classifier": classifier, "output": output}
     from jobs.doctor.models import UNGIVEN
@@ -86,7 +88,7 @@ def doctor(
     from jobs.doctor.examine import examine
     from jobs.doctor.text import diagnosis_text
 
-    diagnosis = examine(settings, connect)
+    diagnosis = examine(settings, connect, job)
     if as_json:
         typer.echo(diagnosis.model_dump_json())
     else:

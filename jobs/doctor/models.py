@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from infra.storage import StorageError, StorageSettings, open_store
 from jobs.config import RunConfig
 from jobs.doctor.schema import Finding, run_check
+from jobs.evaluation.inputs import read_edits
 from jobs.images.cells import check_held_out
 from jobs.images.judging import fetch_classifiers, models_of
 from jobs.images.panel import Panel, check_panel
@@ -34,16 +35,17 @@ from jobs.models.sampling import check_sampler
 from jobs.models.staging import cache_folder, fetch_run_model
 from jobs.models.weights import check_pipeline, component_class
 from jobs.runs.inputs import read_bytes, read_inputs
-from manifests import read_manifest
+from manifests import read_edit_set, read_manifest
 from time_ops import ModelError
 
-__all__ = ["check_manifest", "check_models", "disk", "hub", "is_on_hub", "weights_of"]
+__all__ = ["check_edit_set", "check_manifest", "check_models", "disk", "hub", "is_on_hub", "weights_of"]
 
 UNGIVEN = "-"
 """In place of a key of the configuration that was not given: nothing of it is tried."""
 
 _PROMPT = "A photo of a CEO"
 _EDITED = ".attn2.to_v.weight"
+_UNMEASURED = "; lengths of prompts not checked, for want of a model"
 _CONTEXT = "one layer of the token states"
 
 
@@ -101,10 +103,21 @@ def check_manifest(config: RunConfig, settings: StorageSettings, token: str, *, 
             name = config.manifest.rpartition("/")[2]
             manifest = read_manifest(read_bytes(config.manifest, settings), name=name, labels=tuple(config.attribute))
         check_held_out(manifest, config)
-        checked = "" if has_model else "; lengths of prompts not checked, for want of a model"
-        return f"{len(manifest.professions)} professions{checked}"
+        return f"{len(manifest.professions)} professions{'' if has_model else _UNMEASURED}"
 
     return run_check("input", "manifest", read)
+
+
+def check_edit_set(config: RunConfig, settings: StorageSettings, token: str, *, has_model: bool) -> Finding:
+    """As `check_manifest`, of what an evaluation reads in its place."""
+
+    def read() -> str:
+        if has_model:
+            return read_edits(config, settings, token).summary
+        edit_set = read_edit_set(read_bytes(config.manifest, settings), name=config.manifest.rpartition("/")[2])
+        return f"{len(edit_set.edits)} edits{_UNMEASURED}"
+
+    return run_check("input", "edit set", read)
 
 
 def disk(free: int, needed: int | None, where: Path) -> Finding:

@@ -24,6 +24,7 @@ from jobs.models.checksums import verify_folder
 from jobs.models.classifier_kinds import class_named
 from jobs.models.files import PICKLED, is_single_file, pickled_advice
 from jobs.models.hub import CARD, from_hub
+from jobs.models.publishing import MIXTURE_INDEX
 from jobs.models.staged_file import folder_from_file
 from time_ops.errors import ModelError
 
@@ -131,6 +132,8 @@ def fetch_model(
         folder = from_hub(reference, pipeline=pipeline, patience_s=settings.patience_s)
     marker = "model_index.json" if pipeline else "config.json"
     if not (folder / marker).is_file():
+        if (folder / MIXTURE_INDEX).is_file():
+            _refuse_mixture(reference, folder)
         raise ModelError(
             f"{reference}: no {marker} there; give the folder, prefix or hub id of a "
             f"{'diffusers pipeline' if pipeline else 'transformers classifier'}"
@@ -141,6 +144,17 @@ def fetch_model(
             f"{pickled_advice(pipeline=pipeline, model=None if pipeline else class_named(folder))}"
         )
     return folder
+
+
+def _refuse_mixture(reference: str, folder: Path) -> None:
+    """A mixture where one model is asked for, with the ways to what it holds."""
+    parts = sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("components/*/model_index.json"))
+    where = reference.rstrip("/")
+    one = f"; to audit one of them, give {' or '.join(f'{where}/{part}' for part in parts)}" if parts else ""
+    raise ModelError(
+        f"{reference} is a mixture: several models, and a route between them. To audit all of it, give its base model, "
+        f"and {where}/mixture.safetensors as audit.operator{one}"
+    )
 
 
 def _refuse_single_file(reference: str) -> None:

@@ -108,7 +108,10 @@ class LeftOut(Figure):
 
 
 class PictureRow(Figure):
-    """One edit's source prompt at one seed, in each variant; a path is null where there is no picture."""
+    """One edit in each variant; a path is null where there is no picture.
+
+    A seed depends on the prompt: base and edited image have this one, and the oracle's prompt its own.
+    """
 
     row: int
     source: str

@@ -17,7 +17,7 @@ from infra.demo import CLASSIFIER_PATH, PIPELINE_PATH
 from infra.storage import S3Store, StorageSettings
 from jobs.cli import main
 from jobs.doctor.cluster import Facts, check_cluster, gpus, places, versions_of
-from jobs.doctor.models import UNGIVEN, check_models, disk, hub
+from jobs.doctor.models import UNGIVEN, check_edit_set, check_models, disk, hub
 from jobs.doctor.schema import Diagnosis, Finding, of_error, said
 from jobs.doctor.storage import check_storage, clock, reaching
 from jobs.doctor.text import diagnosis_text
@@ -213,6 +213,34 @@ def test_a_model_with_a_pickled_part_is_refused(tmp_path: Path, cache: Path) -> 
     assert (findings[-1].check, findings[-1].outcome, findings[-1].area) == ("model", "fault", "model")
     assert "vae holds pickled weights alone" in findings[-1].found
     assert "safe_serialization=True" in findings[-1].mend
+
+
+EDIT = "old,new,positive1,gt1\na cat,a cat at night,A sketch of a cat,A sketch of a cat at night\n"
+
+
+@pytest.mark.parametrize(
+    ("has_model", "found"),
+    [(True, "1 of 2 edits (the report says why)"), (False, "2 edits; lengths of prompts not checked")],
+)
+def test_an_evaluations_edit_set_is_read_as_one(has_model: bool, found: str, tmp_path: Path, cache: Path) -> None:
+    """The second edit is of more words than the encoder reads, which only the tokenizer can tell."""
+    long = f"a boat {'at night ' * 90}"
+    (tmp_path / "e.csv").write_text(f"{EDIT}a boat,{long},A sketch of a boat,A sketch of {long}\n")
+    settings = config(manifest=str(tmp_path / "e.csv"), model=str(PIPELINE_PATH), evaluate={"lam": [0.1]})
+    finding = check_edit_set(settings, StorageSettings(), "doctor-x", has_model=has_model)
+    assert (finding.check, finding.outcome) == ("edit set", "ok")
+    assert finding.found.startswith(found)
+
+
+def test_which_file_is_read_is_the_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "e.csv").write_text(EDIT)
+    found = {}
+    for job in ("debias", "evaluate"):
+        with pytest.raises(SystemExit):
+            main(["doctor", "--manifest", str(tmp_path / "e.csv"), "--job", job, "--json"])
+        first = json.loads(capsys.readouterr().out)["findings"][0]
+        found[job] = (first["check"], first["outcome"])
+    assert found == {"debias": ("manifest", "fault"), "evaluate": ("edit set", "ok")}
 
 
 def test_a_classifier_that_is_none_and_a_prefix_without_objects_are_told(s3: S3Server, cache: Path) -> None:

@@ -80,6 +80,17 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         fetch_model(str(tmp_path), StorageSettings(), tmp_path / "cache", pipeline=True)
 
 
+def test_a_mixture_where_one_model_is_asked_for_is_refused_with_the_ways(tmp_path: Path) -> None:
+    for label in ("female", "male"):
+        shutil.copytree(PIPELINE_PATH, tmp_path / "components" / f"{label}-only")
+    (tmp_path / "mixture.json").write_text("{}")
+    with pytest.raises(ModelError) as refused:
+        fetch_model(f"{tmp_path}/", StorageSettings(), tmp_path / "cache", pipeline=True)
+    message = str(refused.value)
+    assert f"{tmp_path}/components/female-only or {tmp_path}/components/male-only" in message
+    assert f"{tmp_path}/mixture.safetensors as audit.operator" in message
+
+
 def test_dtypes_that_numpy_lacks_are_told_apart(folder: Path) -> None:
     weights = folder / "model.safetensors"
     digests = set()
