@@ -87,7 +87,7 @@ def test_the_image_runs_as_nobody_and_holds_no_secret() -> None:
     targets = re.findall(r"^FROM (\S+) AS (\S+)$", "\n".join(lines), re.MULTILINE)
     bases = {name: base for base, name in targets}
     assert bases["cpu"] == bases["cuda"] == "runtime"
-    assert [base for base in bases.values() if base not in bases] == ["python:${PYTHON}"]
+    assert [base for base in bases.values() if base not in bases] == ["${BASE}"]
     for rest in (rest for word, rest in words if word in ("ARG", "ENV")):
         assert not re.search(r"(?i)secret|password|token", rest)
     installs = [rest for word, rest in words if word == "RUN" and "pip install" in rest]
