@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.config import SamplerConfig
 
-__all__ = ["matrix_rate", "pass_flop", "unet_manners"]
+__all__ = ["in_float8", "matrix_rate", "pass_flop", "unet_manners"]
 
 _COMPILE_S, _AUTOTUNE_S = 60.0, 240.0
 """What compiling may take on a GPU; `max-autotune` was seen to take minutes."""
@@ -47,13 +47,13 @@ class _Float8Linear(torch.nn.Module):
         return made.reshape(*values.shape[:-1], -1)
 
 
-def _in_float8(module: torch.nn.Module) -> torch.nn.Module:
+def in_float8(module: torch.nn.Module) -> torch.nn.Module:
     """The same with linear layers in 8 bits, where a product takes their widths; in place."""
     for name, layer in module.named_children():
         if type(layer) is torch.nn.Linear and layer.in_features % 16 == layer.out_features % 16 == 0:
             setattr(module, name, _Float8Linear(layer))
         else:
-            _in_float8(layer)
+            in_float8(layer)
     return module
 
 
@@ -158,7 +158,7 @@ def unet_manners(
         tuned = torch.compile(unet, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
         yield from timed("compiled, fused projections, max-autotune", tuned, _AUTOTUNE_S)
     # Last, as it stays so. What it does to labels is seen by an audit of a trained model, not here.
-    _in_float8(unet)
+    in_float8(unet)
     yield from timed("eager, fused projections, linear layers in 8 bits", unet, 5)
     if compiling:
         eight = torch.compile(unet, fullgraph=True, dynamic=False)

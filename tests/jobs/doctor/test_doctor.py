@@ -21,7 +21,7 @@ from jobs.doctor.models import UNGIVEN, check_edit_set, check_models, disk, hub
 from jobs.doctor.schema import Diagnosis, Finding, of_error, said
 from jobs.doctor.storage import check_storage, clock, reaching
 from jobs.doctor.text import diagnosis_text
-from jobs.errors import ConfigError
+from jobs.errors import ClusterError, ConfigError
 from manifests import write_manifest
 from tests.conftest import S3Server
 from tests.jobs.helpers import config, manifest
@@ -232,7 +232,13 @@ def test_an_evaluations_edit_set_is_read_as_one(has_model: bool, found: str, tmp
     assert finding.found.startswith(found)
 
 
-def test_which_file_is_read_is_the_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_file_is_read_is_the_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect() -> None:
+        raise ClusterError("no cluster is asked for here")
+
+    monkeypatch.setattr("jobs.cli.looking.connect", connect)
     (tmp_path / "e.csv").write_text(EDIT)
     found = {}
     for job in ("debias", "evaluate"):
