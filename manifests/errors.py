@@ -58,7 +58,7 @@ class ManifestError(ValueError):
 
     def __str__(self) -> str:
         count = len(self.faults)
-        lines = [f"{self.name}: {count} {'fault' if count == 1 else 'faults'} to mend in this manifest"]
+        lines = [f"{self.name}: {count} {'fault' if count == 1 else 'faults'} to mend"]
         lines += map(str, self.faults[:_SHOWN])
         if count > _SHOWN:
             lines.append(f"and {count - _SHOWN:,} more")

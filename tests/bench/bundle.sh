@@ -9,6 +9,7 @@
 #   tar -xf OUT.tar.xz && cd evenhand && . ./enter
 #   python3 -m tests.bench.bench_gpu              # the benchmark
 #   python3 -m tests.bench.gpu_job                # the whole job, through Ray, on the demo model
+#   python3 -m tests.bench.gpu_labels             # what cheaper manners of drawing do to labels
 set -euo pipefail
 out=$(realpath -m "${1:?name the archive to write}")
 cd "$(dirname "$0")/../.."

@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     labels = len(config.attribute)
 
     def labelled(pixels: np.ndarray) -> np.ndarray:
-        stored, ok = panel.images(pixels, BATCH), np.ones(1, bool)
+        parts = [panel.images(pixels[i : i + BATCH], BATCH) for i in range(0, len(pixels), BATCH)]
+        stored, ok = np.concatenate(parts), np.ones(1, bool)
         return np.array(
             [
                 Labels.of(stored[i : i + 1], ok, texts, int(s), int(s), config.undetermined_margin).codes[0]

@@ -48,6 +48,20 @@ def test_gpu_on_a_cpu() -> None:
     assert "Conditions: " in done.stdout
 
 
+def test_labels_on_a_cpu() -> None:
+    command = [sys.executable, "-m", "tests.bench.gpu_labels", "--device", "cpu", "--images", "6", "--steps", "5"]
+    done = subprocess.run(
+        [*command, "--no-compile"], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    names = ["float32", "bfloat16", "bfloat16, linear layers in 8 bits", "float32, dpm++ at 2 steps"]
+    assert [name for name, *_ in rows[2:]] == names
+    assert rows[2][1].startswith("100.0%")
+    assert [float(row[-1]) == 0 for row in rows[2:]] == [True, False, False, False]
+    assert "Conditions: " in done.stdout
+
+
 def test_export() -> None:
     command = [sys.executable, "-m", "tests.bench.bench_export", "--narrow", "8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
