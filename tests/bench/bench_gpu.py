@@ -9,7 +9,7 @@ End to end, in images/s:
 - plain: the diffusers pipeline in half precision, one image at a time.
 - bare: the compiled pipeline in a loop, whole batches; no classifier, nothing encoded or stored.
 - worker: what a worker does with its shards. It draws, decodes, classifies, encodes pictures and stores; eager and
-  compiled.
+  compiled, then in two calls at a time as the pool sends them, and with a stream of its own for the classifier.
 
 The UNet alone, in passes of one batch with guidance: layouts, compilers, fused projections, attention's back ends. The
 limit is the rate of a large matrix product on the same card. Models have the layout of Stable Diffusion 1.5 and of CLIP
@@ -26,10 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from infra.storage import StorageSettings, open_store
@@ -49,6 +52,8 @@ from time_ops import encode_prompts
 __all__ = ["main"]
 
 PROMPT = "a photo of a CEO"
+CALLS = 2
+"""At a time, as `jobs.cluster.crew` sends them, which can't be imported without Ray."""
 
 
 @dataclass
@@ -118,18 +123,33 @@ def bare(bench: Bench, pipe: Any, size: int) -> Manner:
     )
 
 
-def worker(bench: Bench, pipe: Any, size: int, name: str) -> Manner:
-    """`ShardMaker`, as `Worker` makes it; four batches of shards a call, into a folder."""
+class StreamedPanel(Panel):
+    """Its kernels run beside the UNet's, on a stream of their own; images come from the host and go back to it."""
+
+    def images(self, pixels: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """As a `Panel`'s."""
+        with torch.cuda.stream(self._stream):
+            return super().images(pixels, batch_size)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
+
+
+def worker(bench: Bench, pipe: Any, size: int, name: str, *, calls: int = 1, panels: type[Panel] = Panel) -> Manner:
+    """`ShardMaker`, as `Worker` makes it; four batches of shards in one call or in several, into a folder."""
     config = run_config(bench, size)
     store = open_store(config.output, StorageSettings.from_environment())
-    panel = Panel(config, {str(config.classifier): bench.folder / "classifier"}, bench.device)
+    panel = panels(config, {str(config.classifier): bench.folder / "classifier"}, bench.device)
     maker = ShardMaker(
         Generator(pipe, bench.sampler), panel, store, threading.RLock(), size, auto=False, provenance={"bench": name}
     )
     recipe = recipe_for(bench, config)
 
     def draw(seed: int) -> object:
-        return maker.make([ShardSpec(recipe, BASE, f"{name} {seed}", PROMPT, i, size, pictures=2) for i in range(4)])
+        specs = [ShardSpec(recipe, BASE, f"{name} {seed}", PROMPT, i, size, pictures=2) for i in range(4)]
+        with ThreadPoolExecutor(calls) as threads:
+            return list(threads.map(maker.make, [specs[i::calls] for i in range(calls)]))
 
     return Manner(f"{name}, batch {size}", 4 * size, draw)
 
@@ -188,6 +208,12 @@ def end_to_end(bench: Bench, repeats: int, *, compiling: bool) -> tuple[dict[str
         pipe = bench.pipeline(compiled=True)
         measure(bare(bench, pipe, size), repeats)
         measure(worker(bench, pipe, size, "worker, compiled"), repeats)
+        name = "worker, compiled, two calls"
+        if bench.has_time(name, 40 if bench.device.type == "cuda" else 0):
+            measure(worker(bench, pipe, size, name, calls=CALLS), repeats)
+        name = "worker, compiled, two calls, the classifier's own stream"
+        if bench.device.type == "cuda" and bench.has_time(name, 40):
+            measure(worker(bench, pipe, size, name, calls=CALLS, panels=StreamedPanel), repeats)
     return found, notes, size
 
 
