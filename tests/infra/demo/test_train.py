@@ -88,9 +88,11 @@ def test_sdxls_layout_is_trained_on_what_its_own_pipeline_reads(trained, tmp_pat
     assert "second text encoder" not in json.loads((tmp_path / "again" / "training.json").read_text())["stages"]
 
 
-def test_measuring_writes_the_report_and_the_grid(trained, tmp_path):
+def test_measuring_writes_the_report_and_the_grid(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("infra.demo.measure.STEPS", 2)
     measure(trained, tmp_path, effort=Effort(base=1, wording=1, explicit=1, control=1), templates=WORDINGS[:1])
     report = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
+    assert report["sampler"]["steps"] == 2
     assert set(report["wordings"]) == {WORDINGS[0]}
     assert set(report["explicit"]["both"]) == {"young female", "old female", "young male", "old male"}
     assert (tmp_path / "grid.png").stat().st_size > 1000
