@@ -77,12 +77,10 @@ if [ "${1:-}" = test ] && ! compgen -G '.venv/wheels/open_clip_torch-*.whl' >/de
     echo "setup: CLIP's vocabulary, for the tests"
     .venv/bin/python -m pip download --quiet --no-deps --constraint constraints.txt --dest .venv/wheels open-clip-torch
 fi
-if [ "${1:-}" = test ] && ! { command -v chromium && command -v skopeo; } >/dev/null; then
-    echo "setup: Chromium, for the tests of the report's page, and skopeo, for those of infra/container"
+registry=.venv/registry/usr/bin/docker-registry
+if [ "${1:-}" = test ] && ! { command -v chromium && command -v skopeo && [ -x $registry ]; } >/dev/null; then
+    echo "setup: Chromium, for the tests of the report's page; skopeo and a registry, for those of the container's image"
     apt_install chromium skopeo
-fi
-if [ "${1:-}" = test ] && [ ! -x .venv/registry/usr/bin/docker-registry ]; then
     # Unpacked, not installed: that would start it as a service, for all the network.
-    echo "setup: a registry of container images, for the tests of infra/container"
     (cd .venv && apt-get download -qq -o APT::Sandbox::User=root docker-registry && dpkg -x docker-registry_*.deb registry)
 fi
