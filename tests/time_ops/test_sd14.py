@@ -113,15 +113,10 @@ def check(pairs: Sequence[TokenPairs], operator: EditOperator, whole: slice) -> 
     assert beyond_one_place(found, expected) <= max(1e-3, 2 * beyond_one_place(by_loop, expected))
 
 
-def test_one_edit_in_all_layers(encoded: list[TokenPairs]) -> None:
-    operator = solve(encoded[:1], LAM)
+def test_one_edit_in_all_layers(pairs: list[TokenPairs]) -> None:
+    operator = solve(pairs[:1], LAM)
     assert operator.encoder is not None
-    check(encoded[:1], operator, slice(None))
-
-
-def test_one_edit_with_a_planted_first_token(encoded: list[TokenPairs]) -> None:
-    pairs = [planted(encoded[0], 30.0)]
-    check(pairs, solve(pairs, LAM), slice(0, 11, 5))
+    check(pairs[:1], operator, slice(None))
 
 
 def test_thirty_five_edits_at_once(pairs: list[TokenPairs]) -> None:
